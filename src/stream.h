@@ -1,0 +1,26 @@
+/* stream - from raw reply bytes to text that may be shown: whole UTF-8 characters only, and nothing
+ * that could still turn out to be the beginning of a stop string.
+ */
+#ifndef TC_STREAM_H
+#define TC_STREAM_H
+
+#include "base.h"
+
+typedef struct tc__stream {
+    tc__buf pending;          /* bytes not yet released */
+    const char *const *stops; /* NULL-terminated, not owned; empty strings are ignored */
+    bool stopped;             /* a stop string was met; it and what follows is discarded */
+} tc__stream;
+
+TC_INTERNAL void tc__stream_init(tc__stream *stream, const char *const *stops);
+TC_INTERNAL void tc__stream_free(tc__stream *stream);
+
+/* Takes more raw bytes and appends to `out` the text that is safe to show. Malformed UTF-8 becomes
+ * one U+FFFD per byte. Sets stream->stopped when a stop string is complete (the earliest one;
+ * the longest of several that begin at the same byte and are complete by then). */
+TC_INTERNAL void tc__stream_feed(tc__stream *stream, const char *bytes, size_t len, tc__buf *out);
+
+/* The end of the reply: releases what was held back (an unfinished character as U+FFFD per byte). */
+TC_INTERNAL void tc__stream_end(tc__stream *stream, tc__buf *out);
+
+#endif /* TC_STREAM_H */
