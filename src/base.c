@@ -315,32 +315,32 @@ void tc__map_close(tc__map *map) {
     memset(map, 0, sizeof *map);
 }
 
+/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary. */
+static int base_create_beside(tc__replace *replace) {
+    size_t room = strlen(replace->path) + 48;
+    replace->temporary = malloc(room);
+    for (int attempt = 0; replace->temporary && attempt < 100; attempt++) {
+        snprintf(replace->temporary, room, "%s.tmp-%ld-%d", replace->path, (long)getpid(), attempt);
+        int fd = open(replace->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd >= 0 || errno != EEXIST) return fd;
+    }
+    return -1;
+}
+
 int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
     memset(replace, 0, sizeof *replace);
-    size_t len = strlen(path);
-    replace->path = tc__copy(path, len);
-    replace->temporary = malloc(len + 8);
-    if (!replace->path || !replace->temporary) {
-        tc__replace_abort(replace);
-        return tc__fail_memory(err, "a file name", len);
-    }
-    memcpy(replace->temporary, path, len);
-    memcpy(replace->temporary + len, ".XXXXXX", 8);
-    int fd = mkstemp(replace->temporary);
-    if (fd >= 0) {
-        mode_t mask = umask(0); /* mkstemp makes it private; give it the usual permissions */
-        umask(mask);
-        if (fchmod(fd, 0666 & ~mask) == 0) replace->file = fdopen(fd, "wb");
-    }
-    if (!replace->file) {
-        int reason = errno;
-        if (fd >= 0) close(fd), unlink(replace->temporary);
-        replace->temporary[0] = 0;
-        tc__fail(err, TC_ERR_IO, "%s: cannot create a file beside it: %s", path, strerror(reason));
-        tc__replace_abort(replace);
-        return TC_ERR_IO;
-    }
-    return tc__ok(err);
+    replace->path = tc__copy(path, strlen(path));
+    if (!replace->path) return tc__fail_memory(err, "a file name", strlen(path));
+    int fd = base_create_beside(replace);
+    if (fd >= 0) replace->file = fdopen(fd, "wb");
+    if (replace->file) return tc__ok(err);
+    tc__fail(err, TC_ERR_IO, "%s: cannot create a file beside it: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+    else if (replace->temporary)
+        replace->temporary[0] = 0; /* not ours: nothing to remove */
+    tc__replace_abort(replace);
+    return TC_ERR_IO;
 }
 
 int tc__replace_commit(tc__replace *replace, tc_error *err) {
