@@ -178,7 +178,7 @@ static int model_file_read_header(const tc__map *map, const char *path, model_fi
 }
 
 static int model_file_read(tc__model_file *file, const char *path, tc_error *err) {
-    model_file_header header;
+    model_file_header header = {0, 0, 0, 0, 0, 0};
     int code = model_file_read_header(&file->map, path, &header, err);
     if (code) return code;
     const uint8_t *metadata = file->map.data + TC__HEADER_SIZE;
@@ -233,32 +233,34 @@ const tc__tensor *tc__find_tensor(const tc__model_file *file, const char *name) 
     return NULL;
 }
 
-/* The entry if it has this type and at least one element, else a FORMAT error. */
-static int model_file_typed(const tc__model_file *file, const char *key, uint32_t type,
-                            const tc__meta **found, tc_error *err) {
+/* The entry if it has this type and at least one element; else NULL and a FORMAT error. */
+static const tc__meta *model_file_typed(const tc__model_file *file, const char *key, uint32_t type,
+                                        tc_error *err) {
     const tc__meta *meta = tc__find_meta(file, key);
-    if (!meta) return tc__fail(err, TC_ERR_FORMAT, "model file: metadata '%s' is missing", key);
-    if (meta->type != type || meta->count == 0)
-        return tc__fail(err, TC_ERR_FORMAT,
-                        "model file: metadata '%s' has type %u and %zu elements; expected type %u "
-                        "and at least one",
-                        key, (unsigned)meta->type, meta->count, (unsigned)type);
-    *found = meta;
-    return TC_OK;
+    if (!meta) {
+        tc__fail(err, TC_ERR_FORMAT, "model file: metadata '%s' is missing", key);
+        return NULL;
+    }
+    if (meta->type == type && meta->count > 0) return meta;
+    tc__fail(err, TC_ERR_FORMAT,
+             "model file: metadata '%s' has type %u and %zu elements; expected type %u and at "
+             "least one",
+             key, (unsigned)meta->type, meta->count, (unsigned)type);
+    return NULL;
 }
 
 int tc__meta_u32(const tc__model_file *file, const char *key, uint32_t *value, tc_error *err) {
-    const tc__meta *meta;
-    int code = model_file_typed(file, key, TC__META_U32, &meta, err);
-    if (!code) *value = tc__meta_u32_at(meta, 0);
-    return code;
+    const tc__meta *meta = model_file_typed(file, key, TC__META_U32, err);
+    if (!meta) return TC_ERR_FORMAT;
+    *value = tc__meta_u32_at(meta, 0);
+    return TC_OK;
 }
 
 int tc__meta_f64(const tc__model_file *file, const char *key, double *value, tc_error *err) {
-    const tc__meta *meta;
-    int code = model_file_typed(file, key, TC__META_F64, &meta, err);
-    if (!code) memcpy(value, meta->value, sizeof *value);
-    return code;
+    const tc__meta *meta = model_file_typed(file, key, TC__META_F64, err);
+    if (!meta) return TC_ERR_FORMAT;
+    memcpy(value, meta->value, sizeof *value);
+    return TC_OK;
 }
 
 int tc__meta_u32_or(const tc__model_file *file, const char *key, uint32_t fallback, uint32_t *value,
