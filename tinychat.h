@@ -378,6 +378,11 @@ TC_API tc_session *tc_chat_session(tc_chat *chat);
 TC_API int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_second,
                              tc_error *err);
 
+/* The CUDA source that is compiled for the GPU, file by file: index 0, 1, ... until NULL; *name (NULL
+ * allowed) is the file's name. It is free-standing: NVRTC and nvcc compile it without any header.
+ * Static storage. This version carries the prelude only; the CPU does all the work. */
+TC_API const char *tc_kernel_source(int index, const char **name);
+
 /* Seconds of a monotonic clock with an arbitrary start. */
 TC_API double tc_seconds(void);
 

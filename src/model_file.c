@@ -1,7 +1,7 @@
 #include "model_file.h"
 
 #define MODEL_FILE_MAX_METAS 4096u
-#define MODEL_FILE_MAX_TENSORS 65536u
+#define MODEL_FILE_MAX_TENSORS 8192u
 #define MODEL_FILE_MAX_NAME 256u
 
 /* ---- W4 units ---- */
@@ -125,6 +125,11 @@ static int model_file_read_table(tc__model_file *file, const char *path, tc__cur
     for (size_t i = 0; i < file->tensor_count; i++)
         if (!model_file_read_tensor(&cursor, &file->map, &data_start, &file->tensors[i]))
             return model_file_bad(path, "a tensor's entry is malformed or points outside", err);
+    for (size_t i = 1; i < file->tensor_count; i++)
+        for (size_t j = 0; j < i; j++)
+            if (model_file_same(file->tensors[i].name, file->tensors[i].name_len,
+                                file->tensors[j].name, file->tensors[j].name_len))
+                return model_file_bad(path, "a tensor's name occurs twice", err);
     if (tc__cursor_left(&cursor))
         return model_file_bad(path, "the tensor table is longer than its entries", err);
     if (data_start != file->map.size)

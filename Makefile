@@ -1,0 +1,86 @@
+# tinychat - "make help" lists the targets.
+MAKEFLAGS += -r
+.DEFAULT_GOAL := all
+
+CC ?= cc
+CFLAGS ?= -O2 -g
+LDLIBS = -lm -ldl -lpthread
+STD = -std=c99 -pedantic -Wall -Wextra
+INCLUDE = -I. -Isrc
+PREFIX ?= /usr/local
+
+# config=release (default) or sanitize: objects of each lie in a folder of their own.
+config ?= release
+BUILD = build/$(config)
+FLAGS_release =
+FLAGS_sanitize = -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+ALL_CFLAGS = $(STD) $(CFLAGS) $(FLAGS_$(config)) $(INCLUDE)
+
+LIB_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/*.c))
+CONVERT_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(filter-out convert/main.c,$(wildcard convert/*.c)))
+TESTS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+GENERATED = tinychat.c kernels.cu.inc
+
+## all            ./chat and convert/convert (default)
+all: chat convert/convert
+
+chat: $(BUILD)/chat
+	cp $< $@
+convert/convert: $(BUILD)/convert/convert
+	cp $< $@
+
+$(BUILD)/chat: $(BUILD)/main.o $(BUILD)/libtinychat.a
+	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/convert/convert: $(BUILD)/convert/main.o $(BUILD)/libconvert.a $(BUILD)/libtinychat.a
+	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/libtinychat.a: $(LIB_OBJECTS)
+	rm -f $@ && ar rcs $@ $^
+$(BUILD)/libconvert.a: $(CONVERT_OBJECTS)
+	rm -f $@ && ar rcs $@ $^
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libconvert.a $(BUILD)/libtinychat.a
+	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/tests/%.o: ALL_CFLAGS += -Iconvert -Itests
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d)
+
+## demo           builds, then chats with the small model that ships (three fixed questions when
+##                there is no terminal)
+demo: all
+	@sh tests/demo.sh
+
+## test           builds and runs every test (a C compiler and make; uses more where present)
+test: all tests
+	@sh tests/run.sh $(BUILD) $(TESTS)
+tests: $(TESTS)
+
+## check          test, then the gates: generated files, warnings of gcc and clang, sanitizers, symbols
+check: test gates
+gates:
+	@sh tests/gates.sh
+
+## amalgamate     writes tinychat.c and kernels.cu.inc from src/
+amalgamate:
+	@sh src/amalgamate.sh .
+
+## format         clang-format over everything hand-written
+format:
+	clang-format -i main.c tinychat.h src/*.[ch] convert/*.[ch] tests/*.[ch] tests/fuzz/*.c examples/*.c
+
+## install        PREFIX=/usr/local DESTDIR=
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 chat $(DESTDIR)$(PREFIX)/bin/tinychat
+	install -m 755 convert/convert $(DESTDIR)$(PREFIX)/bin/tinychat-convert
+
+## clean          removes everything built
+clean:
+	rm -rf build chat convert/convert
+
+## help           this list
+help:
+	@sed -n 's/^## \{0,1\}//p' Makefile
+
+.PHONY: all demo test tests check gates amalgamate format install clean help
+.SECONDARY:

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Writes tinychat.c and kernels.cu.inc into the folder given as $1 from the modules in src/.
+# Pure and line-local: every output line depends on one input line, so that the same input gives the
+# same bytes and version control merges the generated files as well as the sources.
+set -eu
+LC_ALL=C
+export LC_ALL
+src=$(dirname "$0")
+out=$1
+
+# Reading order: each room stands on those before it.
+headers="base model_file arch tokenizer template stream sampler threads cpu_kernels backend session"
+sources="base model_file arch tokenizer template stream sampler threads cpu_kernels cpu session chat
+    kernels api"
+kernels="prelude.cuh"
+
+{
+    echo "/* tinychat.c - generated from src/ by \"make amalgamate\"; change it there. MIT licence. */"
+    echo "#define TC_INTERNAL static"
+    for file in $(for h in $headers; do echo "$h.h"; done; for c in $sources; do echo "$c.c"; done)
+    do
+        printf '\n/* ======== src/%s ======== */\n\n' "$file"
+        # Local headers are already above; the public one and the kernels stay files of their own.
+        sed -e '/^#include "tinychat\.h"$/b' -e '/^#include "kernels\.cu\.inc"$/b' \
+            -e '/^#include "/d' "$src/$file"
+    done
+} > "$out/tinychat.c"
+
+{
+    echo "/* kernels.cu.inc - generated from src/kernels/ by \"make amalgamate\"; change it there. */"
+    for file in $kernels; do
+        printf '\n{"%s",\n' "$file"
+        sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/ "/' -e 's/$/\\n"/' "$src/kernels/$file"
+        echo "},"
+    done
+} > "$out/kernels.cu.inc"
