@@ -1,9 +1,14 @@
 /* tokenizer - text to token ids and back: SentencePiece BPE, exactly as the sentencepiece library
  * does it (identity normalisation, byte fallback), plus special pieces cut out of trusted text.
  *
- * Encoding follows docs/format.md's keys: a run of text is escaped (space -> U+2581), gets a dummy
- * prefix where asked, malformed UTF-8 becomes U+FFFD byte by byte, and the pair of neighbours whose
- * joined piece scores highest is merged until none is left. A heap keeps that at O(n log n).
+ * One run of text is escaped (space -> U+2581), gets a dummy prefix where asked, and malformed UTF-8
+ * becomes U+FFFD byte by byte. It is cut into characters (or user-defined pieces, longest first,
+ * which never merge); then the pair of neighbours whose joined piece scores highest, the leftmost
+ * among equals, is merged until none is left. A heap keeps that at O(n log n). What is no piece is
+ * spelled in byte pieces or, in a vocabulary without them, becomes the unknown id once per stretch.
+ *
+ * One deliberate difference: a control or unknown piece is never made out of a run of text, not even
+ * one of a single character (where sentencepiece would).
  */
 #ifndef TC_TOKENIZER_H
 #define TC_TOKENIZER_H
@@ -19,10 +24,13 @@ enum { /* piece types of SentencePiece, as stored in tokenizer.types */
     TC__PIECE_BYTE = 6
 };
 
+#define TC__MAX_PIECE 1024u /* bytes of one piece */
+
 typedef struct tc__tokenizer tc__tokenizer; /* immutable once made; any number of threads */
 
-/* Builds the tokenizer out of a model file's metadata. *tokenizer is NULL (and the result TC_OK)
- * when the file says it has none. vocab_size bounds every id. The file must outlive it.
+/* Builds the tokenizer out of a model file's metadata (docs/format.md). *tokenizer is NULL (and the
+ * result TC_OK) when the file says it has none. vocab_size bounds every id. The file must outlive
+ * the tokenizer.
  * Errors: FORMAT, UNSUPPORTED (another type of tokenizer), MEMORY. */
 TC_INTERNAL int tc__tokenizer_open(const tc__model_file *file, uint32_t vocab_size,
                                    tc__tokenizer **tokenizer, tc_error *err);
@@ -33,6 +41,11 @@ TC_INTERNAL int32_t tc__tokenizer_bos(const tc__tokenizer *tokenizer);
 TC_INTERNAL int32_t tc__tokenizer_eos(const tc__tokenizer *tokenizer);
 TC_INTERNAL bool tc__tokenizer_adds_bos(const tc__tokenizer *tokenizer);
 
+/* The longest special piece that the text begins with: its length in bytes and *id; 0 if none.
+ * Special are control pieces, the unknown piece and added tokens. */
+TC_INTERNAL size_t tc__special_at(const tc__tokenizer *tokenizer, const char *text, size_t len,
+                                  int32_t *id);
+
 /* Text whose bytes are marked as the template's (trusted: special pieces are recognised) or a
  * person's (never). One span per piece of either kind, in order; empty spans are allowed. */
 typedef struct tc__span {
@@ -41,15 +54,25 @@ typedef struct tc__span {
     bool trusted;
 } tc__span;
 
-/* Encodes the concatenation of the spans and appends the ids. Special pieces (control pieces and
- * added tokens, longest match first) are found in trusted bytes only, never across a border to a
- * person's bytes; the text between two of them is encoded as one run, whatever spans it is made of.
- * `at_start`: this is the start of a text, so that its first run gets the dummy prefix; later runs
- * get one only if the tokenizer is `legacy`. With at_start false the first run continues earlier
- * tokens and gets none (in legacy mode a run right after a special piece still does).
- * Errors: MEMORY. */
+enum { /* what lies before the text that is encoded */
+    TC__AFTER_TEXT = 0,   /* tokens of text, which it continues: no dummy prefix */
+    TC__AT_START = 1,     /* nothing (or BOS): a dummy prefix */
+    TC__AFTER_SPECIAL = 2 /* a special piece: a dummy prefix in legacy mode */
+};
+
+/* Encodes the concatenation of the spans and appends the ids. Special pieces are found in trusted
+ * bytes only, never across a border to a person's bytes; the text between two of them is encoded as
+ * one run, whatever spans it is made of. `before` says what its first byte follows; a run behind a
+ * special piece gets a dummy prefix of its own only if the tokenizer is `legacy`.
+ *
+ * For text that is trusted as a whole the ids are those of transformers' LlamaTokenizer with
+ * use_fast=False (4.x, both values of `legacy`), which are sentencepiece's. The fast classes agree
+ * unless a run begins with a space or U+2581: then their Metaspace adds no prefix, and 5.x derives
+ * another merge order from tokenizer.model and so splits "  hi" otherwise; no built-in template
+ * begins a run like that.
+ * Errors: MEMORY, ARGUMENT (more than 700 MB of text). */
 TC_INTERNAL int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_spans,
-                           bool at_start, tc__ids *ids, tc_error *err);
+                           int before, tc__ids *ids, tc_error *err);
 
 /* Decoding, token by token, for streaming. */
 typedef struct tc__decoder {
@@ -61,12 +84,14 @@ typedef struct tc__decoder {
 TC_INTERNAL tc__decoder tc__decoder_make(const tc__tokenizer *tokenizer, bool at_start);
 
 /* Appends the raw bytes of one token: byte pieces give their byte (so the output may end inside a
- * UTF-8 character), control pieces and ids without a piece give nothing. id is range-checked by the
- * caller. `special` (NULL allowed) is set when the token is a control piece or special. */
+ * UTF-8 character), the unknown piece its surface; control pieces, added tokens and ids without a
+ * piece give nothing. Only the first text of a decoder that begins at a start loses a leading
+ * U+2581. id is range-checked by the caller (0 <= id < vocab_size). `special` (NULL allowed) is set
+ * to whether the token is a control piece or an added token. */
 TC_INTERNAL void tc__decode_one(tc__decoder *decoder, int32_t id, tc__buf *bytes, bool *special);
 
-/* Decodes a whole text: as above, with malformed UTF-8 out of byte pieces replaced by one U+FFFD
- * per byte. Errors: MEMORY, ARGUMENT (an id is outside the vocabulary). */
+/* Decodes a whole text: as above, with malformed UTF-8 in a stretch of byte pieces replaced by one
+ * U+FFFD per byte. Errors: MEMORY, ARGUMENT (an id is outside the vocabulary). */
 TC_INTERNAL int tc__decode(const tc__tokenizer *tokenizer, const int32_t *ids, size_t n,
                            tc__buf *text, tc_error *err);
 
