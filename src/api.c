@@ -8,13 +8,14 @@
 
 /* ---- version, errors, time ---- */
 
-const char *tc_version(void) { return TC_VERSION; }
+const char *tc_version(void) {
+    return TC_VERSION;
+}
 
 const char *tc_strerror(int code) {
-    static const char *const names[] = {"no error",      "argument", "input/output",
-                                        "format",        "unsupported", "out of memory",
-                                        "context full",  "device",   "cancelled",
-                                        "numeric error"};
+    static const char *const names[] = {"no error",    "argument",      "input/output", "format",
+                                        "unsupported", "out of memory", "context full", "device",
+                                        "cancelled",   "numeric error"};
     return code >= 0 && (size_t)code < TC_COUNT(names) ? names[code] : "unknown error";
 }
 
@@ -78,8 +79,8 @@ static int api_read_model(tc_model *model, const char *path, tc_error *err) {
         code = tc__tokenizer_open(&model->file, model->weights.arch.vocab_size, &model->tokenizer,
                                   err);
     if (!code && model->tokenizer)
-        code = tc__template_load(&model->file, &model->chat_template, &model->template_storage,
-                                 err);
+        code =
+            tc__template_load(&model->file, &model->chat_template, &model->template_storage, err);
     return code;
 }
 
@@ -114,7 +115,8 @@ int tc_model_open(const char *path, const tc_model_params *params, tc_model **mo
     const char *device = params->device ? params->device : "auto";
     if (strncmp(device, "cuda", 4) == 0)
         return tc__fail(err, TC_ERR_DEVICE,
-                        "device '%s': this version has no GPU support yet; use auto or cpu", device);
+                        "device '%s': this version has no GPU support yet; use auto or cpu",
+                        device);
     if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
         return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto or cpu", device);
     if (params->threads < 0 || params->threads > API_MAX_THREADS)

@@ -71,10 +71,11 @@ static int sampler_scale(const float *logits, int vocab_size, double temperature
                          tc__candidate *candidates, tc_error *err) {
     for (int i = 0; i < vocab_size; i++) {
         if (!isfinite(logits[i]))
-            return tc__fail(err, TC_ERR_NUMERIC,
-                            "the model computed a logit that is not finite: id %d has %g; the model "
-                            "file may be damaged (verify it) or its numbers overflow",
-                            i, (double)logits[i]);
+            return tc__fail(
+                err, TC_ERR_NUMERIC,
+                "the model computed a logit that is not finite: id %d has %g; the model "
+                "file may be damaged (verify it) or its numbers overflow",
+                i, (double)logits[i]);
         candidates[i].value = logits[i] / temperature;
         candidates[i].id = i;
     }
@@ -135,8 +136,9 @@ static int32_t sampler_draw(tc__candidate *candidates, size_t n, const tc_sampli
     bool all_k = sampling->top_k == 0 || (size_t)sampling->top_k >= n;
     bool all = all_k && sampling->top_p >= 1 && sampling->min_p == 0;
     /* Nothing is filtered out: sort only as far as the draw reaches, not the whole vocabulary. */
-    double goal = all ? nextafter(u * total, INFINITY)
-                      : sampling->top_p < 1 ? (double)sampling->top_p * total : INFINITY;
+    double goal = all                   ? nextafter(u * total, INFINITY)
+                  : sampling->top_p < 1 ? (double)sampling->top_p * total
+                                        : INFINITY;
     double sum;
     size_t kept = sampler_take(candidates, n, all_k ? n : (size_t)sampling->top_k, sampling->min_p,
                                goal, &sum);

@@ -215,9 +215,13 @@ int tc_sample(tc_session *session, const tc_sampling *sampling, int32_t *id, tc_
 
 /* ---- the ids in the KV cache ---- */
 
-size_t tc_kv_length(const tc_session *session) { return session->length; }
+size_t tc_kv_length(const tc_session *session) {
+    return session->length;
+}
 
-const int32_t *tc_kv_ids(const tc_session *session) { return session->ids; }
+const int32_t *tc_kv_ids(const tc_session *session) {
+    return session->ids;
+}
 
 void tc_kv_truncate(tc_session *session, size_t length) {
     if (length >= session->length) return;

@@ -30,7 +30,7 @@ struct tc_session {
     int32_t *ids; /* [ctx_size], the first `length` are in the cache */
     size_t length;
     int ctx_size;
-    bool has_logits; /* of position length - 1 */
+    bool has_logits;      /* of position length - 1 */
     uint64_t seed, draws; /* random numbers used since seeding */
     tc__flag cancel;
 };
