@@ -1,0 +1,32 @@
+/* repack - linear layers to the model file's W4 units (docs/format.md): the converter's hot loop.
+ */
+#ifndef CONVERT_REPACK_H
+#define CONVERT_REPACK_H
+
+#include "layout.h"
+
+#define REPACK_MAX_PARTS 3
+
+/* A matrix of the model file and the layers that it is joined of. */
+typedef struct repack_matrix {
+    layout_matrix parts[REPACK_MAX_PARTS];
+    int part_count;
+    bool interleaved; /* two parts, their rows alternating in eights; otherwise one after another */
+    uint32_t rows, columns;
+} repack_matrix;
+
+/* Where rows of the joined matrix come from: at most 8 rows from `row` on, of which *count are the
+ * rows *part_row, *part_row + 1... of parts[*part]. */
+void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *part_row,
+                   uint32_t *count);
+
+/* Row blocks (of 16) that are best repacked in one call: packing A keeps neighbouring rows in one
+ * cache line. And the bytes that a number of blocks takes. */
+uint32_t repack_band(const repack_matrix *m);
+size_t repack_bytes(const repack_matrix *m, uint32_t blocks);
+
+/* Writes the units of row blocks first .. first + blocks - 1 to out[repack_bytes(m, blocks)]. The
+ * parts are open, packed, and of one group size. */
+void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint8_t *out);
+
+#endif /* CONVERT_REPACK_H */
