@@ -23,7 +23,7 @@ TC_INTERNAL void tc__stream_free(tc__stream *stream);
  * depend on how the bytes are cut into calls. Out of memory sets out->failed. */
 TC_INTERNAL void tc__stream_feed(tc__stream *stream, const char *bytes, size_t len, tc__buf *out);
 
-/* The end of the reply: releases what was held back (an unfinished character as U+FFFD per byte). */
+/* The end of the reply: releases what was held back (unfinished characters as U+FFFD per byte). */
 TC_INTERNAL void tc__stream_end(tc__stream *stream, tc__buf *out);
 
 #endif /* TC_STREAM_H */

@@ -29,8 +29,8 @@ typedef struct tc__template {
 TC_INTERNAL const tc__template *tc__template_at(int index);
 TC_INTERNAL const tc__template *tc__template_find(const char *name);
 
-/* A template out of a model file's metadata. The strings are copied into `storage` (zero-initialised
- * by the caller), which the caller frees after the template's last use; on failure it is empty.
+/* A template out of a model file's metadata. The strings are copied into `storage`, which the
+ * caller zero-initialises and frees after the template's last use; on failure it is empty.
  * Errors: FORMAT (a pattern without its placeholder, with another's or with unpaired {trim}; a NUL
  * in a text; too many or empty stop strings), MEMORY. */
 TC_INTERNAL int tc__template_load(const tc__model_file *file, tc__template *out, tc__buf *storage,
@@ -44,12 +44,12 @@ typedef struct tc__turn {
     size_t reply_len;
     const int32_t *ids; /* [n_ids] the reply as it was generated, or NULL: encode the text */
     size_t n_ids;
-    bool ended;      /* the last of ids is the stop id that ended the reply */
-    bool has_reply;  /* false only for a last turn that awaits its reply */
+    bool ended;     /* the last of ids is the stop id that ended the reply */
+    bool has_reply; /* false only for a last turn that awaits its reply */
 } tc__turn;
 
 /* Appends the ids of a conversation: BOS if the tokenizer adds one and the template's text does not
- * begin with it, then every turn. system NULL or "" = none (chat_template->system is not looked at).
+ * begin with it, then every turn. system NULL or "" = none (the template's own is not used).
  *
  * Replies given as text are rendered as text, so that the ids equal those of one encoding of the
  * whole conversation. A reply with ids is taken as generated, never re-tokenized, and what the

@@ -1,14 +1,15 @@
 /* tokenizer - text to token ids and back: SentencePiece BPE, exactly as the sentencepiece library
  * does it (identity normalisation, byte fallback), plus special pieces cut out of trusted text.
  *
- * One run of text is escaped (space -> U+2581), gets a dummy prefix where asked, and malformed UTF-8
- * becomes U+FFFD byte by byte. It is cut into characters (or user-defined pieces, longest first,
- * which never merge); then the pair of neighbours whose joined piece scores highest, the leftmost
- * among equals, is merged until none is left. A heap keeps that at O(n log n). What is no piece is
- * spelled in byte pieces or, in a vocabulary without them, becomes the unknown id once per stretch.
+ * One run of text is escaped (space -> U+2581), gets a dummy prefix where asked, and malformed
+ * UTF-8 becomes U+FFFD byte by byte. It is cut into characters (or user-defined pieces, longest
+ * first, which never merge); then the pair of neighbours whose joined piece scores highest, the
+ * leftmost among equals, is merged until none is left. A heap keeps that at O(n log n). What is no
+ * piece is spelled in byte pieces or, in a vocabulary without them, becomes the unknown id, once
+ * per stretch.
  *
- * One deliberate difference: a control or unknown piece is never made out of a run of text, not even
- * one of a single character (where sentencepiece would).
+ * One deliberate difference: a control or unknown piece is never made out of a run of text, not
+ * even one of a single character (where sentencepiece would).
  */
 #ifndef TC_TOKENIZER_H
 #define TC_TOKENIZER_H
@@ -16,12 +17,12 @@
 #include "model_file.h"
 
 enum { /* piece types of SentencePiece, as stored in tokenizer.types */
-    TC__PIECE_NORMAL = 1,
-    TC__PIECE_UNKNOWN = 2,
-    TC__PIECE_CONTROL = 3,
-    TC__PIECE_USER = 4,
-    TC__PIECE_UNUSED = 5,
-    TC__PIECE_BYTE = 6
+       TC__PIECE_NORMAL = 1,
+       TC__PIECE_UNKNOWN = 2,
+       TC__PIECE_CONTROL = 3,
+       TC__PIECE_USER = 4,
+       TC__PIECE_UNUSED = 5,
+       TC__PIECE_BYTE = 6
 };
 
 #define TC__MAX_PIECE 1024u /* bytes of one piece */
@@ -54,10 +55,10 @@ typedef struct tc__span {
     bool trusted;
 } tc__span;
 
-enum { /* what lies before the text that is encoded */
-    TC__AFTER_TEXT = 0,   /* tokens of text, which it continues: no dummy prefix */
-    TC__AT_START = 1,     /* nothing (or BOS): a dummy prefix */
-    TC__AFTER_SPECIAL = 2 /* a special piece: a dummy prefix in legacy mode */
+enum {                       /* what lies before the text that is encoded */
+       TC__AFTER_TEXT = 0,   /* tokens of text, which it continues: no dummy prefix */
+       TC__AT_START = 1,     /* nothing (or BOS): a dummy prefix */
+       TC__AFTER_SPECIAL = 2 /* a special piece: a dummy prefix in legacy mode */
 };
 
 /* Encodes the concatenation of the spans and appends the ids. Special pieces are found in trusted
