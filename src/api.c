@@ -225,7 +225,8 @@ int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, 
     tc__span span = {text, len, (flags & TC_TOKENIZE_SPECIAL) != 0};
     if (flags & TC_TOKENIZE_BOS && tc__tokenizer_adds_bos(model->tokenizer))
         tc__ids_push(&found, tc__tokenizer_bos(model->tokenizer));
-    code = tc__encode(model->tokenizer, &span, 1, !(flags & TC_TOKENIZE_CONTINUE), &found, err);
+    int before = flags & TC_TOKENIZE_CONTINUE ? TC__AFTER_TEXT : TC__AT_START;
+    code = tc__encode(model->tokenizer, &span, 1, before, &found, err);
     if (!code && found.failed) code = tc__fail_memory(err, "the token ids", len);
     if (!code) {
         *n = found.len;

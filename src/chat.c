@@ -368,8 +368,9 @@ static size_t chat_raw_length(const tc__buf *raw, size_t text_len) {
     return at;
 }
 
-/* After a stop string: keeps the ids whose bytes lie before it. Text of a token that reaches into
- * it is encoded anew, so that the ids spell exactly the text and the KV cache fits up to there. */
+/* After a stop string: keeps the ids whose bytes lie before it. What the next token has before it is
+ * encoded anew, so that the ids spell exactly the text and the KV cache fits up to there. A reply
+ * that begins with such a token keeps no ids: it is encoded from its text with the template. */
 static int chat_cut_ids(const tc_chat *chat, chat_turn *turn, tc_error *err) {
     size_t n = turn->ids.len, kept = 0;
     tc__buf raw = {NULL, 0, 0, false};
@@ -385,10 +386,14 @@ static int chat_cut_ids(const tc_chat *chat, chat_turn *turn, tc_error *err) {
     } else {
         size_t end = chat_raw_length(&raw, turn->reply.len);
         while (kept < n && ends[kept] <= end) kept++;
-        size_t done = kept ? ends[kept - 1] : 0;
         turn->ids.len = kept;
-        tc__span rest = {raw.data + done, end - done, false};
-        if (rest.len) code = tc__encode(chat->model->tokenizer, &rest, 1, false, &turn->ids, err);
+        tc__span rest = {raw.data, 0, false};
+        if (kept) {
+            rest.text += ends[kept - 1];
+            rest.len = end - ends[kept - 1];
+        }
+        if (rest.len)
+            code = tc__encode(chat->model->tokenizer, &rest, 1, TC__AFTER_TEXT, &turn->ids, err);
         if (!code && turn->ids.failed)
             code = tc__fail_memory(err, "the reply's token ids", rest.len);
     }

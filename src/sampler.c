@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #define SAMPLER_GREEDY_BELOW 1e-5f
+#define SAMPLER_LIKELY 0x1p-16 /* relative to the most probable id; affects speed only */
 
 tc_sampling tc_default_sampling(void) {
     tc_sampling sampling = {0.7f, 0.95f, 40, 0.0f, 1.10f, -1, TC_SEED_RANDOM};
@@ -120,7 +121,7 @@ static size_t sampler_take(tc__candidate *heap, size_t n, size_t limit, double f
     size_t taken = 0;
     *sum = 0;
     for (size_t at = n / 2; at-- > 0;) sampler_sift(heap, n, at);
-    while (taken < limit && (taken == 0 || (heap[0].value >= floor && *sum < goal))) {
+    while (taken < n && taken < limit && (taken == 0 || (heap[0].value >= floor && *sum < goal))) {
         tc__candidate top = heap[0];
         size_t left = n - ++taken;
         heap[0] = heap[left];
@@ -131,6 +132,19 @@ static size_t sampler_take(tc__candidate *heap, size_t n, size_t limit, double f
     return taken;
 }
 
+/* Moves the likely ids to the front: of a large vocabulary they are few, and nearly always the only
+ * ones worth sorting. Returns how many there are. */
+static size_t sampler_likely(tc__candidate *candidates, size_t n) {
+    size_t likely = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (candidates[i].value < SAMPLER_LIKELY) continue;
+        tc__candidate found = candidates[i];
+        candidates[i] = candidates[likely];
+        candidates[likely++] = found;
+    }
+    return likely;
+}
+
 static int32_t sampler_draw(tc__candidate *candidates, size_t n, const tc_sampling *sampling,
                             double total, double u) {
     bool all_k = sampling->top_k == 0 || (size_t)sampling->top_k >= n;
@@ -139,13 +153,15 @@ static int32_t sampler_draw(tc__candidate *candidates, size_t n, const tc_sampli
     double goal = all                   ? nextafter(u * total, INFINITY)
                   : sampling->top_p < 1 ? (double)sampling->top_p * total
                                         : INFINITY;
+    size_t limit = all_k ? n : (size_t)sampling->top_k, likely = sampler_likely(candidates, n);
     double sum;
-    size_t kept = sampler_take(candidates, n, all_k ? n : (size_t)sampling->top_k, sampling->min_p,
-                               goal, &sum);
+    size_t kept = sampler_take(candidates, likely, limit, sampling->min_p, goal, &sum);
+    if (kept == likely && likely < n) /* they were not enough */
+        kept = sampler_take(candidates, likely = n, limit, sampling->min_p, goal, &sum);
     double target = u * (all ? total : sum), reached = 0;
-    const tc__candidate *choice = &candidates[n - 1];
+    const tc__candidate *choice = &candidates[likely - 1];
     for (size_t i = 0; i < kept; i++) {
-        const tc__candidate *candidate = &candidates[n - 1 - i];
+        const tc__candidate *candidate = &candidates[likely - 1 - i];
         if (candidate->value > 0) choice = candidate; /* rounding never picks an impossible id */
         reached += candidate->value;
         if (target < reached) break;
