@@ -55,7 +55,7 @@ typedef struct ckpt_tensor {
     uint64_t available;            /* bytes from data to the end of the storage; every element lies
                                     * within, and there are at most available / size elements */
     const char *file;              /* path of the file it lies in */
-    uint32_t storage;              /* what it shares with tied tensors and views; for ckpt_check_crc */
+    uint32_t storage; /* what it shares with tied tensors and views: for ckpt_check_crc */
 } ckpt_tensor;
 
 /* One entry of an AWQ search result; formats as llm-awq's --dump_awq writes them. */
@@ -83,7 +83,7 @@ typedef struct checkpoint {
     const ckpt_search *search; /* [search_count] AWQ search: file order, scales then clips */
     size_t search_count;
     size_t file_count;
-    uint64_t file_bytes; /* of all files together */
+    uint64_t file_bytes;      /* of all files together */
     struct ckpt_state *state; /* private: mappings, storages, strings */
 } checkpoint;
 

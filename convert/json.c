@@ -24,8 +24,8 @@ static int json_fail(json_parser *p, const char *what) {
         column++;
         if (p->text[i] == '\n') line++, column = 1;
     }
-    return tc__fail(p->err, TC_ERR_FORMAT, "%s: not valid JSON at line %zu, column %zu: %s", p->file,
-                    line, column, what);
+    return tc__fail(p->err, TC_ERR_FORMAT, "%s: not valid JSON at line %zu, column %zu: %s",
+                    p->file, line, column, what);
 }
 
 /* Appends a value that begins at `start`; its `span` is right for scalars. */
@@ -34,8 +34,8 @@ static int json_add(json_parser *p, json_kind kind, size_t start, size_t length)
     if (doc->count == p->cap) {
         size_t cap = p->cap ? 2 * p->cap : 64;
         if (cap > JSON_MAX_VALUES)
-            return tc__fail(p->err, TC_ERR_UNSUPPORTED, "%s: JSON with more than %u values", p->file,
-                            JSON_MAX_VALUES);
+            return tc__fail(p->err, TC_ERR_UNSUPPORTED, "%s: JSON with more than %u values",
+                            p->file, JSON_MAX_VALUES);
         json_value *values = realloc(doc->values, cap * sizeof *values);
         if (!values) return tc__fail_memory(p->err, p->file, cap * sizeof *values);
         doc->values = values;
@@ -51,7 +51,9 @@ static void json_space(json_parser *p) {
 }
 
 /* The character at the cursor, 0 at the end (a NUL in the text fits nowhere either). */
-static char json_peek(const json_parser *p) { return p->at < p->len ? p->text[p->at] : 0; }
+static char json_peek(const json_parser *p) {
+    return p->at < p->len ? p->text[p->at] : 0;
+}
 
 static int json_hex4(const char *s, uint32_t *value) {
     *value = 0;
@@ -173,7 +175,9 @@ static int json_scan_value(json_parser *p, bool *opened) {
     return TC_OK;
 }
 
-static json_value *json_container(json_parser *p) { return &p->doc->values[p->open[p->depth - 1]]; }
+static json_value *json_container(json_parser *p) {
+    return &p->doc->values[p->open[p->depth - 1]];
+}
 
 /* In an object: the key and the colon of the next member. */
 static int json_scan_key(json_parser *p) {
@@ -248,7 +252,9 @@ void json_close(json_doc *doc) {
     memset(doc, 0, sizeof *doc);
 }
 
-const json_value *json_root(const json_doc *doc) { return doc->values; }
+const json_value *json_root(const json_doc *doc) {
+    return doc->values;
+}
 
 json_kind json_type(const json_value *value) {
     return value ? (json_kind)value->kind : JSON_MISSING;
@@ -267,7 +273,9 @@ const json_value *json_next(const json_value *container, const json_value *item)
     return item < container + container->span ? item : NULL;
 }
 
-const json_value *json_member(const json_value *key) { return key ? key + 1 : NULL; }
+const json_value *json_member(const json_value *key) {
+    return key ? key + 1 : NULL;
+}
 
 const json_value *json_get(const json_doc *doc, const json_value *object, const char *key) {
     const json_value *found = NULL;

@@ -293,8 +293,7 @@ static int pkl_fill(pkl_machine *m, pkl_kind kind, size_t into, size_t first) {
     if (target.kind != (uint32_t)kind)
         return pkl_damaged(m, kind == PKL_LIST ? "append to something that is no list"
                                                : "an item for something that is no dict");
-    if (kind == PKL_DICT && (m->depth - first) % 2)
-        return pkl_damaged(m, "a key without a value");
+    if (kind == PKL_DICT && (m->depth - first) % 2) return pkl_damaged(m, "a key without a value");
     for (size_t i = first; i < m->depth; i++) {
         if (kind == PKL_DICT && (i - first) % 2 == 0 && m->stack[i].kind != PKL_STRING)
             return pkl_error(m, TC_ERR_UNSUPPORTED, "a dict with a key that is ",
@@ -338,10 +337,11 @@ static int pkl_global(pkl_machine *m) {
             return pkl_push_int(m, PKL_GLOBAL, pkl_globals[i].meaning);
     for (int i = 0; i < 2; i++)
         if (len[i] > PKL_MAX_GLOBAL) len[i] = PKL_MAX_GLOBAL;
-    return tc__fail(m->err, TC_ERR_UNSUPPORTED,
-                    "%s: pickle, byte %zu: refused: it asks for '%.*s.%.*s', which is not needed to "
-                    "describe weights (nothing was executed)",
-                    m->file, m->op_at, (int)len[0], text[0], (int)len[1], text[1]);
+    return tc__fail(
+        m->err, TC_ERR_UNSUPPORTED,
+        "%s: pickle, byte %zu: refused: it asks for '%.*s.%.*s', which is not needed to "
+        "describe weights (nothing was executed)",
+        m->file, m->op_at, (int)len[0], text[0], (int)len[1], text[1]);
 }
 
 /* BINPERSID: a tuple becomes a storage. */
@@ -403,7 +403,8 @@ static int pkl_check_extent(pkl_machine *m, const pkl_tensor *tensor, uint64_t n
         if (elements > numel / size || (size > 1 && stride > numel / (size - 1)))
             return pkl_damaged(m, "a tensor that is larger than its storage, or repeats elements");
         elements *= size;
-        last += (size - 1) * stride; /* fits: last < 2^63, and the product is at most numel < 2^63 */
+        last +=
+            (size - 1) * stride; /* fits: last < 2^63, and the product is at most numel < 2^63 */
         if (last >= numel) break;
     }
     return last < numel ? TC_OK : pkl_damaged(m, "a tensor outside its storage");
@@ -557,7 +558,8 @@ static int pkl_refuse(pkl_machine *m, uint8_t op) {
     for (size_t i = 0; i < TC_COUNT(pkl_refused); i++)
         if (pkl_refused[i].op == op) name = pkl_refused[i].name;
     if (name == number) return pkl_error(m, TC_ERR_FORMAT, "no such opcode: ", number);
-    return pkl_error(m, TC_ERR_UNSUPPORTED, "refused: a checkpoint does not need the opcode ", name);
+    return pkl_error(m, TC_ERR_UNSUPPORTED, "refused: a checkpoint does not need the opcode ",
+                     name);
 }
 
 /* Executes one opcode. A read past the end shows in m->at->failed. */
@@ -651,9 +653,8 @@ const pkl_value *pkl_get(const pkl_value *dict, const char *key) {
 }
 
 const char *pkl_kind_name(const pkl_value *value) {
-    static const char *const names[] = {"nothing", "a mark",  "None",          "a bool",
-                                        "an int",  "an int",  "a float",       "a string",
-                                        "a tuple", "a list",  "a dict",        "a class",
-                                        "a storage", "a tensor"};
+    static const char *const names[] = {"nothing", "a mark",  "None",      "a bool",  "an int",
+                                        "an int",  "a float", "a string",  "a tuple", "a list",
+                                        "a dict",  "a class", "a storage", "a tensor"};
     return names[value->kind];
 }

@@ -35,11 +35,12 @@ static int st_read_dtype(st_reader *r, const json_value *entry, st_tensor *tenso
         }
     tc__buf text = {0};
     bool named = json_string(&r->header, dtype, &text) && !text.failed;
-    int code = named ? tc__fail(r->err, TC_ERR_UNSUPPORTED,
-                                "%s: tensor '%.300s' has elements of type %.40s; known are F64, F32, "
-                                "F16, BF16, I64, I32, I16, I8, U8 and BOOL",
-                                r->file, tensor->name, text.data)
-                     : st_fail(r, TC_ERR_FORMAT, tensor->name, "has no dtype");
+    int code = named
+                   ? tc__fail(r->err, TC_ERR_UNSUPPORTED,
+                              "%s: tensor '%.300s' has elements of type %.40s; known are F64, F32, "
+                              "F16, BF16, I64, I32, I16, I8, U8 and BOOL",
+                              r->file, tensor->name, text.data)
+                   : st_fail(r, TC_ERR_FORMAT, tensor->name, "has no dtype");
     tc__buf_free(&text);
     return code;
 }
@@ -65,7 +66,8 @@ static int st_read_shape(st_reader *r, const json_value *entry, st_tensor *tenso
             tensor->size *= (size_t)value;
     }
     if (empty) tensor->size = 0;
-    return fits || empty ? TC_OK : st_fail(r, TC_ERR_FORMAT, tensor->name, "has an impossible shape");
+    return fits || empty ? TC_OK
+                         : st_fail(r, TC_ERR_FORMAT, tensor->name, "has an impossible shape");
 }
 
 static int st_read_place(st_reader *r, const json_value *entry, st_tensor *tensor) {
@@ -80,7 +82,8 @@ static int st_read_place(st_reader *r, const json_value *entry, st_tensor *tenso
         return st_fail(r, TC_ERR_FORMAT, tensor->name,
                        "lies past the end of the file (an interrupted download?)");
     if ((uint64_t)(end - begin) != tensor->size)
-        return st_fail(r, TC_ERR_FORMAT, tensor->name, "has data_offsets that contradict its shape");
+        return st_fail(r, TC_ERR_FORMAT, tensor->name,
+                       "has data_offsets that contradict its shape");
     tensor->data = r->data + begin;
     return TC_OK;
 }
@@ -118,7 +121,8 @@ static int st_check_cover(st_reader *r) {
                                                     : "comes after bytes that belong to none");
     size_t rest = (size_t)(r->data + r->data_size - at);
     if (rest)
-        return tc__fail(r->err, TC_ERR_FORMAT, "%s: %zu bytes after the last tensor", r->file, rest);
+        return tc__fail(r->err, TC_ERR_FORMAT, "%s: %zu bytes after the last tensor", r->file,
+                        rest);
     return TC_OK;
 }
 
@@ -153,8 +157,9 @@ int st_open(const char *file, const uint8_t *bytes, size_t size, st_file *st, tc
                         "(an interrupted download?)",
                         file, (unsigned long long)header_size, size);
     if (header_size > ST_MAX_HEADER)
-        return tc__fail(err, TC_ERR_UNSUPPORTED, "%s: safetensors header of %llu bytes, more than %u",
-                        file, (unsigned long long)header_size, ST_MAX_HEADER);
+        return tc__fail(err, TC_ERR_UNSUPPORTED,
+                        "%s: safetensors header of %llu bytes, more than %u", file,
+                        (unsigned long long)header_size, ST_MAX_HEADER);
     st_reader reader = {.file = file, .st = st, .err = err};
     reader.data = bytes + 8 + header_size;
     reader.data_size = size - 8 - (size_t)header_size;

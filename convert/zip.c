@@ -118,8 +118,9 @@ static int zip_read_end(zip_reader *r, zip_end *end) {
     if (end->offset > at || end->size > at - end->offset)
         return zip_fail(r, "its directory lies outside");
     if (end->count > ZIP_MAX_MEMBERS)
-        return tc__fail(r->err, TC_ERR_UNSUPPORTED, "%s: a zip archive of %llu members, more than %u",
-                        r->file, (unsigned long long)end->count, ZIP_MAX_MEMBERS);
+        return tc__fail(r->err, TC_ERR_UNSUPPORTED,
+                        "%s: a zip archive of %llu members, more than %u", r->file,
+                        (unsigned long long)end->count, ZIP_MAX_MEMBERS);
     if (end->count > end->size / 46) return zip_fail(r, "its directory is too short");
     return TC_OK;
 }
