@@ -225,7 +225,7 @@ static int zip_check_apart(zip_reader *r) {
 }
 
 static int zip_read(zip_reader *r) {
-    zip_end end;
+    zip_end end = {0};
     int code = zip_read_end(r, &end);
     if (code) return code;
     zip_archive *zip = r->zip;
