@@ -1149,12 +1149,12 @@ static void ckpt_copy_run(const uint8_t *from, int64_t count, int64_t stride, si
 
 void ckpt_copy(const ckpt_tensor *tensor, int64_t first, int64_t count, void *out) {
     size_t size = ckpt_dtype_size(tensor->dtype);
-    int64_t shape[CKPT_MAX_DIMS] = {1}, stride[CKPT_MAX_DIMS] = {1}, index[CKPT_MAX_DIMS] = {0};
+    int64_t shape[CKPT_MAX_DIMS], stride[CKPT_MAX_DIMS], index[CKPT_MAX_DIMS] = {0};
     int inner = tensor->ndim ? tensor->ndim - 1 : 0;
     if (!count || !ckpt_elements(tensor)) return;
-    memcpy(shape, tensor->shape, (size_t)tensor->ndim * sizeof *shape);
-    memcpy(stride, tensor->stride, (size_t)tensor->ndim * sizeof *stride);
-    if (tensor->ndim) shape[0] = count;
+    memcpy(shape, tensor->shape, sizeof shape);
+    memcpy(stride, tensor->stride, sizeof stride);
+    shape[0] = tensor->ndim ? count : 1;
 
     /* Dimensions inner.. are copied as one run, as far as they lie without gaps. */
     const uint8_t *start = tensor->data + (size_t)(first * stride[0]) * size;
