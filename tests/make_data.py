@@ -605,7 +605,8 @@ def make_odd16(root):
 
 
 def main():
-    root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else pathlib.Path(__file__).parent / "data")
+    default = pathlib.Path(__file__).parent / "data"
+    root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else default
     torch.manual_seed(0)
     torch.set_num_threads(1)
     check_golden_vectors()
