@@ -1,8 +1,8 @@
-/* The engine against transformers, end to end: every checkpoint is converted by the real program and
- * evaluated through the public API, and the logits are compared with stored fp32 references.
+/* The engine against transformers, end to end: every checkpoint is converted by the real program
+ * and evaluated through the public API, and the logits are compared with stored fp32 references.
  *
- * Two sets of checkpoints: the small ones in tests/data (tests/make_data.py), always; and those that
- * the original llm-awq code wrote, in the folder that $TINYCHAT_FIXTURES names, where they are.
+ * Two sets of checkpoints: the small ones in tests/data (tests/make_data.py), always; and those
+ * that the original llm-awq code wrote, where $TINYCHAT_FIXTURES names the folder they are in.
  */
 #include "program.h"
 #include "convert/json.h"
@@ -274,16 +274,19 @@ static int keep_position(void *user, size_t position, const float *logits, int v
 }
 
 /* The logits do not depend on how a sequence is cut into calls, nor on what the cache held before a
- * truncation. */
-static void check_cuts(tc_model *model, const refs *r, const char *sequence, const char *label) {
+ * truncation, nor on the number of threads (`other` is the same model with another number). */
+static void check_cuts(tc_model *model, tc_model *other, const refs *r, const char *sequence,
+                       const char *label) {
     static const size_t steps[] = {1, 2, 7, 8, 33, 64};
     size_t vocab = (size_t)tc_model_get_info(model).vocab_size, n, i;
     int32_t *ids = refs_sequence(r, sequence, &n);
     float *all = tc__calloc(n * vocab, sizeof *all);
-    tc_session *session = new_session(model);
+    tc_session *session = new_session(model), *threads = new_session(other);
     tc_error err;
-    CHECK(ids && all && session && n > 4);
+    REQUIRE(ids && all && session && threads && n > 4);
     CHECK(tc_eval_all(session, ids, n, keep_position, all, &err) == TC_OK);
+    CHECK_MSG(cut_differences(threads, ids, 0, n, 5, all, vocab) == 0, "%s: 1 and 3 threads differ",
+              label);
     for (i = 0; i < TC_COUNT(steps); i++) {
         int different;
         if (steps[i] >= n) continue;
@@ -293,17 +296,17 @@ static void check_cuts(tc_model *model, const refs *r, const char *sequence, con
                   different);
         CHECK(tc_kv_length(session) == n && !memcmp(tc_kv_ids(session), ids, n * sizeof *ids));
     }
-    for (i = 0; i < n;
-         i += n / 4 + 1) { /* other tokens from position i on, then the right ones again */
-        size_t other = n - i < 5 ? n - i : 5;
+    /* Other tokens from position i on, then the right ones again. */
+    for (i = 0; i < n; i += n / 4 + 1) {
         tc_kv_truncate(session, i);
         CHECK(tc_logits(session) == NULL);
-        CHECK(tc_eval(session, ids, other, &err) == TC_OK);
+        CHECK(tc_eval(session, ids, n - i < 5 ? n - i : 5, &err) == TC_OK);
         tc_kv_truncate(session, i);
         CHECK(tc_kv_length(session) == i);
         CHECK_MSG(cut_differences(session, ids, i, n, n, all, vocab) == 0,
                   "%s: truncated to %zu, the logits differ", label, i);
     }
+    tc_session_close(threads);
     tc_session_close(session);
     free(all);
     free(ids);
@@ -364,14 +367,16 @@ static void check_same_model(const char *path, const char *other_path, const cha
 
 /* ---- one model folder ---- */
 
-static tc_model *open_model(const char *path, const char *level) {
+static tc_model *open_model(const char *path, const char *level, int threads) {
+    tc_model_params params = tc_model_default_params();
     tc_model *model = NULL;
     tc_error err;
+    params.threads = threads;
     if (level)
         setenv("TINYCHAT_CPU", level, 1);
     else
         unsetenv("TINYCHAT_CPU");
-    CHECK_MSG(tc_model_open(path, NULL, &model, &err) == TC_OK, "%s", err.message);
+    CHECK_MSG(tc_model_open(path, &params, &model, &err) == TC_OK, "%s", err.message);
     unsetenv("TINYCHAT_CPU");
     return model;
 }
@@ -379,16 +384,18 @@ static tc_model *open_model(const char *path, const char *level) {
 /* Everything that is compared for one converted file at one level of the CPU. */
 static double check_model(const char *path, const refs *r, const char *level, const char *cut,
                           const char *label, char *device, size_t device_size) {
-    tc_model *model = open_model(path, level);
-    double worst;
+    tc_model *model = open_model(path, level, 1), *other = open_model(path, level, 3);
+    double worst = NAN;
     tc_error err;
-    if (!model) return NAN;
-    snprintf(device, device_size, "%s", tc_model_get_info(model).device);
-    CHECK_MSG(tc_model_verify(model, NULL, NULL, &err) == TC_OK, "%s", err.message);
-    worst = compare_run(model, r, label);
-    compare_greedy(model, r, label);
-    if (cut) check_cuts(model, r, cut, label);
+    if (model && other) {
+        snprintf(device, device_size, "%s", tc_model_get_info(model).device);
+        CHECK_MSG(tc_model_verify(model, NULL, NULL, &err) == TC_OK, "%s", err.message);
+        worst = compare_run(other, r, label);
+        compare_greedy(model, r, label);
+        if (cut) check_cuts(model, other, r, cut, label);
+    }
     tc_model_close(model);
+    tc_model_close(other);
     return worst;
 }
 

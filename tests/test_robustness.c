@@ -295,7 +295,7 @@ TEST(model_forged) {
     CHECK(write_file(path, bytes.data, bytes.len));
     random_state = 3;
     for (i = 0; i < 2000; i++) {
-        /* Mostly the hyper-parameters and the table: the tokenizer's pieces are most of the rest. */
+        /* Mostly hyper-parameters and the table: the tokenizer's pieces are most of the rest. */
         size_t start = i % 4 == 0 ? 16 : i % 4 == 1 ? l.meta_end : TC__HEADER_SIZE;
         size_t end = i % 4 == 1 ? l.table_end : i % 4 == 2 ? l.meta_end : 1024;
         size_t at = start + random_below(end - start - 4);
