@@ -50,8 +50,8 @@ static int layout_refuse_foreign(const checkpoint *ckpt, const char *name, tc_er
     for (size_t i = 0; i < TC_COUNT(signs); i++)
         if (layout_find(ckpt, name, signs[i].part))
             return tc__fail(err, TC_ERR_UNSUPPORTED,
-                            "layer '%s' is %s; use an AWQ or a 16-bit checkpoint of the model", name,
-                            signs[i].what);
+                            "layer '%s' is %s; use an AWQ or a 16-bit checkpoint of the model",
+                            name, signs[i].what);
     return TC_OK;
 }
 
@@ -170,8 +170,7 @@ static int layout_detect_packed(const checkpoint *ckpt, layout_matrix *m, tc_err
     if (m->scales->ndim != 2 || !layout_is_float(m->scales->dtype))
         return layout_bad_tensor(m->scales, "a matrix of F16, BF16 or F32", err);
     if (m->weight->ndim != 2) return layout_bad_tensor(m->weight, "a matrix of I32 or I16", err);
-    if (!m->zeros && m->weight->dtype == CKPT_I32 &&
-        2 * m->scales->shape[1] == m->weight->shape[1])
+    if (!m->zeros && m->weight->dtype == CKPT_I32 && 2 * m->scales->shape[1] == m->weight->shape[1])
         return tc__fail(err, TC_ERR_UNSUPPORTED,
                         "layer '%s' is Marlin, which is not supported yet; use an AWQ checkpoint "
                         "of version gemm or gemv",
@@ -205,7 +204,8 @@ int layout_detect(const checkpoint *ckpt, const char *name, layout_matrix *m, tc
 
 static int layout_bad_scale(const layout_matrix *m, const ckpt_tensor *tensor, uint32_t row,
                             int64_t group, double value, const char *expected, tc_error *err) {
-    return tc__fail(err, TC_ERR_FORMAT, "%s: tensor '%s', row %u, group %lld of %u: found %g; expected %s",
+    return tc__fail(err, TC_ERR_FORMAT,
+                    "%s: tensor '%s', row %u, group %lld of %u: found %g; expected %s",
                     tensor->file, tensor->name, (unsigned)row, (long long)group,
                     (unsigned)(m->columns / m->source_group), value, expected);
 }
@@ -236,7 +236,8 @@ static int layout_load_zero(layout_matrix *m, uint32_t row, int64_t group, uint8
         *out = (uint8_t)nearest;
         return TC_OK;
     }
-    int64_t i0 = m->kind == LAYOUT_A ? group : row, i1 = m->kind == LAYOUT_A ? row >> 3 : group >> 3;
+    int64_t i0 = m->kind == LAYOUT_A ? group : row,
+            i1 = m->kind == LAYOUT_A ? row >> 3 : group >> 3;
     unsigned place = m->kind == LAYOUT_A ? layout_a_place[row & 7] : (unsigned)(group & 7);
     uint32_t word;
     memcpy(&word, m->zeros->data + 4 * (i0 * m->zeros->stride[0] + i1 * m->zeros->stride[1]), 4);
@@ -372,7 +373,8 @@ static void layout_unpack_c(const layout_matrix *m, uint32_t row, uint32_t count
             uint64_t high = layout_transpose_4x4(layout_u64(at + 8));
             uint32_t *out = &words[i][(k - column) / 8];
             for (int j = 0; j < 4; j++)
-                out[j] = (uint32_t)(low >> 16 * j & 0xffff) | (uint32_t)(high >> 16 * j & 0xffff) << 16;
+                out[j] = (uint32_t)(low >> 16 * j & 0xffff) | (uint32_t)(high >> 16 * j & 0xffff)
+                                                                  << 16;
         }
     }
 }

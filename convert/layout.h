@@ -33,11 +33,11 @@ typedef struct layout_matrix {
     const ckpt_tensor *weight, *scales, *zeros; /* weight is qweight unless plain */
 
     /* While open (layout_open to layout_close) of a packed layer: */
-    const uint8_t *q;   /* the packed words, in C order */
-    uint16_t *s;        /* [rows][columns / source_group] binary16 */
-    uint8_t *z;         /* the same shape, 0..15 */
-    uint64_t rounded;   /* scales that binary16 cannot hold exactly and were rounded */
-    void *copy;         /* of a qweight that does not lie in C order */
+    const uint8_t *q; /* the packed words, in C order */
+    uint16_t *s;      /* [rows][columns / source_group] binary16 */
+    uint8_t *z;       /* the same shape, 0..15 */
+    uint64_t rounded; /* scales that binary16 cannot hold exactly and were rounded */
+    void *copy;       /* of a qweight that does not lie in C order */
 } layout_matrix;
 
 /* "plain", "A", "B", "C"; and what people call it: "A (AutoAWQ gemm)". */

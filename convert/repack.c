@@ -26,7 +26,9 @@ uint32_t repack_band(const repack_matrix *m) {
     return m->parts[0].kind == LAYOUT_A ? REPACK_BAND : 1;
 }
 
-static uint32_t repack_group(const repack_matrix *m) { return m->parts[0].group; }
+static uint32_t repack_group(const repack_matrix *m) {
+    return m->parts[0].group;
+}
 
 size_t repack_bytes(const repack_matrix *m, uint32_t blocks) {
     uint32_t group = repack_group(m);
@@ -109,8 +111,7 @@ void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint
     int run_count[REPACK_BAND];
     for (uint32_t done = 0; done < blocks; done += REPACK_BAND) {
         uint32_t now = blocks - done < REPACK_BAND ? blocks - done : REPACK_BAND;
-        for (uint32_t b = 0; b < now; b++)
-            run_count[b] = repack_runs(m, first + done + b, runs[b]);
+        for (uint32_t b = 0; b < now; b++) run_count[b] = repack_runs(m, first + done + b, runs[b]);
         for (uint32_t unit = 0; unit < units; unit++)
             for (uint32_t b = 0; b < now; b++)
                 repack_unit(runs[b], run_count[b], group, unit,

@@ -4,11 +4,17 @@
 
 static const uint8_t writer_zeros[TC__DATA_ALIGN];
 
-static void writer_add_u32(tc__buf *buf, uint32_t value) { tc__buf_add(buf, &value, sizeof value); }
+static void writer_add_u32(tc__buf *buf, uint32_t value) {
+    tc__buf_add(buf, &value, sizeof value);
+}
 
-static void writer_add_u64(tc__buf *buf, uint64_t value) { tc__buf_add(buf, &value, sizeof value); }
+static void writer_add_u64(tc__buf *buf, uint64_t value) {
+    tc__buf_add(buf, &value, sizeof value);
+}
 
-void writer_init(writer *w) { memset(w, 0, sizeof *w); }
+void writer_init(writer *w) {
+    memset(w, 0, sizeof *w);
+}
 
 void writer_free(writer *w) {
     if (w->open) tc__replace_abort(&w->replace);
@@ -85,7 +91,9 @@ void writer_declare(writer *w, const char *name, uint32_t type, uint32_t group_s
     w->tensor_count++;
 }
 
-void writer_set_type(writer *w, uint32_t type) { w->tensors[w->current].type = type; }
+void writer_set_type(writer *w, uint32_t type) {
+    w->tensors[w->current].type = type;
+}
 
 static size_t writer_columns(const writer_tensor *tensor) {
     return tensor->columns ? (size_t)tensor->columns : 1;

@@ -1,0 +1,205 @@
+#include "chat_template.h"
+
+#include "hf_config.h"
+#include "json.h"
+
+#include <ctype.h>
+
+/* The system text that transformers' LlamaTokenizer put in when use_default_system_prompt was set
+ * (tokenization_llama.py, DEFAULT_SYSTEM_PROMPT): Meta's, to the byte. */
+#define CHAT_LLAMA_SYSTEM                                                                          \
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, " \
+    "while being safe. Your answers should not include any harmful, unethical, racist, sexist, "   \
+    "toxic, dangerous, or illegal content. Please ensure that your responses are socially "        \
+    "unbiased and positive in nature.\n\nIf a question does not make any sense, or is not "        \
+    "factually coherent, explain why instead of answering something not correct. If you don't "    \
+    "know the answer to a question, please don't share false information."
+
+/* Known chat_template texts. `system` NULL: the built-in template's own. */
+static const struct {
+    uint32_t fingerprint;
+    const char *name, *system;
+} chat_known[] = {
+    /* meta-llama/Llama-2-{7,13,70}b-chat-hf, tokenizer_config.json (as quoted in public copies) */
+    {0x7baffc85, "llama-2", ""},
+    /* transformers 4.34 to 4.37, LlamaTokenizer.default_chat_template, default prompt on and off */
+    {0x086f69f3, "llama-2", CHAT_LLAMA_SYSTEM},
+    {0x49e5fb71, "llama-2", ""},
+    /* a later form of the same, with a case for a conversation that is only a system text */
+    {0xf0ab3cc2, "llama-2", CHAT_LLAMA_SYSTEM},
+    {0x56d69853, "llama-2", ""},
+    /* unsloth, chat_templates.py, "vicuna": what it saves with a fine-tuned model */
+    {0x3dff18cc, "vicuna", NULL},
+    /* FastChat's format as one line of Jinja, without a default system text (several projects set
+     * it for lmsys/vicuna, whose own folder has no template) */
+    {0xcb9d87d4, "vicuna", ""},
+};
+
+uint32_t chat_fingerprint(const char *text, size_t len) {
+    uint32_t crc = 0;
+    bool space = false, begun = false;
+    for (size_t i = 0; i < len; i++) {
+        if (memchr(" \t\r\n\v\f", text[i], 6)) {
+            space = true;
+            continue;
+        }
+        if (space && begun) crc = tc__crc32(crc, " ", 1);
+        crc = tc__crc32(crc, &text[i], 1);
+        space = false;
+        begun = true;
+    }
+    return crc;
+}
+
+void chat_names(char *text, size_t size) {
+    size_t at = 0;
+    text[0] = 0;
+    for (int i = 0; tc__template_at(i) && at < size; i++) {
+        int len = snprintf(text + at, size - at, "%s%s", i ? ", " : "", tc__template_at(i)->name);
+        at += len > 0 ? (size_t)len : 0;
+    }
+}
+
+/* ---- the checkpoint's template ---- */
+
+/* chat_template may be a text, or a list of {"name", "template"}: the one named "default". */
+static void chat_from_json(const json_doc *doc, tc__buf *text) {
+    const json_value *value = json_get(doc, json_root(doc), "chat_template");
+    if (json_type(value) == JSON_ARRAY) {
+        const json_value *list = value;
+        value = NULL;
+        for (const json_value *item = json_first(list); item; item = json_next(list, item))
+            if (json_is(doc, json_get(doc, item, "name"), "default"))
+                value = json_get(doc, item, "template");
+    }
+    json_string(doc, value, text);
+}
+
+static int chat_read_json(const char *dir, const char *name, tc__buf *text, tc_error *err) {
+    char *path = hf_path(dir, name);
+    if (!path) return TC_OK;
+    json_doc doc;
+    int code = json_open(path, &doc, err);
+    if (!code) chat_from_json(&doc, text);
+    json_close(&doc);
+    free(path);
+    return code;
+}
+
+static int chat_read_file(const char *dir, tc__buf *text, tc_error *err) {
+    char *path = hf_path(dir, "chat_template.jinja");
+    if (!path) return TC_OK;
+    tc__map map;
+    int code = tc__map_open(path, &map, err);
+    if (!code) {
+        tc__buf_add(text, map.data, map.size);
+        tc__map_close(&map);
+    }
+    free(path);
+    return code;
+}
+
+/* In the order in which transformers looks. text->len stays 0 if there is none. */
+static int chat_read(const char *dir, tc__buf *text, tc_error *err) {
+    int code = chat_read_file(dir, text, err);
+    if (!code && !text->len) code = chat_read_json(dir, "chat_template.json", text, err);
+    if (!code && !text->len) code = chat_read_json(dir, "tokenizer_config.json", text, err);
+    if (!code && text->failed) code = tc__fail_memory(err, "a chat template", text->len);
+    return code;
+}
+
+static bool chat_recognise(const tc__buf *text, chat_choice *choice, tc__buf *notes) {
+    uint32_t fingerprint = chat_fingerprint(text->data, text->len);
+    for (size_t i = 0; i < TC_COUNT(chat_known); i++)
+        if (chat_known[i].fingerprint == fingerprint) {
+            choice->chosen = tc__template_find(chat_known[i].name);
+            choice->system = chat_known[i].system;
+            choice->reason = "the checkpoint's chat_template";
+            return choice->chosen != NULL;
+        }
+    char names[256];
+    chat_names(names, sizeof names);
+    tc__buf_printf(
+        notes,
+        "the checkpoint's chat_template (fingerprint %08x) is not known; --template NAME "
+        "chooses one of: %s\n",
+        (unsigned)fingerprint, names);
+    return false;
+}
+
+/* ---- the model's name ---- */
+
+/* Whether `name` contains `word`, whatever the case. */
+static bool chat_has(const char *name, const char *word) {
+    size_t len = strlen(word);
+    for (; *name; name++) {
+        size_t i = 0;
+        while (i < len && tolower((unsigned char)name[i]) == word[i]) i++;
+        if (i == len) return true;
+    }
+    return false;
+}
+
+static const char *chat_by_name(const char *name) {
+    if (chat_has(name, "vicuna")) return "vicuna";
+    bool llama = chat_has(name, "llama-2") || chat_has(name, "llama2") || chat_has(name, "llama_2");
+    return llama && chat_has(name, "chat") ? "llama-2" : NULL;
+}
+
+int chat_choose(const char *dir, const char *asked, const char *const *names, chat_choice *choice,
+                tc__buf *notes, tc_error *err) {
+    memset(choice, 0, sizeof *choice);
+    tc__buf text = {0};
+    int code = asked ? TC_OK : chat_read(dir, &text, err);
+    if (!code && asked) {
+        choice->chosen = tc__template_find(asked);
+        choice->reason = "asked for";
+    } else if (!code && text.len) {
+        chat_recognise(&text, choice, notes);
+    }
+    tc__buf_free(&text);
+    if (code) return code;
+    for (; !choice->chosen && *names; names++) {
+        const char *found = chat_by_name(*names);
+        if (!found) continue;
+        choice->chosen = tc__template_find(found);
+        choice->reason = "by the model's name";
+        tc__buf_printf(notes, "chat template '%s' is chosen by the name '%.200s'\n", found, *names);
+    }
+    if (!choice->chosen) {
+        char list[256];
+        chat_names(list, sizeof list);
+        choice->chosen = tc__template_find("plain");
+        choice->reason = "nothing known";
+        tc__buf_printf(
+            notes,
+            "no chat template is known for this model: plain completion; --template NAME "
+            "chooses one of: %s\n",
+            list);
+    }
+    if (!choice->system) choice->system = choice->chosen->system;
+    return TC_OK;
+}
+
+void chat_write(const chat_choice *choice, const uint32_t *stop_ids, size_t stop_count, writer *w) {
+    const tc__template *t = choice->chosen;
+    const struct {
+        const char *key, *text;
+    } parts[] = {
+        {"chat.template", t->name},
+        {"chat.first", t->first},
+        {"chat.first_system", t->first_system},
+        {"chat.next", t->next},
+        {"chat.reply", t->reply},
+        {"chat.system", choice->system},
+    };
+    for (size_t i = 0; i < TC_COUNT(parts); i++)
+        writer_text(w, parts[i].key, parts[i].text, strlen(parts[i].text));
+    if (stop_count) writer_u32(w, "chat.stop_ids", stop_ids, stop_count);
+    tc__buf strings = {0};
+    size_t count = 0;
+    for (; t->stop_strings[count]; count++)
+        writer_add_string(&strings, t->stop_strings[count], strlen(t->stop_strings[count]));
+    if (count) writer_strings(w, "chat.stop_strings", &strings, count);
+    tc__buf_free(&strings);
+}

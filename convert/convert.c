@@ -1,0 +1,494 @@
+#define _XOPEN_SOURCE 700 /* realpath */
+#include "convert.h"
+
+#include "chat_template.h"
+#include "plan.h"
+#include "tokenizer_import.h"
+
+#include <math.h>
+#include <sys/stat.h>
+
+/* Everything that one conversion holds. */
+typedef struct convert_job {
+    const convert_options *options;
+    convert_summary *summary;
+    tc_error *err;
+    hf_config config;
+    checkpoint ckpt;
+    plan p;
+    tokenizer_import tokenizer;
+    bool has_tokenizer;
+    chat_choice chat;
+    writer out;
+    tc__buf notes;
+    uint8_t *buffer; /* what is on its way to the file */
+    size_t buffer_size;
+    uint64_t bytes_done, bytes_total; /* of tensor data, for the progress */
+    uint64_t rounded_weights, rounded_scales;
+} convert_job;
+
+/* ---- talking ---- */
+
+/* Hands on the remarks collected so far, line by line. */
+static void convert_tell(convert_job *job) {
+    const convert_options *o = job->options;
+    char *line = job->notes.len ? job->notes.data : NULL;
+    while (line && *line) {
+        char *end = strchr(line, '\n');
+        if (end) *end = 0;
+        for (char *c = line; *c; c++)
+            if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+        if (o->note) o->note(o->user, line);
+        line = end ? end + 1 : NULL;
+    }
+    job->notes.len = 0;
+}
+
+static int convert_step(convert_job *job, size_t bytes) {
+    const convert_options *o = job->options;
+    job->bytes_done += bytes;
+    if (o->progress) o->progress(o->user, (double)job->bytes_done / (double)job->bytes_total);
+    if (o->cancel && tc__flag_get(o->cancel))
+        return tc__fail(job->err, TC_ERR_CANCELLED, "cancelled; nothing was written");
+    return TC_OK;
+}
+
+static int convert_room(convert_job *job, size_t bytes) {
+    if (bytes <= job->buffer_size) return TC_OK;
+    free(job->buffer);
+    job->buffer = malloc(bytes);
+    job->buffer_size = job->buffer ? bytes : 0;
+    return job->buffer ? TC_OK : tc__fail_memory(job->err, "a band of rows", bytes);
+}
+
+/* ---- tensors ---- */
+
+static float convert_number(const uint8_t *at, ckpt_dtype dtype) {
+    float value;
+    uint16_t half;
+    if (dtype == CKPT_F32) {
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    memcpy(&half, at, sizeof half);
+    return dtype == CKPT_F16 ? tc__f16_to_f32(half) : tc__bf16_to_f32(half);
+}
+
+static int convert_norm(convert_job *job, const ckpt_tensor *norm) {
+    size_t count = (size_t)norm->shape[0], size = ckpt_dtype_size(norm->dtype);
+    int code = ckpt_check_crc(&job->ckpt, norm, job->err);
+    if (!code) code = convert_room(job, count * (size + sizeof(float)));
+    if (code) return code;
+    uint8_t *copy = job->buffer + count * sizeof(float);
+    ckpt_copy(norm, 0, norm->shape[0], copy);
+    for (size_t i = 0; i < count; i++) {
+        float value = convert_number(copy + i * size, norm->dtype);
+        memcpy(job->buffer + i * sizeof value, &value, sizeof value);
+    }
+    code = writer_put(&job->out, job->buffer, count * sizeof(float), job->err);
+    return code ? code : convert_step(job, count * sizeof(float));
+}
+
+/* A run of rows of one part of a plain matrix, as it lies in the checkpoint: in the mapped file, or
+ * copied to `room` if it is a strided view. */
+static const uint8_t *convert_rows(const layout_matrix *part, uint32_t row, uint32_t count,
+                                   uint8_t *room) {
+    size_t row_bytes = (size_t)part->columns * ckpt_dtype_size(part->dtype);
+    if (ckpt_contiguous(part->weight)) return part->weight->data + row * row_bytes;
+    ckpt_copy(part->weight, row, count, room);
+    return room;
+}
+
+/* How many values of a binary32 matrix each 16-bit type cannot hold. */
+typedef struct convert_losses {
+    uint64_t f16, bf16;
+} convert_losses;
+
+static void convert_count(const uint8_t *values, size_t count, convert_losses *losses) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, values + 4 * i, sizeof bits);
+        losses->bf16 += (bits & 0xffff) != 0;
+        float value = convert_number(values + 4 * i, CKPT_F32);
+        losses->f16 += tc__f16_to_f32(tc__f32_to_f16(value)) != value; /* NaN: never equal */
+    }
+}
+
+static int convert_narrow(convert_job *job, const layout_matrix *part, const uint8_t *values,
+                          size_t count, bool bf16, uint8_t *out) {
+    for (size_t i = 0; i < count; i++) {
+        uint16_t half;
+        if (bf16) {
+            memcpy(&half, values + 4 * i + 2, sizeof half); /* the upper half, exact */
+        } else {
+            float value = convert_number(values + 4 * i, CKPT_F32);
+            half = tc__f32_to_f16(value);
+            if ((half & 0x7fff) >= 0x7c00)
+                return tc__fail(job->err, TC_ERR_UNSUPPORTED,
+                                "%s: tensor '%s' holds %g, which binary16 cannot; convert the "
+                                "checkpoint to bfloat16 first",
+                                part->weight->file, part->weight->name, (double)value);
+        }
+        memcpy(out + 2 * i, &half, sizeof half);
+    }
+    return TC_OK;
+}
+
+/* Walks the rows of a plain matrix in the file's order, at most 8 at a time. */
+typedef int convert_visit(convert_job *job, const layout_matrix *part, const uint8_t *rows,
+                          size_t values, void *user);
+
+static int convert_walk(convert_job *job, const repack_matrix *m, uint8_t *room,
+                        convert_visit *visit, void *user) {
+    int code = TC_OK;
+    for (uint32_t row = 0, count; row < m->rows && !code; row += count) {
+        int part;
+        uint32_t part_row;
+        repack_locate(m, row, &part, &part_row, &count);
+        const uint8_t *rows = convert_rows(&m->parts[part], part_row, count, room);
+        code = visit(job, &m->parts[part], rows, (size_t)count * m->columns, user);
+    }
+    return code;
+}
+
+static int convert_visit_count(convert_job *job, const layout_matrix *part, const uint8_t *rows,
+                               size_t values, void *user) {
+    (void)job, (void)part;
+    convert_count(rows, values, user);
+    return TC_OK;
+}
+
+/* user: whether a binary32 matrix becomes bfloat16; its narrowed rows go to the buffer's front. */
+static int convert_visit_put(convert_job *job, const layout_matrix *part, const uint8_t *rows,
+                             size_t values, void *user) {
+    const bool *bf16 = user;
+    int code = TC_OK;
+    if (part->dtype == CKPT_F32) {
+        code = convert_narrow(job, part, rows, values, *bf16, job->buffer);
+        rows = job->buffer;
+    }
+    if (!code) code = writer_put(&job->out, rows, 2 * values, job->err);
+    return code ? code : convert_step(job, 2 * values);
+}
+
+static int convert_plain(convert_job *job, const repack_matrix *m) {
+    size_t narrow = (size_t)8 * m->columns * 2;
+    int code = convert_room(job, 3 * narrow); /* narrowed rows, then a copy of wide ones */
+    convert_losses losses = {0, 0};
+    bool bf16 = false;
+    if (code) return code;
+    if (m->parts[0].dtype == CKPT_F32) {
+        convert_walk(job, m, job->buffer + narrow, convert_visit_count, &losses);
+        bf16 = losses.f16 && !losses.bf16;
+        if (!bf16) job->rounded_weights += losses.f16;
+        writer_set_type(&job->out, bf16 ? TC__BF16 : TC__F16);
+    }
+    return convert_walk(job, m, job->buffer + narrow, convert_visit_put, &bf16);
+}
+
+static int convert_packed(convert_job *job, const repack_matrix *m) {
+    uint32_t blocks = (m->rows + TC__UNIT_ROWS - 1) / TC__UNIT_ROWS, band = repack_band(m);
+    int code = convert_room(job, repack_bytes(m, band));
+    for (uint32_t block = 0; block < blocks && !code; block += band) {
+        uint32_t now = blocks - block < band ? blocks - block : band;
+        size_t bytes = repack_bytes(m, now);
+        repack_blocks(m, block, now, job->buffer);
+        code = writer_put(&job->out, job->buffer, bytes, job->err);
+        if (!code) code = convert_step(job, bytes);
+    }
+    for (int i = 0; i < m->part_count; i++) job->rounded_scales += m->parts[i].rounded;
+    return code;
+}
+
+static int convert_matrix(convert_job *job, repack_matrix *m) {
+    int code = TC_OK;
+    for (int i = 0; i < m->part_count && !code; i++)
+        code = layout_open(&m->parts[i], &job->ckpt, job->err);
+    if (!code)
+        code = m->parts[0].kind == LAYOUT_PLAIN ? convert_plain(job, m) : convert_packed(job, m);
+    for (int i = 0; i < m->part_count; i++) layout_close(&m->parts[i], &job->ckpt);
+    return code;
+}
+
+/* ---- the model file ---- */
+
+static void convert_declare(convert_job *job) {
+    for (size_t i = 0; i < job->p.count; i++) {
+        const plan_tensor *tensor = &job->p.tensors[i];
+        const repack_matrix *m = &tensor->matrix;
+        if (tensor->norm) {
+            writer_declare(&job->out, tensor->name, TC__F32, 0, (uint64_t)tensor->norm->shape[0],
+                           0);
+        } else {
+            const layout_matrix *part = &m->parts[0];
+            uint32_t plain = part->dtype == CKPT_BF16 ? TC__BF16 : TC__F16;
+            writer_declare(&job->out, tensor->name, part->kind == LAYOUT_PLAIN ? plain : TC__W4,
+                           part->group, m->rows, m->columns);
+        }
+    }
+}
+
+static void convert_arch(convert_job *job) {
+    const hf_config *c = &job->config;
+    const struct {
+        const char *key;
+        uint32_t value;
+    } sizes[] = {
+        {"arch.hidden_size", c->hidden_size}, {"arch.intermediate_size", c->intermediate_size},
+        {"arch.layers", c->layers},           {"arch.heads", c->heads},
+        {"arch.kv_heads", c->kv_heads},       {"arch.head_dim", c->head_dim},
+        {"arch.vocab_size", c->vocab_size},   {"arch.max_seq_len", c->max_seq_len},
+    };
+    writer_text(&job->out, "arch.family", "llama", 5);
+    for (size_t i = 0; i < TC_COUNT(sizes); i++)
+        writer_u32(&job->out, sizes[i].key, &sizes[i].value, 1);
+    writer_f64(&job->out, "arch.norm_eps", c->norm_eps);
+    writer_f64(&job->out, "arch.rope_theta", c->rope_theta);
+}
+
+/* The ids that end a reply: eos_token_id of config.json and generation_config.json, or else the
+ * tokenizer's. */
+static void convert_stops(convert_job *job) {
+    uint32_t ids[HF_MAX_STOP_IDS];
+    size_t count = 0;
+    for (size_t i = 0; i < job->config.stop_count; i++) {
+        if (job->config.stop_ids[i] < job->config.vocab_size)
+            ids[count++] = (uint32_t)job->config.stop_ids[i];
+        else
+            tc__buf_printf(&job->notes, "eos_token_id %lld is outside the vocabulary: left out\n",
+                           (long long)job->config.stop_ids[i]);
+    }
+    if (count == 0 && job->has_tokenizer && job->tokenizer.eos_id >= 0)
+        ids[count++] = (uint32_t)job->tokenizer.eos_id;
+    if (count == 0)
+        tc__buf_printf(&job->notes, "no eos_token_id: replies end only at their length limit\n");
+    chat_write(&job->chat, ids, count, &job->out);
+}
+
+/* The last component of a path or repository name, malloc'ed. */
+static char *convert_base(const char *path) {
+    size_t len = strlen(path);
+    while (len > 1 && path[len - 1] == '/') len--;
+    size_t start = len;
+    while (start > 0 && path[start - 1] != '/') start--;
+    return tc__copy(path + start, len - start);
+}
+
+/* Names that say nothing about the model: ".", a snapshot's hash, "hf"... */
+static bool convert_is_dull(const char *name) {
+    static const char *const dull[] = {"", ".", "..", "/", "hf", "model", "models", "checkpoint"};
+    for (size_t i = 0; i < TC_COUNT(dull); i++)
+        if (strcmp(name, dull[i]) == 0) return true;
+    return strlen(name) == 40 && strspn(name, "0123456789abcdef") == 40;
+}
+
+/* The model's name, malloc'ed: --name, the folder's, _name_or_path's last part. */
+static char *convert_name(const convert_job *job, const char *folder) {
+    const char *asked = job->options->name;
+    if (asked) return tc__copy(asked, strlen(asked));
+    if (!convert_is_dull(folder)) return tc__copy(folder, strlen(folder));
+    char *other = convert_base(job->config.name_or_path);
+    if (other && !convert_is_dull(other)) return other;
+    free(other);
+    return tc__copy(folder, strlen(folder));
+}
+
+/* Chooses the chat template; without a tokenizer nobody can chat, so that none is looked for. */
+static int convert_choose(convert_job *job, const char *name, const char *folder) {
+    const convert_options *o = job->options;
+    char *dump = convert_base(o->awq ? o->awq : "");
+    if (!dump) return tc__fail_memory(job->err, "a name", 64);
+    const char *names[] = {name, job->config.name_or_path, folder, dump, NULL};
+    const char *asked = o->template_name;
+    if (!asked && o->no_tokenizer) asked = "plain";
+    int code = chat_choose(o->hf, asked, names, &job->chat, &job->notes, job->err);
+    free(dump);
+    return code;
+}
+
+static int convert_metadata(convert_job *job) {
+    char *folder = realpath(job->options->hf, NULL);
+    char *base = convert_base(folder ? folder : job->options->hf);
+    char *name = base ? convert_name(job, base) : NULL;
+    int code = name ? convert_choose(job, name, base) : tc__fail_memory(job->err, "a name", 64);
+    if (!code) {
+        writer_text(&job->out, "general.name", name, strlen(name));
+        writer_text(&job->out, "general.source", job->summary->source,
+                    strlen(job->summary->source));
+        convert_arch(job);
+        tokenizer_import_write(job->has_tokenizer ? &job->tokenizer : NULL, &job->out);
+        convert_stops(job);
+    }
+    free(folder);
+    free(base);
+    free(name);
+    return code;
+}
+
+/* ---- what was found ---- */
+
+/* Tells when the folder's own description differs from its tensors, which are followed. */
+static void convert_cross_check(convert_job *job) {
+    static const char *const versions[] = {NULL, "gemm", "gemv", "gemv_fast"};
+    const hf_config *c = &job->config;
+    const plan *p = &job->p;
+    if (job->options->awq || !c->quant_method[0]) return;
+    if (!p->packed) {
+        tc__buf_printf(&job->notes,
+                       "config.json says that the model is quantised, but its tensors are not\n");
+        return;
+    }
+    const char *version = versions[p->kind];
+    bool same = !c->quant_version[0] || strcmp(c->quant_version, version) == 0 ||
+                (p->kind == LAYOUT_A && (strncmp(c->quant_version, "exllama", 7) == 0 ||
+                                         strcmp(c->quant_version, "ipex") == 0));
+    if (!same)
+        tc__buf_printf(&job->notes,
+                       "config.json says AWQ version '%s', the tensors are packing %s ('%s'): the "
+                       "tensors are followed\n",
+                       c->quant_version, layout_letter(p->kind), version);
+    if (c->quant_group > 0 && c->quant_group != p->source_group && !p->mixed)
+        tc__buf_printf(&job->notes,
+                       "config.json says group size %lld, the tensors have %u: the tensors are "
+                       "followed\n",
+                       (long long)c->quant_group, (unsigned)p->source_group);
+}
+
+static void convert_describe(convert_job *job) {
+    static const char *const packings[] = {"", "A (AutoAWQ gemm, early llm-awq)",
+                                           "B (llm-awq 2023, AutoAWQ gemv)",
+                                           "C (llm-awq v2, AutoAWQ gemv_fast)"};
+    convert_summary *s = job->summary;
+    const plan *p = &job->p;
+    char layers[128];
+    if (!p->packed) {
+        snprintf(layers, sizeof layers, "%s", ckpt_dtype_name(p->dtype));
+        snprintf(s->precision, sizeof s->precision, "W16A16");
+    } else {
+        snprintf(layers, sizeof layers, "AWQ packing %s, group size %u%s%s", packings[p->kind],
+                 (unsigned)p->source_group, p->mixed ? " (and others)" : "",
+                 p->plain ? ", some layers 16-bit" : "");
+        snprintf(s->precision, sizeof s->precision, "W4A16 g%u", (unsigned)p->group);
+    }
+    snprintf(s->source, sizeof s->source, "%s; %s", layers, job->ckpt.format);
+    s->input_bytes = p->input_bytes;
+    s->tensors = p->count;
+    s->template_name = NULL;
+}
+
+static void convert_found(convert_job *job) {
+    const convert_options *o = job->options;
+    const hf_config *c = &job->config;
+    char line[1024], tokenizer[64] = "no tokenizer";
+    if (job->has_tokenizer)
+        snprintf(tokenizer, sizeof tokenizer, "SentencePiece tokenizer, %u pieces",
+                 (unsigned)job->tokenizer.count);
+    snprintf(
+        line, sizeof line,
+        "llama, %u layers, hidden %u, %u heads (%u KV), vocabulary %u | %s | %s | chat template "
+        "%s (%s)",
+        (unsigned)c->layers, (unsigned)c->hidden_size, (unsigned)c->heads, (unsigned)c->kv_heads,
+        (unsigned)c->vocab_size, job->summary->source, tokenizer, job->chat.chosen->name,
+        job->chat.reason);
+    if (o->found) o->found(o->user, line);
+}
+
+static void convert_rounded(convert_job *job) {
+    if (job->rounded_weights)
+        tc__buf_printf(&job->notes,
+                       "%llu weights are binary32 numbers that neither 16-bit type holds exactly: "
+                       "rounded to binary16\n",
+                       (unsigned long long)job->rounded_weights);
+    if (job->rounded_scales)
+        tc__buf_printf(&job->notes, "%llu scales were rounded to binary16\n",
+                       (unsigned long long)job->rounded_scales);
+}
+
+/* ---- the whole ---- */
+
+/* The output must not be one of the files that are read. */
+static int convert_check_output(const convert_job *job) {
+    const char *path = job->options->output;
+    struct stat out, in;
+    if (stat(path, &out)) return TC_OK; /* not there yet */
+    if (S_ISDIR(out.st_mode))
+        return tc__fail(job->err, TC_ERR_ARGUMENT, "%s: is a folder; give -o a file name", path);
+    const char *last = NULL;
+    for (size_t i = 0; i < job->ckpt.count; i++) {
+        const char *file = job->ckpt.tensors[i].file;
+        if (file == last) continue;
+        last = file;
+        if (!stat(file, &in) && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
+            return tc__fail(job->err, TC_ERR_ARGUMENT,
+                            "%s: is a part of the checkpoint; give -o another name", path);
+    }
+    return TC_OK;
+}
+
+static int convert_open(convert_job *job) {
+    const convert_options *o = job->options;
+    int code = hf_config_read(o->hf, &job->config, &job->notes, job->err);
+    if (code) return code;
+    if (o->awq) {
+        code = ckpt_open(o->awq, &job->ckpt, job->err);
+    } else {
+        code = hf_config_check_quant(&job->config, o->hf, job->err);
+        if (!code) code = ckpt_open_hf(o->hf, &job->ckpt, job->err);
+    }
+    if (!code) code = convert_check_output(job);
+    if (!code) code = plan_make(&job->config, &job->ckpt, &job->p, &job->notes, job->err);
+    if (code || o->no_tokenizer) return code;
+    code = tokenizer_import_read(o->hf, job->config.vocab_size, &job->tokenizer, &job->notes,
+                                 job->err);
+    job->has_tokenizer = !code;
+    return code;
+}
+
+static int convert_write(convert_job *job) {
+    int code = writer_begin(&job->out, job->options->output, job->err);
+    job->bytes_total = job->out.file_bytes;
+    for (size_t i = 0; i < job->p.count && !code; i++) {
+        plan_tensor *tensor = &job->p.tensors[i];
+        code =
+            tensor->norm ? convert_norm(job, tensor->norm) : convert_matrix(job, &tensor->matrix);
+    }
+    job->summary->output_bytes = job->out.file_bytes;
+    if (!code) code = writer_finish(&job->out, job->err);
+    return code;
+}
+
+int convert_run(const convert_options *options, convert_summary *summary, tc_error *err) {
+    convert_job job;
+    memset(&job, 0, sizeof job);
+    memset(summary, 0, sizeof *summary);
+    job.options = options;
+    job.summary = summary;
+    job.err = err;
+    writer_init(&job.out);
+    int code = TC_OK;
+    if (options->template_name && !tc__template_find(options->template_name))
+        code = tc__fail(err, TC_ERR_ARGUMENT, "no chat template '%s'", options->template_name);
+    if (!code) code = convert_open(&job);
+    if (!code) {
+        convert_describe(&job);
+        convert_cross_check(&job);
+        convert_declare(&job);
+        code = convert_metadata(&job);
+    }
+    convert_tell(&job);
+    if (!code) {
+        summary->template_name = job.chat.chosen->name;
+        convert_found(&job);
+        code = convert_write(&job);
+    }
+    if (!code) convert_rounded(&job);
+    convert_tell(&job);
+    writer_free(&job.out);
+    plan_free(&job.p);
+    if (job.has_tokenizer) tokenizer_import_free(&job.tokenizer);
+    ckpt_close(&job.ckpt);
+    hf_config_free(&job.config);
+    tc__buf_free(&job.notes);
+    free(job.buffer);
+    return code ? code : tc__ok(err);
+}

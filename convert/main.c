@@ -1,0 +1,246 @@
+/* convert - the command line: arguments, messages, exit codes. */
+#include "convert.h"
+#include "inspect.h"
+#include "src/template.h"
+
+#include "chat_template.h"
+
+#include <signal.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MAIN_OK = 0, MAIN_FAILURE = 1, MAIN_USAGE = 2, MAIN_BAD_CHECKPOINT = 3 };
+
+static const char main_help[] =
+    "usage: convert --hf DIR [--awq FILE.pt | --awq DIR] [-o model.bin]\n"
+    "       convert --inspect FILE\n"
+    "       convert --verify model.bin\n"
+    "\n"
+    "Turns a checkpoint of a LLaMA, LLaMA-2 or Vicuna model into one file for ./chat.\n"
+    "\n"
+    "  --hf DIR         Hugging Face folder: config.json, tokenizer.model; also the weights\n"
+    "                   (safetensors or pytorch_model*.bin; fp16, bf16 or AWQ) unless --awq\n"
+    "  --awq FILE|DIR   weights: a 4-bit dump of llm-awq (.pt), or the folder that its\n"
+    "                   split_ckpt.py makes of one\n"
+    "  -o, --output F   the model file (default model.bin); replaced only after success\n"
+    "  --template NAME  chat template, instead of the checkpoint's own: %s\n"
+    "  --name NAME      the model's name, instead of the folder's\n"
+    "  --no-tokenizer   convert without a tokenizer, for use with token ids only\n"
+    "  -q, --quiet      print errors only\n"
+    "  --inspect FILE   list what is in a checkpoint, a folder or a model file\n"
+    "  --verify FILE    check every checksum of a model file\n"
+    "  --help, --version\n"
+    "\n"
+    "Packing and group size are found out from the tensors. Exit codes: 0 success, 1 failure,\n"
+    "2 wrong usage, 3 bad or unsupported checkpoint.\n";
+
+typedef struct main_arguments {
+    convert_options convert;
+    const char *inspect, *verify;
+    bool quiet, help, version;
+} main_arguments;
+
+static tc__flag main_interrupted;
+
+static void main_on_signal(int signal_number) {
+    (void)signal_number;
+    tc__flag_set(&main_interrupted, true);
+}
+
+/* ---- messages ---- */
+
+typedef struct main_screen {
+    bool quiet, bar; /* bar: stderr is a terminal */
+    int percent;     /* shown now; -1: no bar on the screen */
+} main_screen;
+
+static void main_clear(main_screen *screen) {
+    if (screen->percent >= 0) fputs("\r\033[K", stderr);
+    screen->percent = -1;
+}
+
+static void main_progress(void *user, double fraction) {
+    main_screen *screen = user;
+    int percent = (int)(100 * fraction);
+    if (!screen->bar || percent == screen->percent) return;
+    char bar[41];
+    memset(bar, ' ', 40);
+    memset(bar, '#', (size_t)(percent < 100 ? percent : 100) * 40 / 100);
+    bar[40] = 0;
+    screen->percent = percent;
+    fprintf(stderr, "\r[%s] %3d %%", bar, percent);
+    fflush(stderr);
+}
+
+static void main_note(void *user, const char *line) {
+    main_screen *screen = user;
+    if (screen->quiet) return;
+    main_clear(screen);
+    fprintf(stderr, "convert: note: %s\n", line);
+}
+
+static void main_found(void *user, const char *line) {
+    main_screen *screen = user;
+    if (!screen->quiet) printf("%s\n", line);
+    fflush(stdout);
+}
+
+static int main_fail(const tc_error *err) {
+    fprintf(stderr, "convert: %s\n", err->message);
+    switch (err->code) {
+    case TC_ERR_ARGUMENT: return MAIN_USAGE;
+    case TC_ERR_FORMAT:
+    case TC_ERR_UNSUPPORTED: return MAIN_BAD_CHECKPOINT;
+    default: return MAIN_FAILURE;
+    }
+}
+
+static int main_usage(const char *what, const char *argument) {
+    fprintf(stderr, "convert: %s%s; see convert --help\n", what, argument);
+    return MAIN_USAGE;
+}
+
+/* ---- arguments ---- */
+
+/* The value of a flag that takes one: "--flag value" or "--flag=value". */
+static bool main_value(int argc, char **argv, int *i, const char *flag, const char **value) {
+    size_t len = strlen(flag);
+    if (strncmp(argv[*i], flag, len) != 0) return false;
+    if (argv[*i][len] == '=' && flag[1] == '-') {
+        *value = argv[*i] + len + 1;
+        return true;
+    }
+    if (argv[*i][len] != 0) return false;
+    *value = *i + 1 < argc ? argv[++*i] : NULL;
+    return true;
+}
+
+static int main_parse(int argc, char **argv, main_arguments *a) {
+    const struct {
+        const char *flag;
+        const char **value;
+    } values[] = {
+        {"--hf", &a->convert.hf},
+        {"--awq", &a->convert.awq},
+        {"-o", &a->convert.output},
+        {"--output", &a->convert.output},
+        {"--template", &a->convert.template_name},
+        {"--name", &a->convert.name},
+        {"--inspect", &a->inspect},
+        {"--verify", &a->verify},
+    };
+    const struct {
+        const char *flag;
+        bool *set;
+    } switches[] = {
+        {"--no-tokenizer", &a->convert.no_tokenizer},
+        {"-q", &a->quiet},
+        {"--quiet", &a->quiet},
+        {"--help", &a->help},
+        {"-h", &a->help},
+        {"--version", &a->version},
+    };
+    for (int i = 1; i < argc; i++) {
+        bool known = false;
+        const char *argument = argv[i];
+        for (size_t k = 0; k < TC_COUNT(values) && !known; k++) {
+            known = main_value(argc, argv, &i, values[k].flag, values[k].value);
+            if (known && !*values[k].value) return main_usage("no value after ", argument);
+        }
+        for (size_t k = 0; k < TC_COUNT(switches) && !known; k++)
+            if (strcmp(argument, switches[k].flag) == 0) known = *switches[k].set = true;
+        if (!known) return main_usage("unknown argument: ", argument);
+    }
+    return MAIN_OK;
+}
+
+static int main_check(const main_arguments *a) {
+    char names[256];
+    const convert_options *o = &a->convert;
+    if (a->inspect || a->verify) {
+        if (o->hf || o->awq || o->output || (a->inspect && a->verify))
+            return main_usage("--inspect and --verify stand alone", "");
+        return MAIN_OK;
+    }
+    if (!o->hf)
+        return main_usage(o->awq ? "--awq needs --hf DIR as well (config.json and tokenizer)"
+                                 : "nothing to do: --hf DIR is missing",
+                          "");
+    if (o->template_name && !tc__template_find(o->template_name)) {
+        chat_names(names, sizeof names);
+        fprintf(stderr, "convert: no chat template '%s'; expected one of: %s\n", o->template_name,
+                names);
+        return MAIN_USAGE;
+    }
+    return MAIN_OK;
+}
+
+/* ---- the work ---- */
+
+static double main_seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int main_convert(convert_options *o, main_screen *screen) {
+    convert_summary summary;
+    tc_error err;
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = main_on_signal;
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    if (!o->output) o->output = "model.bin";
+    o->cancel = &main_interrupted;
+    o->note = main_note;
+    o->found = main_found;
+    o->progress = main_progress;
+    o->user = screen;
+    double start = main_seconds();
+    int code = convert_run(o, &summary, &err);
+    main_clear(screen);
+    if (code) return main_fail(&err);
+    double seconds = main_seconds() - start;
+    if (!screen->quiet)
+        printf("%s: %s, %zu tensors, %.1f MB from %.1f MB (%s), template %s, %.1f s (%.0f MB/s)\n",
+               o->output, summary.precision, summary.tensors, (double)summary.output_bytes / 1e6,
+               (double)summary.input_bytes / 1e6, summary.source, summary.template_name, seconds,
+               (double)summary.input_bytes / 1e6 / (seconds > 1e-3 ? seconds : 1e-3));
+    return MAIN_OK;
+}
+
+int main(int argc, char **argv) {
+    main_arguments a;
+    memset(&a, 0, sizeof a);
+    int code = main_parse(argc, argv, &a);
+    if (code) return code;
+    if (a.help) {
+        char names[256];
+        chat_names(names, sizeof names);
+        printf(main_help, names);
+        return MAIN_OK;
+    }
+    if (a.version) {
+        printf("convert (tinychat %s)\n", TC_VERSION);
+        return MAIN_OK;
+    }
+    if ((code = main_check(&a))) return code;
+    main_screen screen = {a.quiet, !a.quiet && isatty(STDERR_FILENO), -1};
+    tc_error err;
+    if (a.inspect) {
+        code = inspect_file(a.inspect, stdout, &err);
+    } else if (a.verify) {
+        code = inspect_verify(a.verify, stdout, main_progress, &screen, &err);
+        main_clear(&screen);
+    } else {
+        code = main_convert(&a.convert, &screen);
+        if (code) return code;
+    }
+    if (code) return main_fail(&err);
+    if (fflush(stdout) || ferror(stdout)) {
+        fprintf(stderr, "convert: cannot write to standard output\n");
+        return MAIN_FAILURE;
+    }
+    return MAIN_OK;
+}

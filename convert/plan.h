@@ -1,0 +1,36 @@
+/* plan - the tensors of a model file (docs/format.md, family llama) and where in a checkpoint each
+ * of them comes from.
+ */
+#ifndef CONVERT_PLAN_H
+#define CONVERT_PLAN_H
+
+#include "hf_config.h"
+#include "repack.h"
+#include "writer.h"
+
+typedef struct plan_tensor {
+    char name[32];           /* in the model file: "3.gate_up" */
+    const ckpt_tensor *norm; /* a vector, or NULL: */
+    repack_matrix matrix;
+    char part_names[REPACK_MAX_PARTS][64]; /* in the checkpoint: "model.layers.3.mlp.gate_proj" */
+} plan_tensor;
+
+typedef struct plan {
+    plan_tensor *tensors; /* [count] in the order of the model file */
+    size_t count;
+    size_t packed, plain; /* linear layers of the blocks by kind */
+    layout_kind kind;     /* of the packed ones; the first one's */
+    uint32_t source_group, group;
+    bool mixed;       /* they are not all like the first */
+    ckpt_dtype dtype; /* of the first plain matrix */
+    uint64_t input_bytes;
+} plan;
+
+/* Errors: FORMAT (a missing tensor, a wrong shape), UNSUPPORTED (a packing, a mixture within one
+ * joined matrix, a tensor that would change the model's answers and is not used). On failure
+ * nothing is held. The checkpoint must outlive the plan. */
+int plan_make(const hf_config *config, const checkpoint *ckpt, plan *p, tc__buf *notes,
+              tc_error *err);
+void plan_free(plan *p);
+
+#endif /* CONVERT_PLAN_H */
