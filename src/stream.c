@@ -23,7 +23,7 @@ static void stream_release(tc__stream *stream, size_t n, tc__buf *out) {
     memmove(stream->held.data, stream->held.data + n, stream->held.len);
 }
 
-/* Takes one whole character; if it completes stop strings, what lies before the longest is shown. */
+/* Takes one whole character; if it completes stop strings, what is before the longest is shown. */
 static void stream_character(tc__stream *stream, const char *bytes, size_t len, tc__buf *out) {
     size_t longest = 0;
     tc__buf *held = &stream->held;

@@ -430,8 +430,8 @@ typedef struct tokenizer_run { /* buffers, used for one run after the other */
     size_t n_symbols, symbol_cap;
     tokenizer_pair *heap; /* binary, the least key on top */
     size_t n_heap, heap_cap;
-    /* [n_pieces], NULL without UNUSED pieces: length of the left part of the join to this UNUSED
-     * piece that was considered last, wherever in the run: sentencepiece's rule. 0: none was. */
+    /* [n_pieces], NULL without UNUSED pieces: where a join to this UNUSED piece was, 0 if there was
+     * none. It is one place: the joins inside a piece do not depend on what is around it. */
     uint32_t *splits;
     bool failed;
 } tokenizer_run;
@@ -567,17 +567,22 @@ static void tokenizer_merge(tokenizer_run *run) {
     }
 }
 
-/* Appends the id of one symbol: an UNUSED piece is taken apart again, and what is no piece is
- * spelled in bytes. The depth of the recursion is bounded by TC__MAX_PIECE. */
+/* Appends the id of one symbol: an UNUSED piece is taken apart again, and what is no piece (or an
+ * UNUSED one of a single character: sentencepiece since 0.2.3) is spelled in bytes. The depth of the
+ * recursion is bounded by TC__MAX_PIECE. */
 static void tokenizer_emit(tokenizer_run *run, const char *text, uint32_t len, int32_t id,
                            tc__ids *ids, bool *after_unk) {
     const tc__tokenizer *t = run->t;
-    if (id >= 0 && t->pieces[id].type == TC__PIECE_UNUSED && run->splits[id]) {
+    if (id >= 0 && t->pieces[id].type == TC__PIECE_UNUSED) {
         uint32_t left = run->splits[id];
-        tokenizer_emit(run, text, left, tokenizer_lookup(t, text, left), ids, after_unk);
-        tokenizer_emit(run, text + left, len - left, tokenizer_lookup(t, text + left, len - left),
-                       ids, after_unk);
-        return;
+        if (left) {
+            const char *right = text + left;
+            tokenizer_emit(run, text, left, tokenizer_lookup(t, text, left), ids, after_unk);
+            tokenizer_emit(run, right, len - left, tokenizer_lookup(t, right, len - left), ids,
+                           after_unk);
+            return;
+        }
+        id = -1;
     }
     if (id >= 0) {
         tc__ids_push(ids, id);
@@ -593,13 +598,8 @@ static void tokenizer_encode_run(tokenizer_run *run, const char *text, size_t le
                                  tc__ids *ids) {
     const tc__tokenizer *t = run->t;
     bool after_unk = false;
-    if (!len) return;
-    if (t->has_unused) {
-        free(run->splits);
-        run->splits = tc__calloc(t->n_pieces, sizeof *run->splits);
-        if (!run->splits) run->failed = true;
-    }
-    if (!run->failed) tokenizer_escape(run, text, len, prefix && t->dummy_prefix);
+    if (!len || run->failed) return;
+    tokenizer_escape(run, text, len, prefix && t->dummy_prefix);
     if (!run->failed) tokenizer_split(run);
     if (!run->failed) tokenizer_merge(run);
     if (run->failed) return;
@@ -653,6 +653,10 @@ int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_s
         if (spans[s].len) tc__buf_add(&joined, spans[s].text, spans[s].len);
     const char *text = n_spans == 1 ? spans[0].text : joined.data;
     run.t = tokenizer;
+    if (tokenizer->has_unused) {
+        run.splits = tc__calloc(tokenizer->n_pieces, sizeof *run.splits);
+        run.failed = !run.splits;
+    }
     if (!joined.failed) tokenizer_encode_text(&run, text, spans, n_spans, before, ids);
     bool failed = run.failed || joined.failed || ids->failed;
     tokenizer_run_free(&run);
