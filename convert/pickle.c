@@ -458,7 +458,7 @@ static int pkl_reduce(pkl_machine *m) {
             return pkl_damaged(m, "a parameter without a tensor");
         result = args.as.items[0];
         code = TC_OK;
-    } else if (callable.as.integer == PKL_GLOBAL_STORAGE) {
+    } else if (callable.as.integer >= PKL_GLOBAL_STORAGE) {
         return pkl_damaged(m, "a call of a storage class");
     } else {
         code = pkl_rebuild_tensor(m, callable.as.integer == PKL_GLOBAL_TENSOR_V2, args, &result);
