@@ -396,10 +396,16 @@ TEST(parameters_out_of_range_are_named) {
           s.repeat_penalty == 1.10f && s.repeat_last_n == -1 && s.seed == TC_SEED_RANDOM);
 }
 
-TEST_MAIN(RUN(random_numbers_are_splitmix64) RUN(filters_equal_a_full_sort)
-              RUN(a_large_vocabulary_gives_the_same_ids)
-                  RUN(greedy_takes_the_lowest_id_among_equals) RUN(penalty_counts_each_id_once)
-                      RUN(penalty_lowers_negative_logits_too) RUN(filters_keep_what_the_manual_says)
-                          RUN(draws_have_the_right_frequencies) RUN(extreme_values_are_no_trouble)
-                              RUN(a_logit_that_is_no_number_is_an_error)
-                                  RUN(parameters_out_of_range_are_named))
+/* clang-format off */
+TEST_MAIN(
+    RUN(random_numbers_are_splitmix64)
+    RUN(filters_equal_a_full_sort)
+    RUN(a_large_vocabulary_gives_the_same_ids)
+    RUN(greedy_takes_the_lowest_id_among_equals)
+    RUN(penalty_counts_each_id_once)
+    RUN(penalty_lowers_negative_logits_too)
+    RUN(filters_keep_what_the_manual_says)
+    RUN(draws_have_the_right_frequencies)
+    RUN(extreme_values_are_no_trouble)
+    RUN(a_logit_that_is_no_number_is_an_error)
+    RUN(parameters_out_of_range_are_named))
