@@ -602,7 +602,7 @@ TEST(llama_gqa_tiny_integers) {
 }
 
 TEST(llama_small) {
-    static const fixture files[] = {{"hf", NULL, "w16", true},
+    static const fixture files[] = {{"hf", NULL, "w16", false},
                                     {"hf-bin", NULL, "w16", false},
                                     {"hf-bf16", NULL, "bf16", false},
                                     {"hf", "g64-b.pt", "g64", false},
