@@ -568,7 +568,7 @@ static void tokenizer_merge(tokenizer_run *run) {
 }
 
 /* Appends the id of one symbol: an UNUSED piece is taken apart again, and what is no piece (or an
- * UNUSED one of a single character: sentencepiece since 0.2.3) is spelled in bytes. The depth of the
+ * UNUSED one of one character: sentencepiece since 0.2.3) is spelled in bytes. The depth of the
  * recursion is bounded by TC__MAX_PIECE. */
 static void tokenizer_emit(tokenizer_run *run, const char *text, uint32_t len, int32_t id,
                            tc__ids *ids, bool *after_unk) {

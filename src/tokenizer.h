@@ -66,11 +66,11 @@ enum {                       /* what lies before the text that is encoded */
  * one run, whatever spans it is made of. `before` says what its first byte follows; a run behind a
  * special piece gets a dummy prefix of its own only if the tokenizer is `legacy`.
  *
- * For text that is trusted as a whole the ids are those of transformers' LlamaTokenizer with
- * use_fast=False (4.x, both values of `legacy`), which are sentencepiece's. The fast classes agree
- * unless a run begins with a space or U+2581: then their Metaspace adds no prefix, and 5.x derives
- * another merge order from tokenizer.model and so splits "  hi" otherwise; no built-in template
- * begins a run like that.
+ * For text that is trusted as a whole the ids are those of transformers 4's slow LlamaTokenizer
+ * (use_fast=False, both values of `legacy`), which runs sentencepiece itself. The fast class of 4.x
+ * agrees, except that with legacy=False a text that begins with a space or U+2581 gets no prefix
+ * from it. 5.x made from a tokenizer.model has that difference for both values, and another merge
+ * order, so that it splits runs of spaces otherwise ("  hi"); neither is sentencepiece's answer.
  * Errors: MEMORY, ARGUMENT (more than 700 MB of text). */
 TC_INTERNAL int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_spans,
                            int before, tc__ids *ids, tc_error *err);

@@ -16,8 +16,8 @@ typedef struct spm_file {
 } spm_file;
 
 /* Adds metadata; what was there under the key is replaced. */
-static void spm_set(spm_file *spm, const char *key, uint32_t type, size_t count, const void *value,
-                    size_t size) {
+static inline void spm_set(spm_file *spm, const char *key, uint32_t type, size_t count,
+                           const void *value, size_t size) {
     size_t i = 0;
     while (i < spm->file.meta_count &&
            (strlen(key) != spm->metas[i].key_len || memcmp(key, spm->metas[i].key, strlen(key))))
@@ -31,25 +31,25 @@ static void spm_set(spm_file *spm, const char *key, uint32_t type, size_t count,
     spm->file.metas = spm->metas;
 }
 
-static void spm_set_u32(spm_file *spm, const char *key, uint32_t value) {
+static inline void spm_set_u32(spm_file *spm, const char *key, uint32_t value) {
     spm_set(spm, key, TC__META_U32, 1, &value, sizeof value);
 }
 
-static void spm_set_text(spm_file *spm, const char *key, const char *text) {
+static inline void spm_set_text(spm_file *spm, const char *key, const char *text) {
     spm_set(spm, key, TC__META_BYTES, strlen(text), text, strlen(text));
 }
 
-static void spm_remove(spm_file *spm, const char *key) {
+static inline void spm_remove(spm_file *spm, const char *key) {
     for (size_t i = 0; i < spm->file.meta_count; i++)
         if (strlen(key) == spm->metas[i].key_len && !memcmp(key, spm->metas[i].key, strlen(key)))
             spm->metas[i].key_len = 0;
 }
 
-static void spm_close(spm_file *spm) {
+static inline void spm_close(spm_file *spm) {
     for (size_t i = 0; i < SPM_MAX_METAS; i++) tc__buf_free(&spm->values[i]);
 }
 
-static uint64_t spm_varint(tc__cursor *c) {
+static inline uint64_t spm_varint(tc__cursor *c) {
     uint64_t value = 0;
     for (unsigned shift = 0;; shift += 7) {
         const uint8_t *byte = tc__take(c, 1);
@@ -59,9 +59,9 @@ static uint64_t spm_varint(tc__cursor *c) {
     }
 }
 
-/* The next field: its number, its value (varint, fixed32 or length) and, for wire type 2, its bytes;
+/* The next field: its number, its value (varint, fixed32, length) and, for wire type 2, its bytes;
  * 0 at the end. */
-static unsigned spm_field(tc__cursor *c, uint64_t *value, tc__cursor *bytes) {
+static inline unsigned spm_field(tc__cursor *c, uint64_t *value, tc__cursor *bytes) {
     if (!tc__cursor_left(c)) return 0;
     uint64_t tag = spm_varint(c);
     *value = (tag & 7) == 5 ? tc__take_u32(c) : (tag & 7) == 1 ? tc__take_u64(c) : spm_varint(c);
@@ -69,7 +69,7 @@ static unsigned spm_field(tc__cursor *c, uint64_t *value, tc__cursor *bytes) {
     return (unsigned)(tag >> 3);
 }
 
-static void spm_piece(tc__cursor piece, tc__buf *pieces, tc__buf *scores, tc__buf *types) {
+static inline void spm_piece(tc__cursor piece, tc__buf *pieces, tc__buf *scores, tc__buf *types) {
     char type = TC__PIECE_NORMAL;
     uint32_t score = 0, len = 0;
     tc__cursor text = {0}, bytes;
@@ -87,7 +87,7 @@ static void spm_piece(tc__cursor piece, tc__buf *pieces, tc__buf *scores, tc__bu
 }
 
 /* Reads a tokenizer.model; false if there is no such file. `spm` is zeroed by the caller. */
-static bool spm_open(spm_file *spm, const char *path, bool legacy) {
+static inline bool spm_open(spm_file *spm, const char *path, bool legacy) {
     tc__buf pieces = {0}, scores = {0}, types = {0};
     tc__map map;
     if (tc__map_open(path, &map, NULL)) return false;
@@ -131,7 +131,7 @@ static bool spm_open(spm_file *spm, const char *path, bool legacy) {
 /* ---- golden files ---- */
 
 /* Decodes hexadecimal up to the first other character, which *text is left at. */
-static void spm_hex(const char **text, tc__buf *out) {
+static inline void spm_hex(const char **text, tc__buf *out) {
     int high, low;
     static const char digits[] = "0123456789abcdef";
     while (**text && strchr(digits, **text)) {
@@ -144,7 +144,7 @@ static void spm_hex(const char **text, tc__buf *out) {
 }
 
 /* Decimal numbers separated by spaces, up to the first other character. */
-static void spm_numbers(const char **text, tc__ids *out) {
+static inline void spm_numbers(const char **text, tc__ids *out) {
     for (;;) {
         while (**text == ' ') ++*text;
         if (**text < '0' || **text > '9') return;
@@ -153,7 +153,7 @@ static void spm_numbers(const char **text, tc__ids *out) {
 }
 
 /* A whole file as one NUL-terminated string; empty if there is none. */
-static tc__buf spm_read(const char *path) {
+static inline tc__buf spm_read(const char *path) {
     tc__buf text = {0};
     tc__map map;
     if (!tc__map_open(path, &map, NULL)) {
@@ -163,12 +163,12 @@ static tc__buf spm_read(const char *path) {
     return text;
 }
 
-static bool spm_same_ids(const tc__ids *a, const tc__ids *b) {
+static inline bool spm_same_ids(const tc__ids *a, const tc__ids *b) {
     return a->len == b->len && (!a->len || !memcmp(a->data, b->data, a->len * sizeof *a->data));
 }
 
 /* "1 2 3", for messages; as much as fits. */
-static const char *spm_show(const tc__ids *ids, char *out, size_t size) {
+static inline const char *spm_show(const tc__ids *ids, char *out, size_t size) {
     size_t at = 0;
     out[0] = 0;
     for (size_t i = 0; i < ids->len && at + 16 < size; i++)
