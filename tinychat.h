@@ -24,8 +24,8 @@
  * another thread or from a signal handler. Several models and sessions live side by side; the
  * library has no global state.
  *
- * What the library never does: exit, abort, print, change signal handlers or the locale, keep a
- * pointer to an argument after the call returns (unless the function says so), run code from a file.
+ * What the library never does: exit, abort, print, change signal handlers or the locale, run code
+ * from a file, keep a pointer to an argument after the call returns (unless the function says so).
  *
  * Sizes are bytes and times are seconds unless a name says otherwise. Text is UTF-8 by length, not
  * by terminator; malformed UTF-8 is allowed everywhere. Every "close" accepts NULL.
@@ -88,8 +88,8 @@ typedef struct tc_model tc_model;
 typedef struct tc_model_params {
     const char *device; /* "auto" (default, also NULL) or "cpu" */
     int threads;        /* CPU threads of each session; 0 (default) = all processors online */
-    /* Called now and then while opening; fraction 0..1, `what` names the step. A non-zero result
-     * cancels: tc_model_open returns TC_ERR_CANCELLED. NULL = no reports. */
+    /* Called now and then while opening, at least first with 0 and last with 1; `what` names the
+     * step. A non-zero result cancels: tc_model_open returns TC_ERR_CANCELLED. NULL = none. */
     int (*progress)(void *user, double fraction, const char *what);
     /* Remarks that are not errors, one line each without a newline. NULL = none wanted. */
     void (*log)(void *user, const char *line);
@@ -123,8 +123,8 @@ typedef struct tc_model_info {
     size_t kv_bytes_per_token; /* bytes of KV cache of one position on this device */
     int vocab_size;            /* number of logits */
     int layers, hidden_size, heads, kv_heads, head_dim;
-    int max_seq_len; /* positions the model was made for */
-    int bos_id;      /* -1 if it has none */
+    int max_seq_len;   /* positions the model was made for */
+    int bos_id;        /* -1 if it has none */
     int has_tokenizer; /* 0: only token ids can be used */
 } tc_model_info;
 
@@ -146,14 +146,15 @@ enum {
     TC_TOKENIZE_CONTINUE = 4
 };
 
-/* Encodes `len` bytes of text. Writes at most `cap` ids and sets *n to the number there are; when
- * *n > cap nothing useful was written: call again with room for *n. ids may be NULL if cap is 0.
- * Errors: UNSUPPORTED (model without a tokenizer), MEMORY. */
+/* Encodes `len` bytes of text. Sets *n to the number of ids and writes them if they are at most
+ * `cap`; when *n > cap nothing was written: call again with room for *n. ids may be NULL if cap is 0.
+ * Errors: UNSUPPORTED (model without a tokenizer), ARGUMENT (unknown flags, more than 700 MB of
+ * text), MEMORY. */
 TC_API int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, int32_t *ids,
                        size_t cap, size_t *n, tc_error *err);
 
-/* Decodes n ids as one text. Same convention for `cap` and *len; no terminator is written. Bytes
- * that form no valid UTF-8 come out as U+FFFD, one per byte. Special tokens have no text.
+/* Decodes n ids as one text. Same convention for `cap` and *len; no terminator is written. Byte
+ * tokens that form no valid UTF-8 come out as U+FFFD, one per byte. Special tokens have no text.
  * Errors: ARGUMENT (an id is outside the vocabulary), UNSUPPORTED, MEMORY. */
 TC_API int tc_detokenize(const tc_model *model, const int32_t *ids, size_t n, char *text,
                          size_t cap, size_t *len, tc_error *err);
@@ -165,7 +166,7 @@ TC_API int tc_is_stop_id(const tc_model *model, int32_t id);
 
 #define TC_SEED_RANDOM UINT64_MAX
 
-/* How the next token is chosen from the logits. The steps, in this order (TinyChat's):
+/* How the next token is chosen from the logits, in binary64. The steps, in this order (TinyChat's):
  *   1. temperature: logits are divided by it. Below 1e-5: step 2, then the largest logit wins
  *      (the lowest id among equals) and the steps after it do not apply.
  *   2. repeat_penalty p, when not 1: for every distinct id among the last repeat_last_n tokens of
@@ -175,13 +176,15 @@ TC_API int tc_is_stop_id(const tc_model *model, int32_t id);
  *   5. top_k: at most the first top_k.
  *   6. min_p: those with at least min_p times the probability of the first.
  *   7. one draw from what remains, with the generator below.
- * The random number of the i-th draw after tc_session_seed is a pure function of (seed, i). */
+ * Each step filters what the one before has left, without normalising anew; the draw walks in the
+ * order of step 3. The random number of the i-th draw after seeding is output i of SplitMix64
+ * started at the seed: a pure function of (seed, i). Greedy choices use none up. */
 typedef struct tc_sampling {
     float temperature;    /* 0.7; 0 = greedy; must be finite and >= 0 */
     float top_p;          /* 0.95; >= 1 = off; must be > 0 */
-    int top_k;            /* 40; 0 = off */
+    int top_k;            /* 40; 0 = off; must be >= 0 */
     float min_p;          /* 0 = off; 0..1 */
-    float repeat_penalty; /* 1.10; 1 = off; must be > 0 */
+    float repeat_penalty; /* 1.10; 1 = off; must be finite and > 0 */
     int repeat_last_n;    /* -1 = the whole context; 0 = off */
     uint64_t seed;        /* TC_SEED_RANDOM = from the operating system, see tc_session_seed */
 } tc_sampling;
@@ -194,15 +197,18 @@ TC_API tc_sampling tc_default_sampling(void);
 typedef struct tc_session tc_session;
 
 typedef struct tc_session_params {
-    /* Positions of the KV cache, allocated at once. -1 (default): the smallest of the model's
-     * maximum, 4096 and what fits into free memory. 0: the model's maximum. */
+    /* Positions of the KV cache, allocated at once. 0: the model's maximum. -1 (default): the
+     * smallest of the model's maximum, 4096 and what fits into seven eighths of the free memory,
+     * but an error if that memory holds less than 256 positions and than the model's maximum. */
     int ctx_size;
 } tc_session_params;
 
 TC_API tc_session_params tc_session_default_params(void);
 
-/* Makes an empty KV cache and workspace for `model`, which must outlive it. `params` NULL =
- * defaults. Errors: MEMORY (says what would fit), ARGUMENT (ctx_size above the model's maximum). */
+/* Makes an empty KV cache and workspace for `model`, which must outlive it, with a seed from the
+ * operating system. `params` NULL = defaults.
+ * Errors: MEMORY (names the sizes and what would fit), ARGUMENT (ctx_size above the model's
+ * maximum). */
 TC_API int tc_session_open(tc_model *model, const tc_session_params *params, tc_session **session,
                            tc_error *err);
 TC_API void tc_session_close(tc_session *session);
@@ -217,8 +223,9 @@ TC_API tc_session_info tc_session_get_info(const tc_session *session);
 
 /* Appends n >= 1 tokens to the context (batched prefill when n > 1) and computes the logits of the
  * last one. The result does not depend on how a sequence is cut into calls beyond rounding; it is
- * bit-equal for the same cut. On an error or a cancellation the KV cache keeps its old length.
- * Errors: CONTEXT (names both counts), ARGUMENT (an id outside the vocabulary), CANCELLED. */
+ * bit-equal for the same cut, and on the CPU for any cut. After an error or a cancellation the KV
+ * cache has its old length; once computing had begun there are no logits.
+ * Errors: CONTEXT (names the counts), ARGUMENT (an id outside the vocabulary), CANCELLED. */
 TC_API int tc_eval(tc_session *session, const int32_t *ids, size_t n, tc_error *err);
 
 /* As tc_eval, but computes every position's logits and hands them over in order:
@@ -229,7 +236,7 @@ TC_API int tc_eval_all(tc_session *session, const int32_t *ids, size_t n,
                        void *user, tc_error *err);
 
 /* The logits [vocab_size] after the last tc_eval; NULL if there are none (before the first, after
- * a truncation). Owned by the session, valid until its next call. */
+ * a truncation or a failed evaluation). Owned by the session, valid until its next call. */
 TC_API const float *tc_logits(tc_session *session);
 
 /* Starts the random numbers of tc_sample over. TC_SEED_RANDOM takes a seed from the operating
@@ -241,7 +248,8 @@ TC_API uint64_t tc_session_seed(tc_session *session, uint64_t seed);
  * Errors: ARGUMENT (no logits, or a parameter out of range), NUMERIC. */
 TC_API int tc_sample(tc_session *session, const tc_sampling *sampling, int32_t *id, tc_error *err);
 
-/* The number of tokens in the KV cache, and their ids (owned by the session). */
+/* The number of tokens in the KV cache, and their ids (owned by the session, valid until its next
+ * tc_eval or truncation). */
 TC_API size_t tc_kv_length(const tc_session *session);
 TC_API const int32_t *tc_kv_ids(const tc_session *session);
 
@@ -260,13 +268,20 @@ enum { TC_CONTEXT_SHIFT = 0, TC_CONTEXT_STOP = 1 };
 
 typedef struct tc_chat_params {
     int ctx_size;              /* as in tc_session_params */
-    const char *template_name; /* NULL = the model file's; else one of tc_template_name() */
+    const char *template_name; /* NULL = the model file's; else one of tc_template_name() or the
+                                  name of the model file's */
     const char *system;        /* NULL = the template's own; "" = none. Copied. */
     tc_sampling sampling;      /* defaults of tc_default_sampling */
     int max_tokens;            /* tokens of one reply at most; 0 or less = until the context ends */
-    /* What happens when the next turn does not fit: SHIFT (default) drops the oldest turns, never
-     * the system text; STOP returns TC_ERR_CONTEXT. A reply that meets the end of the context ends
-     * there in both cases. */
+    /* What happens when the next turn does not fit.
+     * SHIFT (default): when the prompt and room for a reply - a quarter of the context, or
+     * max_tokens if that is less - are more than the context, the oldest turns are dropped from the
+     * conversation, never the system text: so many that another quarter is free for the turns to
+     * come, which then find their KV cache again; or, if that cannot be, that the room for the
+     * reply is free; or all but the new turn.
+     * STOP: nothing is dropped.
+     * A prompt longer than the context is TC_ERR_CONTEXT in both cases, nothing is ever cut; and a
+     * reply that meets the end of the context ends there (TC_STOP_CONTEXT). */
     int context_policy;
     const char *const *stop; /* further stop strings, NULL-terminated array; may be NULL. Copied. */
 } tc_chat_params;
@@ -277,13 +292,15 @@ TC_API tc_chat_params tc_chat_default_params(void);
 TC_API const char *tc_template_name(int index);
 
 /* Starts an empty conversation with a session of its own on `model`, which must outlive it.
- * Errors: those of tc_session_open; ARGUMENT (unknown template); UNSUPPORTED (no tokenizer). */
+ * `params` NULL = defaults. Errors: those of tc_session_open; ARGUMENT (unknown template, sampling
+ * parameter out of range); UNSUPPORTED (no tokenizer). */
 TC_API int tc_chat_open(tc_model *model, const tc_chat_params *params, tc_chat **chat,
                         tc_error *err);
 TC_API void tc_chat_close(tc_chat *chat);
 
-/* Receives the reply piece by piece: whole UTF-8 characters only, never a part of a stop string.
- * A non-zero result ends the reply (TC_STOP_CANCELLED). */
+/* Receives the reply piece by piece: whole UTF-8 characters only, never a part of a stop string;
+ * len >= 1, not NUL-terminated. A non-zero result ends the reply (TC_STOP_CANCELLED); it is not
+ * called again then. It must not call functions that change this chat, but tc_chat_cancel. */
 typedef int (*tc_text_fn)(void *user, const char *text, size_t len);
 
 enum {
@@ -309,14 +326,20 @@ typedef struct tc_reply {
 } tc_reply;
 
 /* Adds a user turn and generates the reply, streamed to `on_text` (may be NULL). `reply` may be
- * NULL. An ended reply (also a cancelled one) is kept in the conversation; after an error the
- * conversation is as before the call. Only tokens that the KV cache does not hold are evaluated.
- * Errors: CONTEXT (even a single turn does not fit: names both counts), NUMERIC, MEMORY. */
+ * NULL; it is all zero after an error.
+ *
+ * An ended reply, also a cancelled one (which may be empty), is kept in the conversation; after an
+ * error the conversation is as before the call. Only tokens that the KV cache does not hold are
+ * evaluated, whatever was done to the conversation in between. The tokens of a reply are kept as
+ * they were generated, never tokenized again from the text; only after a stop string, of which
+ * nothing is kept, text before it that shares a token with it is tokenized anew.
+ * Errors: CONTEXT (names both counts), NUMERIC, MEMORY, ARGUMENT (a prompt without a token). */
 TC_API int tc_chat_send(tc_chat *chat, const char *text, size_t len, tc_text_fn on_text, void *user,
                         tc_reply *reply, tc_error *err);
 
-/* Drops the last reply and generates another one for the same user text (same rules; the random
- * numbers go on, so that sampling gives a new text). ARGUMENT if there is no turn yet. */
+/* Drops the last reply and generates another one for the same user text (same rules: after an error
+ * the old reply is still there; the random numbers go on, so that sampling gives a new text).
+ * ARGUMENT if there is no turn yet. */
 TC_API int tc_chat_regenerate(tc_chat *chat, tc_text_fn on_text, void *user, tc_reply *reply,
                               tc_error *err);
 
@@ -333,8 +356,9 @@ TC_API void tc_chat_reset(tc_chat *chat);
 /* Changes the system text (NULL and "" as in tc_chat_params); the turns stay. Errors: MEMORY. */
 TC_API int tc_chat_set_system(tc_chat *chat, const char *system, tc_error *err);
 
-/* Reads or replaces the sampling parameters from the next reply on. A new seed restarts the random
- * numbers. Errors of the setter: ARGUMENT (a value out of range; nothing changes). */
+/* Reads or replaces the sampling parameters from the next reply on. The seed read is the one in
+ * use, never TC_SEED_RANDOM; setting another one restarts the random numbers, setting the same one
+ * does not. Errors of the setter: ARGUMENT (a value out of range; nothing changes). */
 TC_API tc_sampling tc_chat_get_sampling(const tc_chat *chat);
 TC_API int tc_chat_set_sampling(tc_chat *chat, const tc_sampling *sampling, tc_error *err);
 
@@ -342,7 +366,7 @@ TC_API int tc_chat_set_sampling(tc_chat *chat, const tc_sampling *sampling, tc_e
 TC_API void tc_chat_set_max_tokens(tc_chat *chat, int max_tokens);
 
 /* The number of turns, and the texts of turn `index` (0 = oldest; NUL-terminated, owned by the
- * chat until the conversation changes; NULL outside the range). */
+ * chat until the conversation changes; NULL outside the range). `len` may be NULL. */
 TC_API size_t tc_chat_turns(const tc_chat *chat);
 TC_API const char *tc_chat_user_text(const tc_chat *chat, size_t index, size_t *len);
 TC_API const char *tc_chat_reply_text(const tc_chat *chat, size_t index, size_t *len);
@@ -351,19 +375,22 @@ TC_API const char *tc_chat_system(const tc_chat *chat);
 /* The template in use. Lives as long as the chat. */
 TC_API const char *tc_chat_template(const tc_chat *chat);
 
-/* The token ids of the conversation as the next prompt would hold them, for inspection: with
- * `user_text` (may be NULL) as a further, unanswered turn. Convention of tc_tokenize for cap, *n. */
+/* The token ids of the conversation as the next prompt would hold them if nothing had to be
+ * dropped, for inspection: with `user_text` (may be NULL) as a further, unanswered turn.
+ * Convention of tc_tokenize for cap and *n. */
 TC_API int tc_chat_render(const tc_chat *chat, const char *user_text, size_t len, int32_t *ids,
                           size_t cap, size_t *n, tc_error *err);
 
 /* Writes the conversation to a file (a text format, docs/format.md; written to a temporary file
- * and renamed) and reads it back, replacing the turns and the system text. Sampling is not saved.
- * Generated ids are kept when the file was saved with the same model file; otherwise the replies
- * are tokenized from their text. Errors: IO, FORMAT (the conversation stays as it was), MEMORY. */
+ * and renamed) and reads it back, replacing the turns and the system text. Template, sampling and
+ * limits are not saved. Generated ids are kept when the file was saved with the same model file;
+ * otherwise the replies are tokenized from their text. The file must not be truncated while it is
+ * read. Errors: IO, FORMAT (names the line), MEMORY; the conversation stays as it was. */
 TC_API int tc_chat_save(const tc_chat *chat, const char *path, tc_error *err);
 TC_API int tc_chat_load(tc_chat *chat, const char *path, tc_error *err);
 
-/* Ends the running (or the next) reply soon. Safe from any thread and from a signal handler. */
+/* Ends the running reply soon, or else the next one. Safe from any thread and from a signal
+ * handler. The request is used up by the reply it meets, also if that ends for another reason. */
 TC_API void tc_chat_cancel(tc_chat *chat);
 
 /* The session beneath, for its info. Evaluating in it directly is allowed: the next reply finds
@@ -378,9 +405,9 @@ TC_API tc_session *tc_chat_session(tc_chat *chat);
 TC_API int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_second,
                              tc_error *err);
 
-/* The CUDA source that is compiled for the GPU, file by file: index 0, 1, ... until NULL; *name (NULL
- * allowed) is the file's name. It is free-standing: NVRTC and nvcc compile it without any header.
- * Static storage. This version carries the prelude only; the CPU does all the work. */
+/* The CUDA source that is compiled for the GPU, file by file: index 0, 1, ... until NULL; *name
+ * (NULL allowed) is the file's name. It is free-standing: NVRTC and nvcc compile it without any
+ * header. Static storage. This version carries the prelude only; the CPU does all the work. */
 TC_API const char *tc_kernel_source(int index, const char **name);
 
 /* Seconds of a monotonic clock with an arbitrary start. */
