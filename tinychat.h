@@ -147,8 +147,8 @@ enum {
 };
 
 /* Encodes `len` bytes of text. Sets *n to the number of ids and writes them if they are at most
- * `cap`; when *n > cap nothing was written: call again with room for *n. ids may be NULL if cap is 0.
- * Errors: UNSUPPORTED (model without a tokenizer), ARGUMENT (unknown flags, more than 700 MB of
+ * `cap`; when *n > cap nothing was written: call again with room for *n. ids may be NULL if cap is
+ * 0. Errors: UNSUPPORTED (model without a tokenizer), ARGUMENT (unknown flags, more than 700 MB of
  * text), MEMORY. */
 TC_API int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, int32_t *ids,
                        size_t cap, size_t *n, tc_error *err);
