@@ -244,6 +244,7 @@ typedef struct template_render {
     size_t n_spans, cap;
     int before;       /* what it follows, as tc__encode wants to know */
     size_t trim_from; /* first span of the open {trim} */
+    bool trim_left;   /* its left end is there to be trimmed, not in ids already */
     bool failed;
 } template_render;
 
@@ -294,9 +295,14 @@ static size_t template_trailing(const char *text, size_t len) {
     return len - left;
 }
 
-/* Closes a {trim}: removes white space at both ends of the spans since then. */
+static void template_trim_begin(template_render *r, bool left) {
+    r->trim_from = r->n_spans;
+    r->trim_left = left;
+}
+
+/* Closes a {trim}: removes white space at the ends of the spans since then. */
 static void template_trim(template_render *r) {
-    for (size_t i = r->trim_from; i < r->n_spans; i++) {
+    for (size_t i = r->trim_from; r->trim_left && i < r->n_spans; i++) {
         size_t n = template_leading(r->spans[i].text, r->spans[i].len);
         r->spans[i].text += n;
         r->spans[i].len -= n;
@@ -318,7 +324,7 @@ static void template_expand(template_render *r, const char *pattern, const char 
         case TEMPLATE_HAS_SYSTEM: template_span(r, system, system_len, false); break;
         case TEMPLATE_HAS_USER: template_span(r, turn->user, turn->user_len, false); break;
         case TEMPLATE_HAS_REPLY: template_span(r, turn->reply, turn->reply_len, false); break;
-        case TEMPLATE_TRIM: r->trim_from = r->n_spans; break;
+        case TEMPLATE_TRIM: template_trim_begin(r, true); break;
         case TEMPLATE_TRIM_END: template_trim(r); break;
         default: template_span(r, text, len, true);
         }
@@ -379,7 +385,7 @@ static int template_generated(template_render *r, const char *pattern, const tc_
         behind = there;
         trimming = trimming_there;
     }
-    if (trimming) r->trim_from = r->n_spans;
+    if (trimming) template_trim_begin(r, !n_ids);
     template_expand(r, behind, NULL, 0, turn);
     return TC_OK;
 }

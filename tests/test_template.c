@@ -1,5 +1,5 @@
-/* Templates: conversations against transformers (goldens of tests/make_template_goldens.py), replies
- * kept as generated, what a person may type, templates out of model files. */
+/* Templates: conversations against transformers (goldens of tests/make_template_goldens.py),
+ * replies kept as generated, what a person may type, templates out of model files. */
 #include "base.h"
 #include "template.h"
 #include "spm_file.h"
@@ -199,8 +199,8 @@ TEST(keeps_generated_ids) {
         }
 }
 
-/* A reply without any token yet (cancelled at once) renders as an empty text does, but for the space
- * that the pattern has in front of it. */
+/* A reply without any token yet (cancelled at once) renders as an empty text does, but for the
+ * space that the pattern has in front of it. */
 TEST(accepts_an_empty_generated_reply) {
     static const int32_t eos = 2;
     spm_file spm;
@@ -223,6 +223,39 @@ TEST(accepts_an_empty_generated_reply) {
     CHECK(spm_same_ids(&ids, &want));
     tc__ids_free(&ids);
     tc__ids_free(&want);
+    tc__tokenizer_close(t);
+    spm_close(&spm);
+}
+
+/* A {trim} around {reply} ends behind it: the rest of the region is trimmed on its right only. */
+TEST(trims_behind_a_generated_reply) {
+    static const struct {
+        const char *reply, *rest, *rest_if_ended; /* behind the ids */
+    } cases[] = {{"{trim} {reply} \n {/trim} </s>b", " </s>b", "b"},
+                 {"{trim}{reply} end {/trim}</s>b", " end</s>b", "b"},
+                 {"{trim}{reply}</s> x {/trim}y", "</s> xy", " xy"},
+                 {"{reply}{trim} a</s> b {/trim}c", "a</s> bc", " bc"}};
+    static const int32_t generated[] = {300, 301, 2};
+    spm_file spm;
+    tc__tokenizer *t = open_or_die(&spm, SMALL, false);
+    for (size_t i = 0; i < TC_COUNT(cases); i++)
+        for (int ended = 0; ended < 2; ended++) {
+            tc__template custom = {
+                .first = "x{trim}{user}{/trim}", .next = "{user}", .reply = cases[i].reply};
+            tc__turn turn = turn_of("a", NULL);
+            turn.has_reply = true;
+            turn.ids = generated;
+            turn.n_ids = ended ? 3 : 2;
+            turn.ended = ended;
+            tc__ids ids = render(t, &custom, NULL, &turn, 1), want = encode_text(t, "xa", true);
+            tc__ids_add(&want, generated, turn.n_ids);
+            const char *rest = ended ? cases[i].rest_if_ended : cases[i].rest;
+            tc__span span = {rest, strlen(rest), true};
+            CHECK(!tc__encode(t, &span, 1, TC__AFTER_TEXT, &want, NULL));
+            CHECK_MSG(spm_same_ids(&ids, &want), "\"%s\", ended %d", cases[i].reply, ended);
+            tc__ids_free(&ids);
+            tc__ids_free(&want);
+        }
     tc__tokenizer_close(t);
     spm_close(&spm);
 }
@@ -463,7 +496,8 @@ TEST(other_braces_are_text) {
 
 TEST_MAIN(RUN(equals_transformers) RUN(equals_transformers_with_llama2_tokenizer)
               RUN(knows_its_templates) RUN(one_shot_prompt_has_its_length) RUN(keeps_generated_ids)
-                  RUN(accepts_an_empty_generated_reply) RUN(mixes_generated_and_written_replies)
-                      RUN(nobody_types_a_special_piece) RUN(adds_bos_once) RUN(trims_regions)
-                          RUN(renders_long_conversations) RUN(loads_what_was_stored)
-                              RUN(refuses_broken_patterns) RUN(other_braces_are_text))
+                  RUN(accepts_an_empty_generated_reply) RUN(trims_behind_a_generated_reply)
+                      RUN(mixes_generated_and_written_replies) RUN(nobody_types_a_special_piece)
+                          RUN(adds_bos_once) RUN(trims_regions) RUN(renders_long_conversations)
+                              RUN(loads_what_was_stored) RUN(refuses_broken_patterns)
+                                  RUN(other_braces_are_text))
