@@ -69,7 +69,7 @@ typedef struct app {
     bool mid_line;    /* stdout is inside a reply */
     bool progress_on; /* a progress line is on the terminal */
     int out_error;    /* errno of the first failed write to stdout */
-    size_t replies, prefill_tokens, decode_tokens; /* of the whole conversation, for /stats */
+    size_t replies, prefill_tokens, decode_tokens, decode_steps; /* of all, for /stats */
     double prefill_seconds, decode_seconds;
 } app;
 
@@ -208,7 +208,8 @@ static void put_text(app *a, const char *text, size_t len) {
 }
 
 static void end_progress(app *a) {
-    if (a->progress_on) (void)write_all(STDERR_FILENO, "\r                    \r", 22);
+    static const char blank[] = "\r                              \r";
+    if (a->progress_on) (void)write_all(STDERR_FILENO, blank, sizeof blank - 1);
     a->progress_on = false;
 }
 
@@ -293,7 +294,7 @@ static int on_progress(void *user, double fraction, const char *what) {
     app *a = user;
     if (a->err_tty && !a->opt.quiet && fraction < 1) {
         char line[64];
-        int len = snprintf(line, sizeof line, "\r%-12.12s %3d %%", what, (int)(fraction * 100));
+        int len = snprintf(line, sizeof line, "\r%-24.24s %3d %%", what, (int)(fraction * 100));
         (void)write_all(STDERR_FILENO, line, (size_t)len);
         a->progress_on = true;
     }
@@ -826,7 +827,8 @@ static void report(app *a, const tc_reply *r) {
     a->replies++;
     a->prefill_tokens += prefill;
     a->prefill_seconds += r->prefill_seconds;
-    a->decode_tokens += steps;
+    a->decode_tokens += r->reply_tokens;
+    a->decode_steps += steps;
     a->decode_seconds += r->decode_seconds;
 }
 
@@ -836,7 +838,7 @@ static int answer(app *a, const char *text, size_t len) {
     tc_reply reply;
     tc_error err;
     running_chat = a->chat;
-    if (interrupts) return INTERRUPTED; /* it came while the model was loaded */
+    if (interrupts) return running_chat = NULL, INTERRUPTED; /* it came before the reply */
     int rc = text ? tc_chat_send(a->chat, text, len, on_text, a, &reply, &err)
                   : tc_chat_regenerate(a->chat, on_text, a, &reply, &err);
     running_chat = NULL;
@@ -940,7 +942,7 @@ static int command_stats(app *a, char *arg) {
     (void)arg;
     append_prefill(&b, a->prefill_tokens, a->prefill_seconds);
     appendf(&b, " | ");
-    append_decode(&b, a->decode_tokens, a->decode_tokens, a->decode_seconds);
+    append_decode(&b, a->decode_tokens, a->decode_steps, a->decode_seconds);
     tell(a, SAY, "turns %zu | context %zu of %d tokens (%.0f %%), KV cache %zu bytes a token",
          tc_chat_turns(a->chat), used, context, 100.0 * (double)used / context,
          a->info.kv_bytes_per_token);
@@ -954,8 +956,10 @@ static int command_stats(app *a, char *arg) {
 static bool may_replace(const char *path) {
     static const char magic[] = "tinychat conversation ";
     char head[sizeof magic - 1];
-    FILE *f = fopen(path, "rb");
-    if (!f) return errno == ENOENT;
+    struct stat info;
+    if (stat(path, &info) != 0) return errno == ENOENT;
+    FILE *f = S_ISREG(info.st_mode) ? fopen(path, "rb") : NULL; /* never a device or a folder */
+    if (!f) return false;
     size_t n = fread(head, 1, sizeof head, f);
     fclose(f);
     return n == 0 || (n == sizeof head && memcmp(head, magic, n) == 0);

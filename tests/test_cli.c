@@ -814,6 +814,9 @@ TEST(conversations_are_saved_and_loaded) {
           memcmp(before.data, after.data, before.len) == 0);
     tc__buf_free(&before);
     tc__buf_free(&after);
+    ASKS(args, "h\n/save /dev/null\n", 0, "Hello there.\n", "not replaced");
+    snprintf(text, sizeof text, "h\n/save %s\n", folder);
+    ASKS(args, text, 0, "Hello there.\n", "not replaced");
     snprintf(text, sizeof text, "h\n/save %s/no/folder\n", folder);
     ASKS(args, text, 0, "Hello there.\n", "no/folder");
 }
