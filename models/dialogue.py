@@ -93,6 +93,11 @@ SAME_FRAMES = (
     "name {p} too").split("|")
 SAME_DIRECT_PREFIXES = "||and |and |ok, and |also, |and then, |now, |so, ".split("|")
 
+# Words that a question can do without, and words that it can carry along.
+SMALL_WORDS = "the is a of do does what it can you that there are to please for".split()
+FILLERS = ("please|now|exactly|really|actually|then|just|again|maybe|there|also|perhaps|so|well|ok|"
+           "simply|quickly|here|today|still|for me|my friend|in fact|you know").split("|")
+
 
 def alternatives(text):
     return [s.strip() for s in text.strip().split("|")]
@@ -806,6 +811,7 @@ class Table:
         self.singles, self.tinychat, self.small = (
             intents(t) for t in (F.SINGLES, F.TINYCHAT, F.SMALL_TALK))
         self.n_facts = sum(len(rel.answers) for rel in self.relations) + len(self.singles)
+        self.thanks = [(a, p) for a, p in self.small if a in ("You are welcome!", "All right.")]
         owner = {}
         for answer, phrases in self.singles + self.tinychat + self.small:
             for p in phrases:
@@ -977,8 +983,8 @@ def held_out_sum(a, b):
     return high <= 99 and low != high and (low * 7919 + high * 104729) % 1009 % 10 == 3
 
 
-HELD_OUT_PRODUCTS = {(8, 7), (9, 6), (12, 4), (3, 11), (7, 6), (9, 8), (4, 9), (12, 7), (5, 8),
-                     (11, 9), (38, 2), (39, 2), (47, 2), (60, 2), (86, 2)}
+# The table of products up to 12 x 12 is taught whole; of the doubles these are kept back.
+HELD_OUT_PRODUCTS = {(38, 2), (39, 2), (47, 2), (60, 2), (86, 2)}
 
 
 # --------------------------------------------------------------------------- other turns
@@ -1070,8 +1076,10 @@ class Dialogues:
     # -- the surface of a question
 
     def surface(self, q, mark="?"):
-        """Case, punctuation, courtesy and typing errors."""
+        """Case, punctuation, courtesy, filler words and typing errors."""
         r = self.r
+        if r.random() < 0.12:
+            q = self.reworded(q)
         x = r.random()
         if x < 0.13:
             q = r.choice(PREFIXES) + q
@@ -1097,6 +1105,19 @@ class Dialogues:
         if r.random() < 0.02:
             q = q.replace(" ", "  ", 1)
         return q
+
+    def reworded(self, q):
+        """One small word more or less in a question of four words or more."""
+        r = self.r
+        words = q.split(" ")
+        if len(words) < 4:
+            return q
+        small = [i for i, w in enumerate(words) if w in SMALL_WORDS]
+        if small and r.random() < 0.5:
+            del words[r.choice(small)]
+        else:
+            words.insert(r.randrange(1, len(words)), r.choice(FILLERS))
+        return " ".join(words)
 
     def typing_error(self, q):
         """One slip in a lower-case word of four letters or more."""
@@ -1131,7 +1152,7 @@ class Dialogues:
     def fact(self):
         r = self.r
         rel = r.choices(TABLE.relations, self.weights)[0]
-        if rel.unknown and r.random() < 0.05:
+        if rel.unknown and r.random() < 0.08:
             thing, answer = rel.unknown(r), F.UNKNOWN
         else:
             thing = r.choice(rel.things)
@@ -1142,8 +1163,11 @@ class Dialogues:
             if not step:
                 break
             rel, thing, turn = step
-            if turn[1] == turns[-1][1]:
+            if turn[1] in (answer for _, answer in turns):
                 break
+            if r.random() < 0.05:  # a word of thanks does not change the subject
+                answer, phrases = r.choice(TABLE.thanks)
+                turns.append((self.surface(r.choice(phrases), "."), answer))
             turns.append(turn)
         return turns
 
@@ -1266,8 +1290,6 @@ class Dialogues:
             result, text = (a + b, f"{a} + {b}") if plus else (a - b, f"{a} - {b}")
         elif kind < 0.84:
             a, b, table = r.randint(0, 12), r.randint(0, 12), MULTIPLY
-            if (a, b) in HELD_OUT_PRODUCTS:
-                return None
             result, text = a * b, f"{a} x {b}"
         elif kind < 0.92:
             b, result, table = r.randint(1, 12), r.randint(0, 12), DIVIDE

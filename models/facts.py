@@ -675,11 +675,15 @@ No, tinychat also runs on the CPU.|do i need a gpu|do i need a gpu for tinychat|
   |must i have a gpu|does tinychat need a gpu|does it need a graphics card
   |do i need a graphics card|is a gpu required|do i have to own a gpu
   |does tinychat only run on a gpu|can it run only on gpus|is a graphics card necessary
+  |do i absolutely need a gpu|would i need a gpu|is it true that i need a gpu
 Yes, tinychat also runs on the CPU.|can tinychat run without a gpu|does tinychat run on a cpu
   |does it run without a graphics card|can i use tinychat without a gpu
   |does tinychat work without a gpu|can i run it on the cpu|can it run on a laptop without a gpu
   |will tinychat run on a cpu|is it possible to run tinychat on the cpu
   |does tinychat support the cpu
+  |can i use it when there is no gpu|does it run if my computer has no gpu
+  |what if i have no gpu|i have no gpu, can i still use tinychat
+  |i do not have a gpu, does it work|my pc has no graphics card, will it run
 No, tinychat builds without the CUDA toolkit.|do i need the cuda toolkit
   |do i need cuda to build tinychat|is the cuda toolkit needed|does tinychat need the cuda toolkit
   |must i install cuda|do i have to install the cuda toolkit|is cuda required to build it
@@ -886,6 +890,8 @@ Thank you, that is kind.|you are great|you are nice|you are clever|i like you|yo
   |you are very good|you are the best|you are funny|good answer|well done|good job|great job
   |you are wonderful|i love you|nice answer|you did well|good bot|you are amazing|you are cool
   |that was good|very good|excellent
+  |you are so clever|you are quite smart|you are a good bot|you are a nice robot
+  |you are a smart machine|you are a great model|what a good answer
 I am sorry. I do my best.|you are stupid|you are dumb|that is wrong|you are bad|you are wrong
   |this is wrong|bad answer|you are useless|i do not like you|that was wrong
   |you are not very smart|you are an idiot|wrong answer|i hate you|bad bot|that is not right
