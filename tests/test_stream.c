@@ -74,7 +74,7 @@ static bool whole_characters(const char *text, size_t len) {
 }
 
 /* Feeds bytes in pieces that end where `cuts` has a bit set (bit i: after byte i; the pattern
- * repeats for long texts) and compares: the end with the reference, and at every moment what was shown. */
+ * repeats for long texts) and compares: the end with the reference, and what was shown meanwhile. */
 static void check_cut(const char *bytes, size_t len, const char *const *stops, uint32_t cuts,
                       const tc__buf *want, bool stopped) {
     tc__stream stream;
