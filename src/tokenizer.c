@@ -46,7 +46,7 @@ struct tc__tokenizer {
     int32_t byte_ids[256];
     bool byte_fallback, has_unused;
     bool add_bos, dummy_prefix, legacy;
-    int32_t unk_id, bos_id, eos_id;
+    int32_t unk_id, bos_id;
     const char *unk_surface;
     size_t unk_surface_len;
 };
@@ -341,7 +341,6 @@ static int tokenizer_build(tc__tokenizer *t, const tc__model_file *file, tc_erro
         (code = tokenizer_flag(file, "tokenizer.legacy", true, &t->legacy, err)) ||
         (code = tokenizer_id(t, file, "tokenizer.unk_id", &t->unk_id, err)) ||
         (code = tokenizer_id(t, file, "tokenizer.bos_id", &t->bos_id, err)) ||
-        (code = tokenizer_id(t, file, "tokenizer.eos_id", &t->eos_id, err)) ||
         (code = tc__meta_text(file, "tokenizer.unk_surface", &t->unk_surface, &t->unk_surface_len,
                               err)) ||
         (code = tokenizer_read_pieces(t, file, err)) || (code = tokenizer_read_added(t, file, err)))

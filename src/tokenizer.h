@@ -37,9 +37,8 @@ TC_INTERNAL int tc__tokenizer_open(const tc__model_file *file, uint32_t vocab_si
                                    tc__tokenizer **tokenizer, tc_error *err);
 TC_INTERNAL void tc__tokenizer_close(tc__tokenizer *tokenizer);
 
-/* -1 if there is none. */
+/* -1 if there is none. What ends a reply is not the tokenizer's business: chat.stop_ids. */
 TC_INTERNAL int32_t tc__tokenizer_bos(const tc__tokenizer *tokenizer);
-TC_INTERNAL int32_t tc__tokenizer_eos(const tc__tokenizer *tokenizer);
 TC_INTERNAL bool tc__tokenizer_adds_bos(const tc__tokenizer *tokenizer);
 
 /* The longest special piece that the text begins with: its length in bytes and *id; 0 if none.

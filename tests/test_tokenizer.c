@@ -397,8 +397,8 @@ TEST(refuses_damaged_metadata) {
     }
     spm_set_text(&spm, "tokenizer.type", "wordpiece");
     check_refused(&spm, "wordpiece", TC_ERR_UNSUPPORTED);
-    spm_set_u32(&spm, "tokenizer.eos_id", 1005);
-    check_refused(&spm, "tokenizer.eos_id", TC_ERR_FORMAT);
+    spm_set_u32(&spm, "tokenizer.bos_id", 1005);
+    check_refused(&spm, "tokenizer.bos_id", TC_ERR_FORMAT);
     spm_set_u32(&spm, "tokenizer.legacy", 2);
     check_refused(&spm, "tokenizer.legacy", TC_ERR_FORMAT);
     spm_remove(&spm, "tokenizer.bos_id");
@@ -426,7 +426,7 @@ TEST(refuses_damaged_metadata) {
     spm_set(&spm, "tokenizer.types", TC__META_BYTES, 2, types, 2);
     spm_set(&spm, "tokenizer.scores", TC__META_F32, 2, scores, sizeof scores);
     spm_set(&spm, "tokenizer.pieces", TC__META_STRINGS, 2, twins, sizeof twins - 1);
-    CHECK(tc__tokenizer_open(&spm.file, 2, &t, &err) == TC_ERR_FORMAT); /* bos_id, eos_id: none */
+    CHECK(tc__tokenizer_open(&spm.file, 2, &t, &err) == TC_ERR_FORMAT);
     CHECK(tc__tokenizer_open(&spm.file, 9, &t, &err) == TC_ERR_FORMAT &&
           strstr(err.message, "both \"a\""));
     spm_set(&spm, "tokenizer.pieces", TC__META_STRINGS, 2, broken, sizeof broken - 1);
@@ -437,10 +437,43 @@ TEST(refuses_damaged_metadata) {
     spm_close(&spm);
 }
 
+/* A model file with valid checksums may still say anything: no crash, whatever the bytes are. */
+TEST(survives_random_metadata) {
+    static const char text[] = "the model's <tool_call> \xE2\x82\xAC 12 king==a answer \xFF</s>";
+    uint32_t state = 3;
+    int opened = 0;
+    for (int i = 0; i < 400; i++) {
+        spm_file spm;
+        tc__tokenizer *t;
+        memset(&spm, 0, sizeof spm);
+        REQUIRE(spm_open(&spm, SMALL, false));
+        static const char *keys[] = {"tokenizer.pieces", "tokenizer.scores", "tokenizer.types"};
+        for (int flips = 0; flips < 1 + i % 10; flips++) {
+            const tc__meta *meta = tc__find_meta(&spm.file, keys[i % 3]);
+            state = state * 1664525u + 1013904223u;
+            size_t at = (state >> 8) % meta->size;
+            state = state * 1664525u + 1013904223u;
+            ((uint8_t *)meta->value)[at] ^= (uint8_t)(1 << (state >> 29));
+        }
+        if (!tc__tokenizer_open(&spm.file, spm.n_pieces, &t, NULL) && t) {
+            tc__ids ids = encode(t, text, sizeof text - 1, true, TC__AT_START);
+            tc__buf back = {0};
+            CHECK(tc__decode(t, ids.data, ids.len, &back, NULL) == TC_OK);
+            tc__buf_free(&back);
+            tc__ids_free(&ids);
+            opened++;
+        }
+        tc__tokenizer_close(t);
+        spm_close(&spm);
+    }
+    CHECK_MSG(opened > 20 && opened < 380, "%d of 400 opened", opened);
+}
+
 TEST_MAIN(RUN(equals_sentencepiece) RUN(equals_sentencepiece_without_byte_fallback)
               RUN(passes_the_llama2_cases) RUN(treats_special_pieces_as_transformers_does)
                   RUN(finds_special_pieces_in_trusted_bytes_only) RUN(spans_are_one_text)
                       RUN(added_tokens_are_special_and_the_longest_wins)
                           RUN(continued_text_gets_no_prefix) RUN(decodes_token_by_token_as_at_once)
                               RUN(refuses_ids_outside_the_vocabulary) RUN(round_trips)
-                                  RUN(long_texts_take_no_time) RUN(refuses_damaged_metadata))
+                                  RUN(long_texts_take_no_time) RUN(refuses_damaged_metadata)
+                                      RUN(survives_random_metadata))
