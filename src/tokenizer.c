@@ -392,10 +392,6 @@ int32_t tc__tokenizer_bos(const tc__tokenizer *tokenizer) {
     return tokenizer->bos_id;
 }
 
-int32_t tc__tokenizer_eos(const tc__tokenizer *tokenizer) {
-    return tokenizer->eos_id;
-}
-
 bool tc__tokenizer_adds_bos(const tc__tokenizer *tokenizer) {
     return tokenizer->add_bos;
 }

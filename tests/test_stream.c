@@ -74,7 +74,7 @@ static bool whole_characters(const char *text, size_t len) {
 }
 
 /* Feeds bytes in pieces that end where `cuts` has a bit set (bit i: after byte i; the pattern
- * repeats for long texts) and compares: the end with the reference, and what was shown meanwhile. */
+ * repeats for long texts) and compares what was shown, at the end and meanwhile. */
 static void check_cut(const char *bytes, size_t len, const char *const *stops, uint32_t cuts,
                       const tc__buf *want, bool stopped) {
     tc__stream stream;
