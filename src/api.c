@@ -2,7 +2,6 @@
 
 #include <time.h>
 
-#define API_MAX_THREADS 1024
 #define API_VERIFY_PIECE ((size_t)16 << 20) /* bytes between two calls of the progress callback */
 #define API_BANDWIDTH_BYTES ((size_t)1 << 30)
 
@@ -119,9 +118,6 @@ int tc_model_open(const char *path, const tc_model_params *params, tc_model **mo
                         device);
     if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
         return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto or cpu", device);
-    if (params->threads < 0 || params->threads > API_MAX_THREADS)
-        return tc__fail(err, TC_ERR_ARGUMENT, "threads is %d; expected 0 (all processors) to %d",
-                        params->threads, API_MAX_THREADS);
     return tc__model_open_with(tc__cpu_backend(), path, params, model, err);
 }
 

@@ -315,11 +315,10 @@ void tc__map_close(tc__map *map) {
     memset(map, 0, sizeof *map);
 }
 
-/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary. */
-static int base_create_beside(tc__replace *replace) {
-    size_t room = strlen(replace->path) + 48;
-    replace->temporary = malloc(room);
-    for (int attempt = 0; replace->temporary && attempt < 100; attempt++) {
+/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary, which has
+ * `room` bytes. */
+static int base_create_beside(tc__replace *replace, size_t room) {
+    for (int attempt = 0; attempt < 100; attempt++) {
         snprintf(replace->temporary, room, "%s.tmp-%ld-%d", replace->path, (long)getpid(), attempt);
         int fd = open(replace->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (fd >= 0 || errno != EEXIST) return fd;
@@ -329,15 +328,22 @@ static int base_create_beside(tc__replace *replace) {
 
 int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
     memset(replace, 0, sizeof *replace);
+    size_t room = strlen(path) + 48;
     replace->path = tc__copy(path, strlen(path));
-    if (!replace->path) return tc__fail_memory(err, "a file name", strlen(path));
-    int fd = base_create_beside(replace);
+    replace->temporary = malloc(room);
+    if (!replace->path || !replace->temporary) {
+        free(replace->path);
+        free(replace->temporary);
+        memset(replace, 0, sizeof *replace);
+        return tc__fail_memory(err, "a file name", room);
+    }
+    int fd = base_create_beside(replace, room);
     if (fd >= 0) replace->file = fdopen(fd, "wb");
     if (replace->file) return tc__ok(err);
     tc__fail(err, TC_ERR_IO, "%s: cannot create a file beside it: %s", path, strerror(errno));
     if (fd >= 0)
         close(fd);
-    else if (replace->temporary)
+    else
         replace->temporary[0] = 0; /* not ours: nothing to remove */
     tc__replace_abort(replace);
     return TC_ERR_IO;
