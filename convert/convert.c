@@ -134,7 +134,13 @@ static int convert_narrow(convert_job *job, const layout_matrix *part, const uin
     return TC_OK;
 }
 
-/* Walks the rows of a plain matrix in the file's order, at most 8 at a time. */
+/* Rows of a plain matrix that are handled at once: about 256 KB, which fits a core's cache. */
+static uint32_t convert_piece(const repack_matrix *m) {
+    size_t rows = (256 << 10) / ((size_t)m->columns * ckpt_dtype_size(m->parts[0].dtype));
+    return rows > 8 ? (uint32_t)rows : 8;
+}
+
+/* Walks the rows of a plain matrix in the file's order, a piece at a time. */
 typedef int convert_visit(convert_job *job, const layout_matrix *part, const uint8_t *rows,
                           size_t values, void *user);
 
@@ -145,6 +151,7 @@ static int convert_walk(convert_job *job, const repack_matrix *m, uint8_t *room,
         int part;
         uint32_t part_row;
         repack_locate(m, row, &part, &part_row, &count);
+        if (count > convert_piece(m)) count = convert_piece(m);
         const uint8_t *rows = convert_rows(&m->parts[part], part_row, count, room);
         code = visit(job, &m->parts[part], rows, (size_t)count * m->columns, user);
     }
@@ -172,7 +179,7 @@ static int convert_visit_put(convert_job *job, const layout_matrix *part, const 
 }
 
 static int convert_plain(convert_job *job, const repack_matrix *m) {
-    size_t narrow = (size_t)8 * m->columns * 2;
+    size_t narrow = (size_t)convert_piece(m) * m->columns * 2;
     int code = convert_room(job, 3 * narrow); /* narrowed rows, then a copy of wide ones */
     convert_losses losses = {0, 0};
     bool bf16 = false;

@@ -46,7 +46,7 @@ static void inspect_numbers(FILE *out, const tc__meta *meta) {
         } else if (meta->type == TC__META_F64) {
             double value;
             memcpy(&value, meta->value + i * sizeof value, sizeof value);
-            fprintf(out, "%.17g", value);
+            fprintf(out, "%.12g", value);
         } else {
             float value;
             memcpy(&value, meta->value + i * sizeof value, sizeof value);

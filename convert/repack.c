@@ -2,9 +2,11 @@
 
 #include "src/model_file.h"
 
-/* 16 blocks of packing A are 256 rows: 128 bytes of every column, two cache lines, and of both
- * parts of an interleaved matrix one. */
-#define REPACK_BAND 16u
+/* 16 blocks of packing A are 256 rows: 128 bytes of every column, two cache lines, and of both parts
+ * of an interleaved matrix one. The other packings read row by row: a band that fits a core's cache
+ * and is not too small a piece for the writer. */
+#define REPACK_BAND_A 16u
+#define REPACK_BAND 4u
 
 void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *part_row,
                    uint32_t *count) {
@@ -16,14 +18,13 @@ void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *pa
     }
     int p = 0;
     while (row >= m->parts[p].rows) row -= m->parts[p++].rows;
-    uint32_t left = m->parts[p].rows - row;
     *part = p;
     *part_row = row;
-    *count = left < 8 ? left : 8;
+    *count = m->parts[p].rows - row;
 }
 
 uint32_t repack_band(const repack_matrix *m) {
-    return m->parts[0].kind == LAYOUT_A ? REPACK_BAND : 1;
+    return m->parts[0].kind == LAYOUT_A ? REPACK_BAND_A : REPACK_BAND;
 }
 
 static uint32_t repack_group(const repack_matrix *m) {
@@ -104,13 +105,16 @@ static void repack_unit(const repack_run *runs, int run_count, uint32_t group, u
     memcpy(out + 8 * group, scales, sizeof scales);
 }
 
+/* Packing A has the rows of a band side by side, so that they are read together, column by column;
+ * the others have them far apart. */
 void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint8_t *out) {
     uint32_t group = repack_group(m), units = m->columns / group;
+    uint32_t together = m->parts[0].kind == LAYOUT_A ? REPACK_BAND_A : 1;
     size_t unit_bytes = TC__UNIT_BYTES(group);
-    repack_run runs[REPACK_BAND][16];
-    int run_count[REPACK_BAND];
-    for (uint32_t done = 0; done < blocks; done += REPACK_BAND) {
-        uint32_t now = blocks - done < REPACK_BAND ? blocks - done : REPACK_BAND;
+    repack_run runs[REPACK_BAND_A][16];
+    int run_count[REPACK_BAND_A];
+    for (uint32_t done = 0; done < blocks; done += together) {
+        uint32_t now = blocks - done < together ? blocks - done : together;
         for (uint32_t b = 0; b < now; b++) run_count[b] = repack_runs(m, first + done + b, runs[b]);
         for (uint32_t unit = 0; unit < units; unit++)
             for (uint32_t b = 0; b < now; b++)

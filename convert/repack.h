@@ -15,8 +15,8 @@ typedef struct repack_matrix {
     uint32_t rows, columns;
 } repack_matrix;
 
-/* Where rows of the joined matrix come from: at most 8 rows from `row` on, of which *count are the
- * rows *part_row, *part_row + 1... of parts[*part]. */
+/* Where rows of the joined matrix come from: the *count rows from `row` on are the rows *part_row,
+ * *part_row + 1... of parts[*part], and the row behind them is none of those. */
 void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *part_row,
                    uint32_t *count);
 

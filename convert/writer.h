@@ -35,6 +35,7 @@ typedef struct writer {
     size_t tensor_count, tensor_cap;
     size_t current;      /* the tensor that the next byte belongs to */
     uint64_t put;        /* bytes of it that have been written */
+    uint64_t at, pushed; /* bytes of the file that have been written, and handed to the disk */
     uint64_t file_bytes; /* of the whole file; set by writer_begin */
     tc__replace replace;
     bool open, failed; /* failed: out of memory while collecting */
