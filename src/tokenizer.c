@@ -646,7 +646,7 @@ int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_s
     }
     for (size_t s = 0; s < n_spans && n_spans > 1; s++)
         if (spans[s].len) tc__buf_add(&joined, spans[s].text, spans[s].len);
-    const char *text = n_spans == 1 ? spans[0].text : joined.data;
+    const char *text = !total ? "" : n_spans == 1 ? spans[0].text : joined.data;
     run.t = tokenizer;
     if (tokenizer->has_unused) {
         run.splits = tc__calloc(tokenizer->n_pieces, sizeof *run.splits);
