@@ -1,10 +1,10 @@
 /* convert - a checkpoint to a model file: finds every tensor of the model in the checkpoint, plans
  * the file, and streams it out.
  *
- * Weights: binary16 and bfloat16 are copied bit for bit; packed layers become W4 units with the same
- * q, scales and zero points; binary32 becomes binary16 where that is exact, else bfloat16 where that
- * is exact, else binary16 rounded to nearest (with a remark that counts the rounded values; a value
- * beyond binary16 is an error). Norms become binary32, which is exact. An lm_head that is the
+ * Weights: binary16 and bfloat16 are copied bit for bit; packed layers become W4 units with the
+ * same q, scales and zero points; binary32 becomes binary16 where that is exact, else bfloat16 where
+ * that is exact, else binary16 rounded to nearest (with a remark that counts the rounded values; a
+ * value beyond binary16 is an error). Norms become binary32, which is exact. An lm_head that is the
  * embedding once more is left out when the folder says that they are tied.
  *
  * Memory: one band of rows at a time (at most 8 MB) and the scales of one matrix.
@@ -37,7 +37,7 @@ typedef struct convert_summary {
 } convert_summary;
 
 /* Errors: IO, FORMAT, UNSUPPORTED, MEMORY; ARGUMENT (an unknown template, an output that is one of
- * the inputs); CANCELLED. Nothing is left behind on failure, and an existing output is untouched. */
+ * the inputs); CANCELLED. Nothing is left behind on failure; an existing output is untouched. */
 int convert_run(const convert_options *options, convert_summary *summary, tc_error *err);
 
 #endif /* CONVERT_CONVERT_H */

@@ -76,7 +76,8 @@ static int layout_detect_kind(layout_matrix *m, tc_error *err) {
     if (q->dtype == CKPT_I16 && layout_is_float(z->dtype) && b == 4 * r && z->shape[0] == a &&
         z->shape[1] == b) {
         m->kind = LAYOUT_C, rows = 4 * r, columns = c;
-    } else if (integers && b == 8 * c && z->shape[0] == a && z->shape[1] == c) {
+    } else if (integers && b == 8 * c && z->shape[0] == a && z->shape[1] == c && a < r) {
+        /* (a == r: packing B with 32 columns, not A with groups of one) */
         m->kind = LAYOUT_A, rows = 8 * c, columns = r;
     } else if (integers && a == r && z->shape[0] == r && b == 8 * z->shape[1]) {
         m->kind = LAYOUT_B, rows = r, columns = 8 * c;

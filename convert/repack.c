@@ -2,8 +2,8 @@
 
 #include "src/model_file.h"
 
-/* 16 blocks of packing A are 256 rows: 128 bytes of every column, two cache lines, and of both parts
- * of an interleaved matrix one. The other packings read row by row: a band that fits a core's cache
+/* 16 blocks of packing A are 256 rows: 128 bytes of every column, two cache lines, and of both
+ * parts of an interleaved matrix one. The other packings read row by row: a band that fits a core's cache
  * and is not too small a piece for the writer. */
 #define REPACK_BAND_A 16u
 #define REPACK_BAND 4u
@@ -51,7 +51,7 @@ static inline uint64_t repack_pair(uint32_t a, uint32_t b) {
     return x | y << 4;
 }
 
-/* The numbers of one unit. Lane l = 4 r + c holds columns 8 c..8 c+7 of every 32, of rows r, r+8. */
+/* The numbers of one unit. Lane l = 4 r + c has columns 8 c..8 c+7 of every 32, of rows r, r+8. */
 static void repack_numbers(const layout_words words[16], uint32_t group, uint8_t *out) {
     size_t lane_bytes = group == 32 ? 8 : 16;
     for (uint32_t r = 0; r < 8; r++)
