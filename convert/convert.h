@@ -2,10 +2,10 @@
  * the file, and streams it out.
  *
  * Weights: binary16 and bfloat16 are copied bit for bit; packed layers become W4 units with the
- * same q, scales and zero points; binary32 becomes binary16 where that is exact, else bfloat16 where
- * that is exact, else binary16 rounded to nearest (with a remark that counts the rounded values; a
- * value beyond binary16 is an error). Norms become binary32, which is exact. An lm_head that is the
- * embedding once more is left out when the folder says that they are tied.
+ * same q, scales and zero points; binary32 becomes binary16 where that is exact, else bfloat16
+ * where that is exact, else binary16 rounded to nearest (with a remark that counts the rounded
+ * values; a value beyond binary16 is an error). Norms become binary32, which is exact. An lm_head
+ * that is the embedding once more is left out when the folder says that they are tied.
  *
  * Memory: one band of rows at a time (at most 8 MB) and the scales of one matrix.
  */

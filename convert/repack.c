@@ -3,8 +3,8 @@
 #include "src/model_file.h"
 
 /* 16 blocks of packing A are 256 rows: 128 bytes of every column, two cache lines, and of both
- * parts of an interleaved matrix one. The other packings read row by row: a band that fits a core's cache
- * and is not too small a piece for the writer. */
+ * parts of an interleaved matrix one. The other packings read row by row: a band that fits a core's
+ * cache and is not too small a piece for the writer. */
 #define REPACK_BAND_A 16u
 #define REPACK_BAND 4u
 

@@ -10,8 +10,8 @@
  *     writer_free(&w)                                   always; removes an unfinished file
  *
  * Every size is known before the first byte is written, so that the file is written in its own
- * order; only the tensor table and the header, which hold the checksums, are filled in at the end. The
- * destination keeps its old contents until writer_finish has succeeded.
+ * order; only the tensor table and the header, which hold the checksums, are filled in at the end.
+ * The destination keeps its old contents until writer_finish has succeeded.
  *
  * Errors: IO (with the system's reason), MEMORY, ARGUMENT (the caller broke the order above).
  */
