@@ -53,7 +53,7 @@ struct tc__cache {
     const float *last; /* the logits of the last position evaluated */
 };
 
-/* ---- memory -------------------------------------------------------------------------------------- */
+/* ---- memory ---- */
 
 static size_t cpu_padded(size_t n) {
     return (n + TC__LANES_MAX - 1) / TC__LANES_MAX * TC__LANES_MAX;
@@ -85,8 +85,8 @@ static size_t cpu_lay_out(const tc__device *device, tc__cache *cache, unsigned c
     cache->head_stride = cpu_padded(arch->head_dim);
     cpu_place_vectors(memory, &used, CPU_BATCH, hidden, &cache->h);
     cpu_place_vectors(memory, &used, CPU_BATCH, hidden, &cache->x);
-    cpu_place_vectors(memory, &used, CPU_BATCH,
-                      heads + 2 * (size_t)arch->kv_heads * arch->head_dim, &cache->qkv);
+    cpu_place_vectors(memory, &used, CPU_BATCH, heads + 2 * (size_t)arch->kv_heads * arch->head_dim,
+                      &cache->qkv);
     cpu_place_vectors(memory, &used, CPU_BATCH, heads, &cache->mixed);
     cpu_place_vectors(memory, &used, CPU_BATCH, arch->intermediate_size, &cache->gated);
     cpu_place_vectors(memory, &used, CPU_PIECE, arch->vocab_size, &cache->logits);
@@ -95,8 +95,8 @@ static size_t cpu_lay_out(const tc__device *device, tc__cache *cache, unsigned c
     if (scratch < cpu_attention_scratch(cache->head_stride))
         scratch = cpu_attention_scratch(cache->head_stride);
     cpu_place_vectors(memory, &used, (size_t)device->threads, scratch, &cache->scratch);
-    cache->queries = cpu_place(memory, &used,
-                               CPU_BATCH * arch->heads * cache->head_stride * sizeof(float));
+    cache->queries =
+        cpu_place(memory, &used, CPU_BATCH * arch->heads * cache->head_stride * sizeof(float));
     cache->frequencies = cpu_place(memory, &used, arch->head_dim / 2 * sizeof(double));
     cache->candidates = cpu_place(memory, &used, arch->vocab_size * sizeof(tc__candidate));
     cache->seen = cpu_place(memory, &used, arch->vocab_size);
@@ -142,7 +142,7 @@ static size_t cpu_free_bytes(const tc__device *device) {
     return bytes - weights < SIZE_MAX ? (size_t)(bytes - weights) : SIZE_MAX;
 }
 
-/* ---- opening and closing ------------------------------------------------------------------------- */
+/* ---- opening and closing ---- */
 
 /* Asks the system to read a tensor's pages ahead of their first use; a hint, so errors do not
  * matter. */
@@ -152,11 +152,13 @@ static void cpu_read_ahead(const tc__tensor *tensor, size_t page) {
                   POSIX_MADV_WILLNEED);
 }
 
-static void cpu_close(tc__device *device) { free(device); }
+static void cpu_close(tc__device *device) {
+    free(device);
+}
 
 static int cpu_open(const tc__weights *weights, const tc_model_params *params, tc__device **device,
                     tc_error *err) {
-    const tc__kernels *kernels;
+    const tc__kernels *kernels = NULL;
     *device = NULL;
     if (params->threads < 0 || params->threads > TC__THREADS_MAX)
         return tc__fail(err, TC_ERR_ARGUMENT,
@@ -184,7 +186,9 @@ static int cpu_open(const tc__weights *weights, const tc_model_params *params, t
     return tc__ok(err);
 }
 
-static const char *cpu_name(const tc__device *device) { return device->name; }
+static const char *cpu_name(const tc__device *device) {
+    return device->name;
+}
 
 static void cpu_cache_close(tc__cache *cache) {
     if (!cache) return;
@@ -201,7 +205,7 @@ static int cpu_cache_open(tc__device *device, int ctx_size, tc__cache **cache, t
     if (!made) return tc__fail_memory(err, "a session", sizeof *made);
     made->device = device;
     made->ctx_size = (size_t)ctx_size;
-    size_t bytes = cpu_lay_out(device, made, NULL), kv_bytes;
+    size_t bytes = cpu_lay_out(device, made, NULL), kv_bytes = 0;
     made->workspace = tc__alloc_aligned(bytes);
     if (!made->workspace) {
         cpu_cache_close(made);
@@ -229,7 +233,7 @@ static int cpu_cache_open(tc__device *device, int ctx_size, tc__cache **cache, t
     return tc__ok(err);
 }
 
-/* ---- the forward pass: what all workers run ------------------------------------------------------ */
+/* ---- the forward pass: what all workers run ---- */
 
 typedef struct cpu_task {
     tc__cache *cache;
@@ -392,14 +396,15 @@ static bool cpu_place_heads(cpu_worker *worker, size_t layer) {
         const float *angles = cache->angles.data + p * cache->angles.stride;
         if (part < heads) {
             size_t query = (part / group * worker->count + p) * group + part % group;
-            cpu_turn(from, angles, head_dim / 2, scale, cache->queries + query * cache->head_stride);
+            cpu_turn(from, angles, head_dim / 2, scale,
+                     cache->queries + query * cache->head_stride);
         } else if (part < heads + kv_heads) {
             cpu_turn(from, angles, head_dim / 2, 1,
                      cpu_kv_row(worker, cache->keys, layer, part - heads, worker->pos + p));
         } else {
-            memcpy(cpu_kv_row(worker, cache->values, layer, part - heads - kv_heads,
-                              worker->pos + p),
-                   from, head_dim * sizeof *from);
+            memcpy(
+                cpu_kv_row(worker, cache->values, layer, part - heads - kv_heads, worker->pos + p),
+                from, head_dim * sizeof *from);
         }
     }
     return cpu_step(worker);
@@ -432,8 +437,7 @@ static void cpu_attend_queries(cpu_worker *worker, size_t layer, size_t kv_head,
     const size_t group = worker->arch->heads / worker->arch->kv_heads, lanes = kernels->lanes;
     const size_t head_dim = worker->arch->head_dim, stride = cache->head_stride;
     const size_t steps = (head_dim + lanes - 1) / lanes * lanes;
-    const float *queries =
-        cache->queries + (kv_head * worker->count * group + first) * stride;
+    const float *queries = cache->queries + (kv_head * worker->count * group + first) * stride;
     const float *keys = cpu_kv_row(worker, cache->keys, layer, kv_head, 0);
     const float *values = cpu_kv_row(worker, cache->values, layer, kv_head, 0);
     float *sums = worker->scratch, *scores = sums + CPU_QUERIES * TC__BLOCK * TC__LANES_MAX;
@@ -525,9 +529,16 @@ static void cpu_forward(void *user, int index) {
     cpu_task *task = user;
     tc__cache *cache = task->cache;
     const tc__weights *weights = cache->device->weights;
-    cpu_worker worker = {task, cache, cache->device->kernels, &weights->arch, index,
-                         cache->device->threads, 0,
-                         cache->scratch.data + (size_t)index * cache->scratch.stride, task->pos, 0};
+    cpu_worker worker = {task,
+                         cache,
+                         cache->device->kernels,
+                         &weights->arch,
+                         index,
+                         cache->device->threads,
+                         0,
+                         cache->scratch.data + (size_t)index * cache->scratch.stride,
+                         task->pos,
+                         0};
     for (size_t done = 0; done < task->n; done += worker.count, worker.pos += worker.count) {
         worker.count = task->n - done < CPU_BATCH ? task->n - done : CPU_BATCH;
         if (!cpu_embed(&worker, task->ids + done)) return;
@@ -547,7 +558,9 @@ static int cpu_eval(tc__cache *cache, const int32_t *ids, size_t n, size_t pos, 
     return tc__ok(err);
 }
 
-static const float *cpu_logits(tc__cache *cache) { return cache->last; }
+static const float *cpu_logits(tc__cache *cache) {
+    return cache->last;
+}
 
 static int cpu_sample(tc__cache *cache, const tc_sampling *sampling, const int32_t *context,
                       size_t n_context, double u, int32_t *id, tc_error *err) {
@@ -555,7 +568,7 @@ static int cpu_sample(tc__cache *cache, const tc_sampling *sampling, const int32
                       n_context, u, cache->candidates, cache->seen, id, err);
 }
 
-/* ---- measuring ----------------------------------------------------------------------------------- */
+/* ---- measuring ---- */
 
 typedef struct cpu_reading {
     const uint64_t *words;
@@ -603,9 +616,17 @@ static int cpu_read_bandwidth(tc__device *device, size_t bytes, double *bytes_pe
 }
 
 const tc__backend *tc__cpu_backend(void) {
-    static const tc__backend backend = {
-        cpu_open,           cpu_close,           cpu_name,       cpu_kv_bytes_per_token,
-        cpu_workspace_bytes, cpu_free_bytes,     cpu_cache_open, cpu_cache_close,
-        cpu_eval,           cpu_logits,          cpu_sample,     cpu_read_bandwidth};
+    static const tc__backend backend = {cpu_open,
+                                        cpu_close,
+                                        cpu_name,
+                                        cpu_kv_bytes_per_token,
+                                        cpu_workspace_bytes,
+                                        cpu_free_bytes,
+                                        cpu_cache_open,
+                                        cpu_cache_close,
+                                        cpu_eval,
+                                        cpu_logits,
+                                        cpu_sample,
+                                        cpu_read_bandwidth};
     return &backend;
 }

@@ -55,7 +55,9 @@
         memcpy(&v, p, sizeof v);                                                                   \
         return v;                                                                                  \
     }                                                                                              \
-    CPU_INLINE void cpu_##level##_store(float *p, cpu_##level##_f v) { memcpy(p, &v, sizeof v); }  \
+    CPU_INLINE void cpu_##level##_store(float *p, cpu_##level##_f v) {                             \
+        memcpy(p, &v, sizeof v);                                                                   \
+    }                                                                                              \
     CPU_INLINE cpu_##level##_f cpu_##level##_set1(float a) {                                       \
         return (cpu_##level##_f){a, a, a, a};                                                      \
     }                                                                                              \
@@ -110,9 +112,15 @@ CPU_INLINE cpu_neon_f cpu_neon_f16(const uint16_t *p) {
 #define CPU_AVX2 __attribute__((target("avx2,fma,f16c")))
 CPU_VECTORS(avx2, 8)
 
-CPU_AVX2 CPU_INLINE cpu_avx2_f cpu_avx2_load(const float *p) { return _mm256_loadu_ps(p); }
-CPU_AVX2 CPU_INLINE void cpu_avx2_store(float *p, cpu_avx2_f v) { _mm256_storeu_ps(p, v); }
-CPU_AVX2 CPU_INLINE cpu_avx2_f cpu_avx2_set1(float a) { return _mm256_set1_ps(a); }
+CPU_AVX2 CPU_INLINE cpu_avx2_f cpu_avx2_load(const float *p) {
+    return _mm256_loadu_ps(p);
+}
+CPU_AVX2 CPU_INLINE void cpu_avx2_store(float *p, cpu_avx2_f v) {
+    _mm256_storeu_ps(p, v);
+}
+CPU_AVX2 CPU_INLINE cpu_avx2_f cpu_avx2_set1(float a) {
+    return _mm256_set1_ps(a);
+}
 CPU_AVX2 CPU_INLINE cpu_avx2_f cpu_avx2_fma(cpu_avx2_f a, cpu_avx2_f b, cpu_avx2_f c) {
     return _mm256_fmadd_ps(a, b, c);
 }
@@ -143,11 +151,16 @@ CPU_AVX2 static void cpu_avx2_reduce(const float *s, float *y) {
 #define CPU_AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")))
 CPU_VECTORS(avx512, 16)
 
-CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_load(const float *p) { return _mm512_loadu_ps(p); }
-CPU_AVX512 CPU_INLINE void cpu_avx512_store(float *p, cpu_avx512_f v) { _mm512_storeu_ps(p, v); }
-CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_set1(float a) { return _mm512_set1_ps(a); }
-CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_fma(cpu_avx512_f a, cpu_avx512_f b,
-                                                  cpu_avx512_f c) {
+CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+CPU_AVX512 CPU_INLINE void cpu_avx512_store(float *p, cpu_avx512_f v) {
+    _mm512_storeu_ps(p, v);
+}
+CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_set1(float a) {
+    return _mm512_set1_ps(a);
+}
+CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_fma(cpu_avx512_f a, cpu_avx512_f b, cpu_avx512_f c) {
     return _mm512_fmadd_ps(a, b, c);
 }
 CPU_AVX512 CPU_INLINE cpu_avx512_f cpu_avx512_f16(const uint16_t *p) {
@@ -168,7 +181,63 @@ CPU_AVX512 static void cpu_avx512_reduce(const float *s, float *y) {
 }
 #endif /* CPU_X86 */
 
-/* ---- 4-bit weights ------------------------------------------------------------------------------- */
+/* ---- products of a tile with vectors ---- */
+
+/* Registers hold 4 rows x COUNT vectors of sums. */
+#define CPU_MULTIPLY(level, TARGET, LANES, COUNT)                                                  \
+    TARGET static void cpu_##level##_multiply##COUNT(const float *tile, size_t stride, size_t n,   \
+                                                     const float *x, size_t x_stride,              \
+                                                     float *sums) {                                \
+        for (int r = 0; r < 16; r += 4, tile += 4 * stride, sums += 4 * LANES) {                   \
+            cpu_##level##_f c[COUNT][4];                                                           \
+            CPU_UNROLL for (int v = 0; v < COUNT; v++) CPU_UNROLL for (int k = 0; k < 4; k++)      \
+                c[v][k] = cpu_##level##_load(sums + (16 * v + k) * LANES);                         \
+            for (size_t i = 0; i < n; i += LANES) {                                                \
+                cpu_##level##_f xv[COUNT];                                                         \
+                CPU_UNROLL for (int v = 0; v < COUNT; v++) xv[v] =                                 \
+                    cpu_##level##_load(x + v * x_stride + i);                                      \
+                CPU_UNROLL for (int k = 0; k < 4; k++) {                                           \
+                    cpu_##level##_f w = cpu_##level##_load(tile + k * stride + i);                 \
+                    CPU_UNROLL for (int v = 0; v < COUNT; v++) c[v][k] =                           \
+                        cpu_##level##_fma(w, xv[v], c[v][k]);                                      \
+                }                                                                                  \
+            }                                                                                      \
+            CPU_UNROLL for (int v = 0; v < COUNT; v++) CPU_UNROLL for (int k = 0; k < 4; k++)      \
+                cpu_##level##_store(sums + (16 * v + k) * LANES, c[v][k]);                         \
+        }                                                                                          \
+    }
+
+typedef void (*cpu_multiply)(const float *tile, size_t stride, size_t n, const float *x,
+                             size_t x_stride, float *sums);
+
+/* For 1 to 3 vectors at a time where there are 16 registers, 1 to 6 where there are 32. */
+#define CPU_MULTIPLY_3(level, TARGET, LANES)                                                       \
+    CPU_MULTIPLY(level, TARGET, LANES, 1)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 2)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 3)                                                          \
+    static const cpu_multiply cpu_##level##_multiplies[] = {                                       \
+        cpu_##level##_multiply1, cpu_##level##_multiply2, cpu_##level##_multiply3};
+#define CPU_MULTIPLY_6(level, TARGET, LANES)                                                       \
+    CPU_MULTIPLY(level, TARGET, LANES, 1)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 2)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 3)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 4)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 5)                                                          \
+    CPU_MULTIPLY(level, TARGET, LANES, 6)                                                          \
+    static const cpu_multiply cpu_##level##_multiplies[] = {                                       \
+        cpu_##level##_multiply1, cpu_##level##_multiply2, cpu_##level##_multiply3,                 \
+        cpu_##level##_multiply4, cpu_##level##_multiply5, cpu_##level##_multiply6};
+
+CPU_MULTIPLY_3(portable, CPU_PORTABLE, 4)
+#if CPU_NEON
+CPU_MULTIPLY_6(neon, CPU_NEON_TARGET, 4)
+#endif
+#if CPU_X86
+CPU_MULTIPLY_3(avx2, CPU_AVX2, 8)
+CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
+#endif
+
+/* ---- 4-bit weights ---- */
 
 /* A unit's words lie in chunks of 4 * places columns: 64 with 16 places, or 32 with 8 when the group
  * size is 32. The words of rows i and i + 8 are one run of `places` words; bits 8 m..8 m + 3 of
@@ -220,23 +289,21 @@ CPU_AVX512 static void cpu_avx512_reduce(const float *s, float *y) {
             cpu_##level##_scales(unit + 8 * group_size, pairs);                                    \
             for (unsigned i = 0; i < 8; i += 2) {                                                  \
                 cpu_##level##_f c[4];                                                              \
-                CPU_UNROLL for (int r = 0; r < 4; r++)                                             \
-                    c[r] = cpu_##level##_load(sums + (i + (r >> 1) + 8 * (r & 1)) * LANES);        \
+                CPU_UNROLL for (int r = 0; r < 4; r++) c[r] =                                      \
+                    cpu_##level##_load(sums + (i + (r >> 1) + 8 * (r & 1)) * LANES);               \
                 for (unsigned chunk = 0; chunk < group_size / (4 * places); chunk++) {             \
                     const uint8_t *words = unit + 512 * chunk + 4 * places * i;                    \
                     const float *xs = x + 4 * places * chunk;                                      \
                     __builtin_prefetch(words + CPU_AHEAD);                                         \
                     CPU_UNROLL for (int m = 0; m < 4; m++)                                         \
                         CPU_UNROLL for (unsigned p = 0; p < places; p += LANES) {                  \
-                            cpu_##level##_f xv = cpu_##level##_load(xs + places * m + p);          \
-                            CPU_UNROLL for (int r = 0; r < 4; r++)                                 \
-                                c[r] = cpu_##level##_fma(                                          \
-                                    cpu_##level##_weight(                                          \
-                                        cpu_##level##_words(words + 4 * (places * (r >> 1) + p)),  \
-                                        8 * m + 4 * (r & 1),                                       \
-                                        pairs + 4 * (i + (r >> 1)) + 2 * (r & 1)),                 \
-                                    xv, c[r]);                                                     \
-                        }                                                                          \
+                        cpu_##level##_f xv = cpu_##level##_load(xs + places * m + p);              \
+                        CPU_UNROLL for (int r = 0; r < 4; r++) c[r] = cpu_##level##_fma(           \
+                            cpu_##level##_weight(                                                  \
+                                cpu_##level##_words(words + 4 * (places * (r >> 1) + p)),          \
+                                8 * m + 4 * (r & 1), pairs + 4 * (i + (r >> 1)) + 2 * (r & 1)),    \
+                            xv, c[r]);                                                             \
+                    }                                                                              \
                 }                                                                                  \
                 CPU_UNROLL for (int r = 0; r < 4; r++)                                             \
                     cpu_##level##_store(sums + (i + (r >> 1) + 8 * (r & 1)) * LANES, c[r]);        \
@@ -308,7 +375,8 @@ CPU_AVX512 CPU_INLINE void cpu_avx512_w4_run(const uint8_t *unit, size_t groups,
         float pairs[32];
         cpu_avx512_scales(unit + 512 * chunks, pairs);
         CPU_UNROLL for (int i = 0; i < 8; i++) {
-            __m512 low = cpu_avx512_table(pairs + 4 * i), high = cpu_avx512_table(pairs + 4 * i + 2);
+            __m512 low = cpu_avx512_table(pairs + 4 * i),
+                   high = cpu_avx512_table(pairs + 4 * i + 2);
             CPU_UNROLL for (unsigned chunk = 0; chunk < chunks; chunk++) {
                 const uint8_t *words = unit + 512 * chunk + 64 * i;
                 __m512i v = _mm512_loadu_si512(words);
@@ -325,14 +393,25 @@ CPU_AVX512 CPU_INLINE void cpu_avx512_w4_run(const uint8_t *unit, size_t groups,
 }
 CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, unsigned group_size,
                                           const float *x, float *sums) {
-    if (group_size == 128)
+    if (group_size == 128) {
         cpu_avx512_w4_run(unit, groups, 2, x, sums);
-    else
+    } else if (group_size == 64) {
         cpu_avx512_w4_run(unit, groups, 1, x, sums);
+    } else {
+        /* 64 bytes hold four rows of 32 columns: through a tile, in the same order. */
+        float tile[16 * 256];
+        memset(sums, 0, 16 * 16 * sizeof *sums);
+        for (size_t done = 0, now; done < groups; done += now, x += 32 * now) {
+            now = groups - done < 8 ? groups - done : 8;
+            for (size_t i = 0; i < now; i++, unit += TC__UNIT_BYTES(32))
+                cpu_avx2_w4_expand(unit, 32, tile + 32 * i, 256);
+            cpu_avx512_multiply1(tile, 256, 32 * now, x, 0, sums);
+        }
+    }
 }
 #endif /* CPU_X86 */
 
-/* ---- 16-bit weights ------------------------------------------------------------------------------ */
+/* ---- 16-bit weights ---- */
 
 /* TYPE is f16 or bf16. The last, incomplete step of a row is completed with zeros. */
 #define CPU_HALVES(level, TARGET, LANES, TYPE)                                                     \
@@ -368,62 +447,14 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
             }                                                                                      \
             for (int k = 0; k < 4; k++) {                                                          \
                 if (i < n)                                                                         \
-                    c[k] = cpu_##level##_fma(                                                      \
-                        cpu_##level##_##TYPE##_rest(row[r + k] + i, n - i),                        \
-                        cpu_##level##_load(x + i), c[k]);                                          \
+                    c[k] = cpu_##level##_fma(cpu_##level##_##TYPE##_rest(row[r + k] + i, n - i),   \
+                                             cpu_##level##_load(x + i), c[k]);                     \
                 cpu_##level##_store(sums + (r + k) * LANES, c[k]);                                 \
             }                                                                                      \
         }                                                                                          \
     }
 
-/* ---- products of a tile, and attention ----------------------------------------------------------- */
-
-/* Registers hold 4 rows x COUNT vectors of sums. */
-#define CPU_MULTIPLY(level, TARGET, LANES, COUNT)                                                  \
-    TARGET static void cpu_##level##_multiply##COUNT(const float *tile, size_t stride, size_t n,   \
-                                                     const float *x, size_t x_stride,              \
-                                                     float *sums) {                                \
-        for (int r = 0; r < 16; r += 4, tile += 4 * stride, sums += 4 * LANES) {                   \
-            cpu_##level##_f c[COUNT][4];                                                           \
-            CPU_UNROLL for (int v = 0; v < COUNT; v++)                                             \
-                CPU_UNROLL for (int k = 0; k < 4; k++)                                             \
-                    c[v][k] = cpu_##level##_load(sums + (16 * v + k) * LANES);                     \
-            for (size_t i = 0; i < n; i += LANES) {                                                \
-                cpu_##level##_f xv[COUNT];                                                         \
-                CPU_UNROLL for (int v = 0; v < COUNT; v++)                                         \
-                    xv[v] = cpu_##level##_load(x + v * x_stride + i);                              \
-                CPU_UNROLL for (int k = 0; k < 4; k++) {                                           \
-                    cpu_##level##_f w = cpu_##level##_load(tile + k * stride + i);                 \
-                    CPU_UNROLL for (int v = 0; v < COUNT; v++)                                     \
-                        c[v][k] = cpu_##level##_fma(w, xv[v], c[v][k]);                            \
-                }                                                                                  \
-            }                                                                                      \
-            CPU_UNROLL for (int v = 0; v < COUNT; v++)                                             \
-                CPU_UNROLL for (int k = 0; k < 4; k++)                                             \
-                    cpu_##level##_store(sums + (16 * v + k) * LANES, c[v][k]);                     \
-        }                                                                                          \
-    }
-
-typedef void (*cpu_multiply)(const float *tile, size_t stride, size_t n, const float *x,
-                             size_t x_stride, float *sums);
-
-/* For 1 to 3 vectors at a time where there are 16 registers, 1 to 6 where there are 32. */
-#define CPU_MULTIPLY_3(level, TARGET, LANES)                                                       \
-    CPU_MULTIPLY(level, TARGET, LANES, 1)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 2)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 3)                                                          \
-    static const cpu_multiply cpu_##level##_multiplies[] = {                                       \
-        cpu_##level##_multiply1, cpu_##level##_multiply2, cpu_##level##_multiply3};
-#define CPU_MULTIPLY_6(level, TARGET, LANES)                                                       \
-    CPU_MULTIPLY(level, TARGET, LANES, 1)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 2)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 3)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 4)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 5)                                                          \
-    CPU_MULTIPLY(level, TARGET, LANES, 6)                                                          \
-    static const cpu_multiply cpu_##level##_multiplies[] = {                                       \
-        cpu_##level##_multiply1, cpu_##level##_multiply2, cpu_##level##_multiply3,                 \
-        cpu_##level##_multiply4, cpu_##level##_multiply5, cpu_##level##_multiply6};
+/* ---- attention ---- */
 
 /* WIDTH lanes of the blend in registers. */
 #define CPU_BLEND(level, TARGET, LANES, WIDTH)                                                     \
@@ -433,8 +464,8 @@ typedef void (*cpu_multiply)(const float *tile, size_t stride, size_t n, const f
         CPU_UNROLL for (int v = 0; v < WIDTH; v++) c[v] = cpu_##level##_load(out + v * LANES);     \
         for (size_t j = 0; j < n; j++, rows += stride) {                                           \
             cpu_##level##_f weight = cpu_##level##_set1(p[j]);                                     \
-            CPU_UNROLL for (int v = 0; v < WIDTH; v++)                                             \
-                c[v] = cpu_##level##_fma(weight, cpu_##level##_load(rows + v * LANES), c[v]);      \
+            CPU_UNROLL for (int v = 0; v < WIDTH; v++) c[v] =                                      \
+                cpu_##level##_fma(weight, cpu_##level##_load(rows + v * LANES), c[v]);             \
         }                                                                                          \
         CPU_UNROLL for (int v = 0; v < WIDTH; v++) cpu_##level##_store(out + v * LANES, c[v]);     \
     }
@@ -475,7 +506,7 @@ typedef void (*cpu_multiply)(const float *tile, size_t stride, size_t n, const f
         return total;                                                                              \
     }
 
-/* ---- the sets ------------------------------------------------------------------------------------ */
+/* ---- the sets ---- */
 
 /* The rows of a 16-bit matrix's block; those beyond the last repeat it. */
 static void cpu_rows(const tc__tensor *matrix, size_t block, size_t column,
@@ -492,11 +523,10 @@ static const uint8_t *cpu_units(const tc__tensor *matrix, size_t block, size_t c
            (block * groups + column / matrix->group_size) * TC__UNIT_BYTES(matrix->group_size);
 }
 
-/* MOST: vectors that CPU_MULTIPLY_MOST multiplies at a time. */
+/* MOST: the 3 or 6 of CPU_MULTIPLY; WIDTH: of the blend; SINGLE: see tc__kernels. */
 #define CPU_LEVEL(level, NAME, TARGET, LANES, MOST, WIDTH, SINGLE)                                 \
     CPU_HALVES(level, TARGET, LANES, f16)                                                          \
     CPU_HALVES(level, TARGET, LANES, bf16)                                                         \
-    CPU_MULTIPLY_##MOST(level, TARGET, LANES)                                                      \
     CPU_BLEND(level, TARGET, LANES, WIDTH)                                                         \
     CPU_BLEND(level, TARGET, LANES, 1)                                                             \
     CPU_EXPONENTIAL(level, TARGET, LANES)                                                          \
@@ -552,10 +582,16 @@ static const uint8_t *cpu_units(const tc__tensor *matrix, size_t block, size_t c
             cpu_##level##_blend##WIDTH(p, n, rows + i, stride, out + i);                           \
         for (; i < width; i += LANES) cpu_##level##_blend1(p, n, rows + i, stride, out + i);       \
     }                                                                                              \
-    static const tc__kernels cpu_##level = {                                                       \
-        NAME,                  #level,                 LANES, SINGLE,                              \
-        cpu_##level##_product, cpu_##level##_expand,   cpu_##level##_multiply,                     \
-        cpu_##level##_reduce,  cpu_##level##_exponential, cpu_##level##_blend};
+    static const tc__kernels cpu_##level = {NAME,                                                  \
+                                            #level,                                                \
+                                            LANES,                                                 \
+                                            SINGLE,                                                \
+                                            cpu_##level##_product,                                 \
+                                            cpu_##level##_expand,                                  \
+                                            cpu_##level##_multiply,                                \
+                                            cpu_##level##_reduce,                                  \
+                                            cpu_##level##_exponential,                             \
+                                            cpu_##level##_blend};
 
 CPU_LEVEL(portable, "portable", CPU_PORTABLE, 4, 3, 4, 1)
 #if CPU_NEON
@@ -585,9 +621,10 @@ static bool cpu_has(const tc__kernels *kernels) {
 
 int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error *err) {
     static const tc__kernels *const sets[] = {
-        /* the best first */
+    /* the best first */
 #if CPU_X86
-        &cpu_avx512, &cpu_avx2,
+        &cpu_avx512,
+        &cpu_avx2,
 #endif
 #if CPU_NEON
         &cpu_neon,
@@ -608,7 +645,7 @@ int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error 
                     level, have);
 }
 
-/* ---- whole products ------------------------------------------------------------------------------ */
+/* ---- whole products ---- */
 
 tc__order tc__order_of(const tc__tensor *matrix) {
     if (matrix->type != TC__W4) return TC__ORDER_PLAIN;

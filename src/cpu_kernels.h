@@ -24,9 +24,9 @@
 /* The order of a vector's elements that a matrix wants: that in which its bytes hold the columns,
  * so that the kernels need no shuffles. */
 typedef enum tc__order {
-    TC__ORDER_PLAIN,  /* as they are: binary16, bfloat16 */
-    TC__ORDER_W4_32,  /* W4 with group size 32 */
-    TC__ORDER_W4_64   /* W4 with group sizes 64 and 128 */
+    TC__ORDER_PLAIN, /* as they are: binary16, bfloat16 */
+    TC__ORDER_W4_32, /* W4 with group size 32 */
+    TC__ORDER_W4_64  /* W4 with group sizes 64 and 128 */
 } tc__order;
 
 TC_INTERNAL tc__order tc__order_of(const tc__tensor *matrix);
