@@ -17,10 +17,11 @@
 
 /* ---- helpers ---- */
 
-static char folder[PROGRAM_PATH]; /* of temporary files; every test leaves it empty */
+static char folder[PROGRAM_PATH]; /* of temporary files: made when a test needs it */
 static char path_buffer[2 * PROGRAM_PATH];
 
 static const char *in_folder(const char *name) {
+    if (!folder[0] && !program_folder(folder)) abort();
     snprintf(path_buffer, sizeof path_buffer, "%s/%s", folder, name);
     return path_buffer;
 }
@@ -41,7 +42,7 @@ static const char *write_text(const char *name, const char *text) {
 
 static void clear_folder(void) {
     program_remove_folder(folder);
-    if (mkdir(folder, 0700)) abort();
+    folder[0] = 0;
 }
 
 static tc__buf read_file(const char *path) {
@@ -722,8 +723,10 @@ TEST(split_folders_hold_one_tensor_per_file) {
     CHECK(ckpt_open(folder, &ckpt, &err) == TC_ERR_UNSUPPORTED);
     CHECK_MSG(strstr(err.message, "model.pt: is a git-LFS pointer"), "%s", err.message);
     clear_folder();
+    write_text("config.json", "{}");
     CHECK(ckpt_open(folder, &ckpt, &err) == TC_ERR_UNSUPPORTED);
     CHECK_MSG(strstr(err.message, "no .pt files in this folder"), "%s", err.message);
+    clear_folder();
 }
 
 TEST(search_results_in_a_folder_are_refused) {
@@ -742,9 +745,9 @@ TEST(hugging_face_folders_prefer_safetensors) {
     checkpoint ckpt;
     tc_error err;
     tc__buf bytes = {0};
+    write_text("config.json", "{}");
     expect_hf(TC_ERR_IO, "no weights in this folder");
     write_one("weights.pth", "lone", "11");
-    write_text("config.json", "{}");
     CHECK(!ckpt_open_hf(folder, &ckpt, &err) && ckpt_find(&ckpt, "lone"));
     ckpt_close(&ckpt);
     write_one("other.bin", "other", "22");
@@ -1030,34 +1033,30 @@ TEST(fixtures_of_every_family_open) {
     }
 }
 
-#define RUN_IN_FOLDER(name)                                                                        \
-    if (!program_folder(folder)) abort();                                                          \
-    RUN(name)                                                                                      \
-    program_remove_folder(folder);
-
+/* clang-format off */
 TEST_MAIN(
-    RUN_IN_FOLDER(opens_what_pytorch_and_safetensors_write) RUN_IN_FOLDER(
-        strides_are_those_of_the_file) RUN_IN_FOLDER(tensors_are_listed_in_the_order_of_their_numbers)
-        RUN_IN_FOLDER(search_results_are_refused_as_weights_and_can_be_listed) RUN_IN_FOLDER(
-            damaged_search_results_are_refused)
-            RUN_IN_FOLDER(every_way_to_write_a_zip_file_reads_the_same) RUN_IN_FOLDER(
-                checksums_are_compared_when_data_is_used) RUN_IN_FOLDER(bad_zip_files_are_refused)
-                RUN_IN_FOLDER(numbers_in_the_zip_directory_are_not_trusted) RUN_IN_FOLDER(
-                    contents_that_are_no_state_dict_are_refused)
-                    RUN_IN_FOLDER(legacy_streams_are_read_in_the_order_of_their_keys) RUN_IN_FOLDER(
-                        bad_legacy_streams_are_refused)
-                        RUN_IN_FOLDER(bad_safetensors_files_are_refused) RUN_IN_FOLDER(
-                            safetensors_may_hold_anything_the_format_allows)
-                            RUN_IN_FOLDER(foreign_files_are_named) RUN_IN_FOLDER(
-                                split_folders_hold_one_tensor_per_file)
-                                RUN_IN_FOLDER(search_results_in_a_folder_are_refused) RUN_IN_FOLDER(
-                                    hugging_face_folders_prefer_safetensors)
-                                    RUN_IN_FOLDER(indexes_are_checked_against_the_shards)
-                                        RUN_IN_FOLDER(truncation_at_every_byte_is_an_error)
-                                            RUN_IN_FOLDER(flipped_bytes_never_crash) RUN_IN_FOLDER(
-                                                containers_are_never_read_past_their_end)
-                                                RUN_IN_FOLDER(large_storages_do_not_stay_resident)
-                                                    RUN_IN_FOLDER(
-                                                        fixtures_are_the_same_in_every_container)
-                                                        RUN_IN_FOLDER(
-                                                            fixtures_of_every_family_open))
+    RUN(opens_what_pytorch_and_safetensors_write)
+    RUN(strides_are_those_of_the_file)
+    RUN(tensors_are_listed_in_the_order_of_their_numbers)
+    RUN(search_results_are_refused_as_weights_and_can_be_listed)
+    RUN(damaged_search_results_are_refused)
+    RUN(every_way_to_write_a_zip_file_reads_the_same)
+    RUN(checksums_are_compared_when_data_is_used)
+    RUN(bad_zip_files_are_refused)
+    RUN(numbers_in_the_zip_directory_are_not_trusted)
+    RUN(contents_that_are_no_state_dict_are_refused)
+    RUN(legacy_streams_are_read_in_the_order_of_their_keys)
+    RUN(bad_legacy_streams_are_refused)
+    RUN(bad_safetensors_files_are_refused)
+    RUN(safetensors_may_hold_anything_the_format_allows)
+    RUN(foreign_files_are_named)
+    RUN(split_folders_hold_one_tensor_per_file)
+    RUN(search_results_in_a_folder_are_refused)
+    RUN(hugging_face_folders_prefer_safetensors)
+    RUN(indexes_are_checked_against_the_shards)
+    RUN(truncation_at_every_byte_is_an_error)
+    RUN(flipped_bytes_never_crash)
+    RUN(containers_are_never_read_past_their_end)
+    RUN(large_storages_do_not_stay_resident)
+    RUN(fixtures_are_the_same_in_every_container)
+    RUN(fixtures_of_every_family_open))

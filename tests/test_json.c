@@ -280,8 +280,15 @@ TEST(reads_a_large_header_in_linear_time) {
     tc__buf_free(&text);
 }
 
-TEST_MAIN(RUN(reads_a_config) RUN(walks_objects_by_key) RUN(last_of_equal_keys_wins)
-              RUN(decodes_escapes) RUN(refuses_what_is_not_json) RUN(limits_nesting)
-                  RUN(integers_are_exact) RUN(doubles_are_rounded_to_nearest_in_every_locale)
-                      RUN(survives_truncation_and_flipped_bytes)
-                          RUN(reads_a_large_header_in_linear_time))
+/* clang-format off */
+TEST_MAIN(
+    RUN(reads_a_config)
+    RUN(walks_objects_by_key)
+    RUN(last_of_equal_keys_wins)
+    RUN(decodes_escapes)
+    RUN(refuses_what_is_not_json)
+    RUN(limits_nesting)
+    RUN(integers_are_exact)
+    RUN(doubles_are_rounded_to_nearest_in_every_locale)
+    RUN(survives_truncation_and_flipped_bytes)
+    RUN(reads_a_large_header_in_linear_time))

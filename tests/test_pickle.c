@@ -427,13 +427,21 @@ TEST(flipped_bytes_never_crash) {
     tc__buf_free(&text);
 }
 
-TEST_MAIN(RUN(reads_a_state_dict) RUN(reads_every_kind_of_value) RUN(remembers_and_recalls)
-              RUN(knows_every_storage_class) RUN(rebuilds_in_every_known_way)
-                  RUN(tensors_stay_inside_their_storage) RUN(persistent_ids_name_storages)
-                      RUN(globals_outside_the_list_are_named)
-                          RUN(allowed_globals_do_only_what_they_are_for)
-                              RUN(opcodes_outside_the_list_are_named) RUN(protocols_2_to_5)
-                                  RUN(misuse_of_the_stack_is_an_error)
-                                      RUN(cycles_and_shared_objects_are_harmless)
-                                          RUN(memory_is_limited) RUN(truncation_is_always_an_error)
-                                              RUN(flipped_bytes_never_crash))
+/* clang-format off */
+TEST_MAIN(
+    RUN(reads_a_state_dict)
+    RUN(reads_every_kind_of_value)
+    RUN(remembers_and_recalls)
+    RUN(knows_every_storage_class)
+    RUN(rebuilds_in_every_known_way)
+    RUN(tensors_stay_inside_their_storage)
+    RUN(persistent_ids_name_storages)
+    RUN(globals_outside_the_list_are_named)
+    RUN(allowed_globals_do_only_what_they_are_for)
+    RUN(opcodes_outside_the_list_are_named)
+    RUN(protocols_2_to_5)
+    RUN(misuse_of_the_stack_is_an_error)
+    RUN(cycles_and_shared_objects_are_harmless)
+    RUN(memory_is_limited)
+    RUN(truncation_is_always_an_error)
+    RUN(flipped_bytes_never_crash))
