@@ -289,15 +289,22 @@ static bool convert_is_dull(const char *name) {
     return strlen(name) == 40 && strspn(name, "0123456789abcdef") == 40;
 }
 
-/* The model's name, malloc'ed: --name, the folder's, _name_or_path's last part. */
-static char *convert_name(const convert_job *job, const char *folder) {
+/* The model's name, malloc'ed: --name, or the first of these that says something: the folder's name,
+ * _name_or_path's last part, the name of the folder that holds the folder. */
+static char *convert_name(const convert_job *job, const char *path) {
     const char *asked = job->options->name;
     if (asked) return tc__copy(asked, strlen(asked));
-    if (!convert_is_dull(folder)) return tc__copy(folder, strlen(folder));
-    char *other = convert_base(job->config.name_or_path);
-    if (other && !convert_is_dull(other)) return other;
-    free(other);
-    return tc__copy(folder, strlen(folder));
+    const char *slash = strrchr(path, '/');
+    char *parent = tc__copy(path, slash ? (size_t)(slash - path) : 0);
+    char *names[] = {convert_base(path), convert_base(job->config.name_or_path),
+                     convert_base(parent ? parent : "")};
+    size_t best = 0;
+    while (best < TC_COUNT(names) && names[best] && convert_is_dull(names[best])) best++;
+    if (best == TC_COUNT(names)) best = 0;
+    for (size_t i = 0; i < TC_COUNT(names); i++)
+        if (i != best) free(names[i]);
+    free(parent);
+    return names[best];
 }
 
 /* Chooses the chat template; without a tokenizer nobody can chat, so that none is looked for. */
@@ -314,10 +321,12 @@ static int convert_choose(convert_job *job, const char *name, const char *folder
 }
 
 static int convert_metadata(convert_job *job) {
-    char *folder = realpath(job->options->hf, NULL);
-    char *base = convert_base(folder ? folder : job->options->hf);
-    char *name = base ? convert_name(job, base) : NULL;
-    int code = name ? convert_choose(job, name, base) : tc__fail_memory(job->err, "a name", 64);
+    const char *hf = job->options->hf;
+    char *path = realpath(hf, NULL);
+    char *folder = convert_base(path ? path : hf);
+    char *name = convert_name(job, path ? path : hf);
+    int code = folder && name ? convert_choose(job, name, folder)
+                              : tc__fail_memory(job->err, "a name", 64);
     if (!code) {
         writer_text(&job->out, "general.name", name, strlen(name));
         writer_text(&job->out, "general.source", job->summary->source,
@@ -326,8 +335,8 @@ static int convert_metadata(convert_job *job) {
         tokenizer_import_write(job->has_tokenizer ? &job->tokenizer : NULL, &job->out);
         convert_stops(job);
     }
+    free(path);
     free(folder);
-    free(base);
     free(name);
     return code;
 }
