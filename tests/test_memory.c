@@ -130,6 +130,8 @@ static void unchanged(const tc_chat *chat, const snapshot *before) {
 
 /* Everything that changes a conversation. */
 static int live_chat(tc_chat *chat, tc_error *err) {
+    static const char letters[] = "zqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzqzq";
+    tc_reply reply;
     int code = TC_OK;
     for (int step = 0; step < 9 && !code; step++) {
         snapshot before = look(chat);
@@ -143,11 +145,9 @@ static int live_chat(tc_chat *chat, tc_error *err) {
         case 5: code = tc_chat_set_system(chat, "the world", err); break;
         case 6: code = tc_chat_load(chat, talk_path, err); break;
         case 7: code = tc_chat_set_sampling(chat, &sampling, err); break;
-        case 8: /* too long for all the turns: some are dropped */
-            code = tc_chat_send(chat,
-                                "hello world hello world hello world hello world hello world "
-                                "hello world hello world hello world hello world",
-                                107, NULL, NULL, NULL, err);
+        case 8: /* one token a letter: the oldest turns are dropped */
+            code = tc_chat_send(chat, letters, sizeof letters - 1, NULL, NULL, &reply, err);
+            if (!code) CHECK(reply.dropped_turns > 0);
             break;
         }
         if (code) unchanged(chat, &before);
@@ -169,7 +169,7 @@ static int live(tc_error *err) {
     double rate;
     model_params.threads = 2;
     session_params.ctx_size = 64;
-    chat_params.ctx_size = 128;
+    chat_params.ctx_size = 80;
     chat_params.max_tokens = 12;
     chat_params.sampling.seed = 1;
     chat_params.stop = stops;

@@ -675,6 +675,13 @@ TEST(bandwidth_is_measured) {
     CHECK_MSG(rate > 1e7 && rate < 1e14, "%g bytes per second", rate);
     CHECK(tc_seconds() >= start);
     tc_model_close(model);
+    fake_reset();
+    model = fake_model(in_folder("tiny.bin")); /* its "rate" is the number of bytes read */
+    REQUIRE(model);
+    CHECK(tc_read_bandwidth(model, 0, &rate, &err) == TC_OK && rate == (double)(1 << 29));
+    fake.free_bytes = (size_t)1 << 40;
+    CHECK(tc_read_bandwidth(model, 0, &rate, &err) == TC_OK && rate == (double)(1 << 30));
+    tc_model_close(model);
 }
 
 static int prepare(void) {
