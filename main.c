@@ -1092,7 +1092,7 @@ static int read_ids(app *a, const char *path, buffer *ids, size_t *n) {
     char *word = text.data ? text.data + strspn(text.data, space) : NULL;
     for (*n = 0; rc == GO_ON && word < text.data + text.len; ++*n) {
         size_t len = strcspn(word, space);
-        int64_t id = len > 0 && len <= 10 ? strtoll(word, NULL, 10) : -1;
+        long long id = len > 0 ? strtoll(word, NULL, 10) : -1;
         if (strspn(word, "0123456789") < len || id < 0 || id > INT32_MAX) {
             rc = tell(a, USAGE, "%s, item %zu: expected a token id, got '%.*s'",
                       strcmp(path, "-") ? path : "standard input", *n + 1, len < 40 ? (int)len : 40,
