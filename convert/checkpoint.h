@@ -112,7 +112,8 @@ const ckpt_tensor *ckpt_find(const checkpoint *ckpt, const char *name);
 int ckpt_check_crc(checkpoint *ckpt, const ckpt_tensor *tensor, tc_error *err);
 
 /* Tells the system that the tensor's data will not be needed soon: the pages that lie wholly inside
- * it leave the resident set. Only a hint: reading the data again is valid and merely slower. */
+ * it leave the resident set. Only a hint, and valid at any time: reading on, or again, is merely
+ * slower. So call it every 64 MB or so while working through a large tensor, too. */
 void ckpt_release(const checkpoint *ckpt, const ckpt_tensor *tensor);
 
 /* Bytes of one element; "F16", "BF16", "I32"... */
