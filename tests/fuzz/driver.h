@@ -1,13 +1,15 @@
-/* driver - makes a fuzz target (LLVMFuzzerTestOneInput) a program of its own.
- *
- * With libFuzzer:
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined -DFUZZ_LIBFUZZER -I. -Isrc -Iconvert -Itests
- *         tests/fuzz/fuzz_pickle.c convert/[!m]*.c src/base.c ... -o fuzz_pickle
- * Without it, with any compiler:
- *     fuzz_pickle [-n MUTATIONS] [-s SEED] FILE...
- * runs every FILE as it is, then MUTATIONS (default 0) random changes of them. The same seed gives
- * the same changes. With -k the changed input is written to ./fuzz-input first, so that it is there
- * when the target crashes.
+/* driver - makes a fuzz target (LLVMFuzzerTestOneInput) a program of its own. With
+ *     sources="convert/checkpoint.c convert/json.c convert/pickle.c convert/safetensors.c
+ *              convert/zip.c src/base.c"
+ *     flags="-g -O1 -fsanitize=address,undefined -I. -Isrc"
+ * it is built by any compiler:
+ *     cc $flags tests/fuzz/fuzz_pickle.c $sources -o fuzz_pickle
+ *     ./fuzz_pickle [-n MUTATIONS] [-s SEED] [-k] FILE...
+ * and runs every FILE as it is, then MUTATIONS (default 0) random changes of them; the same seed
+ * gives the same changes. With -k each changed input is written to ./fuzz-input first, so that it
+ * is there when the target crashes. With libFuzzer, guided by coverage:
+ *     clang $flags -fsanitize=fuzzer -DFUZZ_LIBFUZZER tests/fuzz/fuzz_pickle.c $sources -o fuzz_pickle
+ *     ./fuzz_pickle FOLDER_OF_INPUTS
  */
 #ifndef FUZZ_DRIVER_H
 #define FUZZ_DRIVER_H
