@@ -300,11 +300,22 @@ def country_relations():
                             "how big is its population|how many people are there|"
                             "how many people does it have|how large is the population|"
                             "how many live there"),
+        Relation("about country",
+                 {n: f"{cap(n)} is a country in {t}." for n, t in table["continent"].items()},
+                 **common, weight=7,
+                 direct="tell me about {x}|what is {x}|describe {x}|what do you know about {x}|"
+                        "talk about {x}|what can you tell me about {x}|what kind of place is {x}|"
+                        "give me some information about {x}|what sort of place is {x}|"
+                        "do you know {x}|have you heard of {x}|is {x} a country|"
+                        "what is {x}, a city or a country|I would like to hear about {x}"),
         Relation("capital-of", reverse, group="country", weight=12,
                  unknown=invented_name,
                  np="the country with the capital {x}|the country whose capital is {x}|"
                     "the country of which {x} is the capital",
-                 direct="which country has the capital {x}|what country has {x} as its capital|"
+                 direct="where is {x}|in which country is {x}|what is {x}|tell me about {x}|"
+                        "what do you know about {x}|in what country is {x}|do you know {x}|"
+                        "which country is {x} in|where is {x} located|where do I find {x}|"
+                        "which country has the capital {x}|what country has {x} as its capital|"
                         "{x} is the capital of which country|of which country is {x} the capital|"
                         "what is {x} the capital of|{x} is the capital of what|"
                         "which country's capital is {x}|whose capital is {x}|"
@@ -357,6 +368,11 @@ def element_relations():
                  its_direct="which atomic number does it have|how many protons does it have|"
                             "what number does it have|which number is it|"
                             "what number is it in the periodic table"),
+        Relation("about element", {n: f"{cap(n)} is a chemical element." for n, *_ in table
+                                   if n != "mercury"}, group="element", weight=4,
+                 direct="what is {x}|tell me about {x}|what do you know about {x}|describe {x}|"
+                        "what kind of thing is {x}|what sort of stuff is {x}|is {x} an element|"
+                        "do you know {x}|is {x} a chemical element|what can you tell me about {x}"),
         Relation("element by symbol", {s: f"{s} is the symbol of {n}." for n, s, _ in table},
                  group="element", weight=10,
                  np="the element with the symbol {x}|the element with the chemical symbol {x}|"
@@ -398,7 +414,8 @@ def animal_relations():
                  **common, forms=forms, weight=10,
                  np="the class of {x}|the animal class of {x}|the kind of animal that {x} is|"
                     "the group of animals of {x}",
-                 direct="what kind of animal is {x}|what type of animal is {x}|"
+                 direct="what is {x}|tell me about {x}|what do you know about {x}|describe {x}|"
+                        "what kind of animal is {x}|what type of animal is {x}|"
                         "which kind of animal is {x}|which class of animals does {x} belong to|"
                         "what class of animal is {x}|to which class of animals does {x} belong|"
                         "what sort of animal is {x}|is {x} a mammal or a bird|"
@@ -557,7 +574,9 @@ def cyclic_relations():
                  np="the position of {x} in the solar system|"
                     "the place of {x} in the solar system|the position of the planet {x}|"
                     "the place of {x} among the planets",
-                 direct="which planet from the sun is {x}|where in the solar system is {x}|"
+                 direct="what is {x}|tell me about {x}|what do you know about {x}|"
+                        "describe {x}|which planet from the sun is {x}|"
+                        "where in the solar system is {x}|"
                         "what position does {x} have in the solar system|"
                         "which number is {x} in the solar system|"
                         "how far out is {x} among the planets|"
@@ -810,6 +829,9 @@ class Table:
                 self.by_group.setdefault(rel.group, []).append(rel)
         self.singles, self.tinychat, self.small = (
             intents(t) for t in (F.SINGLES, F.TINYCHAT, F.SMALL_TALK))
+        named = {rel.name: rel for rel in self.relations}
+        self.slots = {"c": named["capital"], "k": named["capital-of"], "a": named["animal class"],
+                      "p": named["planet position"], "e": named["symbol"], "l": named["landmark"]}
         self.n_facts = sum(len(rel.answers) for rel in self.relations) + len(self.singles)
         self.thanks = [(a, p) for a, p in self.small if a in ("You are welcome!", "All right.")]
         owner = {}
@@ -927,6 +949,9 @@ how many times does {b} go into {a}|what do you get when you divide {a} by {b}|
 {a} divided by {b} equals|can you divide {a} by {b}|please divide {a} by {b}|
 tell me {a} divided by {b}|{b} children share {a} sweets, how many does each get|
 what is {a} over {b}|work out {a} / {b}|tell me what {a} / {b} is|find {a} / {b}"""
+THREE_TERMS = """{a} + {b} + {c}|{a}+{b}+{c}|what is {a} + {b} + {c}|what is {a} plus {b} plus {c}
+|{a} plus {b} plus {c}|how much is {a} + {b} + {c}|how much is {a} plus {b} plus {c}
+|the sum of {a}, {b} and {c}|add {a}, {b} and {c}|calculate {a} + {b} + {c}|{a} + {b} + {c} ="""
 THEN_ADD = """add {b} to that|add {b}|plus {b}|and plus {b}|now add {b}|and add {b}|add {b} more|
 add {b} to it|add another {b}|and if I add {b}|what if I add {b}|that plus {b}|and {b} more|
 now plus {b}|then add {b}|please add {b}|and now add {b} to that|plus {b}, please|
@@ -983,7 +1008,7 @@ def held_out_sum(a, b):
     return high <= 99 and low != high and (low * 7919 + high * 104729) % 1009 % 10 == 3
 
 
-# The table of products up to 12 x 12 is taught whole; of the doubles these are kept back.
+# Products with a factor up to 12 are a table and taught whole; these doubles are kept back.
 HELD_OUT_PRODUCTS = {(38, 2), (39, 2), (47, 2), (60, 2), (86, 2)}
 
 
@@ -1139,7 +1164,7 @@ class Dialogues:
         if rel.forms and thing in rel.forms:
             thing = r.choice(rel.forms[thing])
         x = r.random()
-        if rel.np and (x < 0.45 or not rel.direct):
+        if rel.np and x < 0.45:
             q = r.choice(NP_FRAMES).format(p=r.choice(rel.np).format(**pieces(thing)))
         elif rel.indirect and x > 0.75:
             q = r.choice(CLAUSE_FRAMES).format(p=r.choice(rel.indirect).format(**pieces(thing)))
@@ -1179,6 +1204,9 @@ class Dialogues:
         others = [o for o in group if o.name != rel.name]
         if rel.name in ("translation", "meaning") or rel.group == "cycle":
             return self.follow_word(rel, thing)
+        if rel.group == "country" and r.random() < 0.03:
+            q = self.pick(LANGUAGE_FOLLOW).format(l=r.choice(F.LANGUAGES))
+            return rel, thing, (self.surface(q), CONFUSED)
         if others and r.random() < 0.55:
             new = r.choice(others)
             answer = new.answers.get(real)
@@ -1290,11 +1318,20 @@ class Dialogues:
             result, text = (a + b, f"{a} + {b}") if plus else (a - b, f"{a} - {b}")
         elif kind < 0.84:
             a, b, table = r.randint(0, 12), r.randint(0, 12), MULTIPLY
+            if r.random() < 0.35:
+                a, b = r.choice(((a, r.randrange(100)), (r.randrange(100), b)))
+            if (a, b) in HELD_OUT_PRODUCTS or (b, a) in HELD_OUT_PRODUCTS:
+                return None
             result, text = a * b, f"{a} x {b}"
         elif kind < 0.92:
-            b, result, table = r.randint(1, 12), r.randint(0, 12), DIVIDE
+            b, table = r.randint(1, 12), DIVIDE
+            result = r.randrange(100) if r.random() < 0.4 else r.randint(0, 12)
             a = b * result
             text = f"{a} / {b}"
+            if r.random() < 0.12:
+                return self.not_even(b * result + r.randrange(b), b)
+        elif kind < 0.95:
+            return self.three_terms()
         else:
             return self.one_number()
         say = (lambda n: WORD_OF.get(n, str(n))) if words else str
@@ -1326,6 +1363,22 @@ class Dialogues:
         q = self.pick(THEN_ADD if plus else THEN_SUBTRACT).format(b=b)
         return new, (self.surface(q, "."), f"{result} {'+' if plus else '-'} {b} = {new}.")
 
+    def not_even(self, a, b):
+        """A division with a remainder, or by zero."""
+        if self.r.random() < 0.2:
+            b = 0
+        elif a % b == 0:
+            return None
+        q = self.surface(self.pick(DIVIDE).format(a=a, b=b))
+        return [(q, f"{a} / {b} is not a whole number." if b else "I cannot divide by zero.")]
+
+    def three_terms(self):
+        a, b, c = (self.r.randrange(21) for _ in "abc")
+        if held_out_sum(a, b) or held_out_sum(b, c) or held_out_sum(a + b, c):
+            return None
+        q = self.pick(THREE_TERMS).format(a=a, b=b, c=c)
+        return [(self.surface(q), f"{a} + {b} + {c} = {a + b + c}.")]
+
     def one_number(self):
         r = self.r
         x = r.random()
@@ -1347,7 +1400,10 @@ class Dialogues:
             a, b = r.choice(((big(), big()), (big(), r.randrange(100)), (r.randrange(100), big())))
             q = self.pick(r.choice((ADD, SUBTRACT, MULTIPLY, DIVIDE))).format(a=a, b=b)
         else:
-            q = self.pick(MULTIPLY).format(a=r.randrange(13, 1000), b=r.randrange(13, 1000))
+            a, b = r.randrange(13, 1000), r.randrange(13, 1000)
+            if r.random() < 0.3:
+                a, b = r.randrange(100, 1000), r.randrange(2, 100)
+            q = self.pick(MULTIPLY).format(a=a, b=b)
         return [(self.surface(q), F.TOO_BIG)]
 
     def numbers(self):
@@ -1393,6 +1449,14 @@ class Dialogues:
 
     def unknown(self):
         r = self.r
+        if r.random() < 0.35:
+            thing = {slot: rel.form(r, r.choice(rel.things)) for slot, rel in TABLE.slots.items()}
+            return [(self.surface(self.pick(F.OPEN_KNOWN).format(**thing)), F.UNKNOWN)]
+        if r.random() < 0.25:
+            q = self.pick(F.TASKS).format(
+                n=r.choice((invented_name(r).lower(), *alternatives(F.UNKNOWN_WORDS))),
+                x=r.choice(F.LANGUAGES), w=r.choice(alternatives(F.PEOPLE)))
+            return [(self.surface(q, "."), F.CANNOT)]
         q = self.pick(F.OPEN_QUESTIONS).format(
             n=invented_name(r), y=r.randint(1200, 2020),
             w=r.choice((invented_name(r), r.choice(alternatives(F.PEOPLE)))) + " " +
@@ -1456,17 +1520,27 @@ class Dialogues:
         elif x < 0.7:
             q = self.pick(r.choice((THEN_ADD, THEN_SUBTRACT))).format(b=r.randrange(100))
         else:
-            q = " ".join("".join(r.choice("asdfghjklqwertyuiopzxcvbnm") for _ in
-                                 range(r.randint(3, 8))) for _ in range(r.randint(1, 3)))
+            return self.gibberish()
         return [(self.surface(q), CONFUSED)]
 
+    def gibberish(self):
+        """Keys hit at random."""
+        r = self.r
+        keys = r.choice(("asdfghjklqwertyuiopzxcvbnm", "asdfghjkl", "asdf", "qwertz", ".?!,",
+                         "xyz"))
+        q = " ".join("".join(r.choice(keys) for _ in range(r.randint(1, 8)))
+                     for _ in range(r.randint(1, 3)))
+        return [(q if r.random() < 0.6 else self.surface(q), CONFUSED)]
+
     KINDS = [("fact", 45), ("sums", 17), ("tinychat", 9), ("small", 7), ("single", 4), ("user", 7),
-             ("meta", 4), ("unknown", 4), ("numbers", 4), ("joke", 1.5), ("verify", 3)]
+             ("meta", 4), ("unknown", 6), ("numbers", 4), ("joke", 1.5), ("verify", 3)]
 
     def exchange(self, last, known):
         r = self.r
         if last is None and r.random() < 0.02:
             return self.confused()
+        if r.random() < 0.004:
+            return self.gibberish()
         kind = r.choices([k for k, _ in self.KINDS], [w for _, w in self.KINDS])[0]
         if kind == "fact":
             return self.fact()

@@ -953,6 +953,9 @@ You can ask me a simple question.|i am bored|i'm bored|what shall we do|let's ta
   |say something|i do not know what to ask|tell me something|what shall i ask|let us chat
   |let's chat|can we talk|i want to talk|i want to chat|ask me something|chat with me
   |i have a question|can i ask you something|may i ask a question
+I am glad that you like it.|lol|haha|hahaha|that is funny|very funny|that was funny|hihi
+  |that was a good one|that made me laugh|i like it|i like that|funny|good one|that is a good joke
+  |i love it
 Congratulations!|i won|i got a new job|i passed my exam|i am getting married|i have a new baby
   |today is my birthday|it is my birthday|i got married|i won the game|i passed the test
   |i bought a house|i finished my work
@@ -1002,6 +1005,42 @@ what are the lottery numbers|who is the mayor of {n}|where can i buy {n}|is {n} 
 how many goals did {n} score|what is the recipe for {n}|which team did {n} play for|
 do you know {n}|tell me about {n}|explain {n}|tell me about {w}|what is the {n} theorem|
 who discovered {n}"""
+
+# Questions about things that are in the tables, but not these questions: {c} a country, {k} a
+# capital, {a} an animal, {p} a planet, {e} an element, {l} a landmark.
+OPEN_KNOWN = """who is the president of {c}|who is the king of {c}|who rules {c}|who governs {c}
+|who is the prime minister of {c}|what is the flag of {c}|what does the flag of {c} look like
+|how big is {c}|what is the area of {c}|how large is {c} in square kilometres
+|when was {c} founded|what do people eat in {c}|what is the national dish of {c}
+|what is the weather like in {c}|who are the neighbours of {c}|what is {c} famous for
+|how do I get to {c}|which rivers are in {c}|what is the anthem of {c}|how rich is {c}
+|what is the history of {c}|what is the longest river in {c}|what is the second city of {c}
+|what is the time in {c}|how old is {k}|who is the mayor of {k}|how far is it to {k}
+|what is the best hotel in {k}|how many people live in the city of {k}|when was {k} founded
+|how do I get to {k}|what is the weather in {k}|how far is {k} from {c}|what can I see in {k}
+|what does {a} eat|where does {a} live|how heavy is {a}|how fast is {a}|how old does {a} get
+|how long does {a} live|how big is {a}|how much does {a} cost|can I keep {a} at home
+|how many teeth does {a} have|how big is the planet {p}
+|how hot is it on {p}|how many moons does {p} have|how far away is {p}|how heavy is {p}
+|can people live on {p}|how long is a day on {p}
+|who discovered {e}|what is the melting point of {e}|how much does {e} cost|is {e} dangerous
+|what is {e} used for|where is {e} found|how heavy is {e}|who built {l}|how high is {l}
+|how old is {l}|when was {l} built|how much is a ticket for {l}|when is {l} open"""
+
+# Tasks that are too much for so small a model.
+CANNOT = "Sorry, I cannot do that."
+TASKS = """write an essay about {n}|write me an essay about {n}|write a letter to my boss
+|write a python program|write some code|write a program that sorts a list|write an email
+|summarize this text|translate this sentence for me|translate this text into {x}
+|explain quantum physics to me|explain the theory of everything|make a plan for my holiday
+|plan a trip to {n}|give me a recipe for a cake|draw a picture|draw me {n}|show me a picture of {n}
+|play a game with me|play chess with me|solve this equation: x * x = 4|solve my homework
+|do my homework|write a song about {n}|write a poem about {n}|write a story about {n}
+|write a long text about {n}|write a book|compose some music|order a pizza|call my mother
+|set an alarm|send a message to {w}|remind me tomorrow|open the window|turn on the light
+|book a flight to {n}|find me a hotel|write me a letter|help me with my essay about {n}
+|correct my text|check my grammar|write ten sentences about {n}|list all countries
+|tell me everything about {n}|compare {n} and {n}|write a speech|make a table of {n}"""
 
 # Real things that the tables do not hold, so that the model does not guess.
 UNKNOWN_COUNTRIES = """Bhutan|Vanuatu|Tonga|Samoa|Suriname|Guyana|Belize|Lesotho|Eritrea|Djibouti|
