@@ -383,6 +383,19 @@ TEST(a_cancelled_reply_is_kept) {
     CHECK(reply.stop == TC_STOP_CANCELLED && strcmp(reply.text, "hello") == 0 && p.calls == 1);
     CHECK(tc_chat_turns(chat) == 2);
 
+    static const char *const stops[] = {"lox", NULL}; /* holds back "lo" */
+    tc_chat_params params = greedy_params(256);
+    tc_chat *other;
+    params.stop = stops;
+    REQUIRE(tc_chat_open(model, &params, &other, &err) == TC_OK);
+    memset(&p, 0, sizeof p);
+    p.refuse_at = 1;
+    say(S "hello|" S "world|</s>");
+    CHECK(tc_chat_send(other, "one", 3, collect, &p, &reply, &err) == TC_OK);
+    CHECK(p.calls == 1 && strcmp(p.text, "hel") == 0); /* not called again */
+    CHECK(reply.stop == TC_STOP_CANCELLED && strcmp(reply.text, "hello") == 0);
+    tc_chat_close(other);
+
     say(S "hello|" S "world|</s>"); /* the request is used up */
     send_expect("three", "hello world", TC_STOP_ID);
 
@@ -549,10 +562,10 @@ TEST(a_full_context_drops_the_oldest_turns) {
         size_t room = limits[k] && limits[k] < CTX / 4 ? (size_t)limits[k] : CTX / 4;
         int shifts = 0, sent = 0;
         size_t dropped = 0;
-        for (; sent < 40; sent++) {
+        for (; sent < 60; sent++) {
             char text[32];
             size_t turns = tc_chat_turns(chat), n = 0, expected = 0;
-            snprintf(text, sizeof text, "hello %d", sent);
+            snprintf(text, sizeof text, "hello %d %.*s", sent, sent * 7 % 13, "zzzzzzzzzzzzz");
             /* What should be dropped: render the rest in a chat of its own. */
             tc_chat_render(chat, text, strlen(text), NULL, 0, &n, &err);
             if (n + room > CTX) {
@@ -580,12 +593,13 @@ TEST(a_full_context_drops_the_oldest_turns) {
             dropped += expected;
             shifts += expected > 0;
             /* The oldest turn left is the one after those dropped; the system text is in front. */
-            snprintf(text, sizeof text, "hello %zu", dropped);
-            CHECK(strcmp(tc_chat_user_text(chat, 0, NULL), text) == 0);
+            snprintf(text, sizeof text, "hello %zu ", dropped);
+            CHECK(strncmp(tc_chat_user_text(chat, 0, NULL), text, strlen(text)) == 0);
             tc__ids ids = rendered(NULL);
             char start[64];
             size_t len;
-            snprintf(start, sizeof start, "the world USER: hello %zu ASSISTANT:", dropped);
+            snprintf(start, sizeof start,
+                     "the world USER: %s ASSISTANT:", tc_chat_user_text(chat, 0, NULL));
             int32_t head[64];
             tc_tokenize(model, start, strlen(start), TC_TOKENIZE_BOS, head, 64, &len, &err);
             CHECK(ids.len > len && memcmp(ids.data, head, len * sizeof *head) == 0);

@@ -180,6 +180,15 @@ TEST(a_large_vocabulary_gives_the_same_ids) {
             CHECK_MSG(id == expected || margin < 1e-11, "case %zu: %d, not %d", k, (int)id,
                       expected);
         }
+    /* Many unlikely ids that are likely together: they come in the order of their ids. */
+    for (int i = 0; i < N; i++) logits[i] = i == 7 ? 0 : -12;
+    double tail = exp(-12), all = 1 + (N - 1) * tail;
+    for (int draw = 0; draw < 5; draw++) {
+        int32_t id = -1, expected = 20000 * draw + 1000;
+        double u = (1 + (expected - 0.5) * tail) / all; /* one id before it is 7 */
+        CHECK(sample(logits, N, &s[1], NULL, 0, u, &id) == TC_OK);
+        CHECK_MSG(id == expected, "%d, not %d", (int)id, (int)expected);
+    }
     free(logits);
 }
 
@@ -261,6 +270,10 @@ TEST(filters_keep_what_the_manual_says) {
     CHECK(sample(logits, 4, &s, NULL, 0, 8.0 / 15 - 1e-6, &id) == TC_OK && id == 3);
     CHECK(sample(logits, 4, &s, NULL, 0, 8.0 / 15 + 1e-6, &id) == TC_OK && id == 2);
     CHECK(sample(logits, 4, &s, NULL, 0, 14.0 / 15 + 1e-6, &id) == TC_OK && id == 0);
+    const float equal[] = {5, 5, 5, 5}; /* u = 1/4 is the first that belongs to the second id */
+    for (int i = 0; i < 4; i++)
+        for (s.top_k = 0; s.top_k <= 4; s.top_k += 4)
+            CHECK(sample(equal, 4, &s, NULL, 0, i / 4.0, &id) == TC_OK && id == i);
 }
 
 /* Draws of one id each from fresh seeds and from one sequence; 99.9 % limit of chi-square. */
