@@ -450,8 +450,8 @@ static void cpu_attend_queries(cpu_worker *worker, size_t layer, size_t kv_head,
     for (size_t span = 0; span <= last; span += CPU_SPAN) {
         for (size_t row = 0; row < CPU_SPAN && span + row <= last; row += TC__BLOCK) {
             memset(sums, 0, count * TC__BLOCK * lanes * sizeof *sums);
-            kernels->multiply(keys + (span + row) * stride, stride, steps, queries, stride, count,
-                              sums);
+            tc__multiply_tile(kernels, keys + (span + row) * stride, stride, steps, queries, stride,
+                              count, sums);
             for (size_t i = 0; i < count; i++)
                 kernels->reduce(sums + i * TC__BLOCK * lanes, scores + i * CPU_SPAN + row);
         }

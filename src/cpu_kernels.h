@@ -56,34 +56,34 @@ static inline void tc__put4(tc__order order, float *x, size_t column, const floa
     x[3 * step] = values[3];
 }
 
-/* One set of kernels. Vectors `x` are ordered, padded with zeros, and x_stride floats apart. */
+/* One set of kernels. Vectors `x` are ordered and padded with zeros. A tile is 16 rows of floats. The
+ * sums of a row are `lanes` floats: what each lane of its dot product has added up. */
 typedef struct tc__kernels {
     const char *name;  /* for people: "AVX-512" */
     const char *level; /* for TINYCHAT_CPU: "avx512" */
     unsigned lanes;    /* 4, 8 or 16 */
-    unsigned single;   /* up to so many vectors, `product` for each is the fastest */
+    unsigned single;   /* up to so many vectors it is fastest to read the weights once for each */
+    unsigned most;     /* vectors that `multiply` takes at most */
 
-    /* y[16] = rows 16 block .. 16 block + 15 of the matrix times one vector. Reads each weight once,
-     * in the file's order. What stands in y for rows beyond the last is not defined. */
-    void (*product)(const tc__tensor *matrix, size_t block, const float *x, float *y);
-
-    /* Writes the same rows' columns column .. column + n - 1 as floats, ordered, to
-     * tile[r * stride], zeros up to a multiple of `lanes`. `column` is a multiple of 128. */
-    void (*expand)(const tc__tensor *matrix, size_t block, size_t column, size_t n, float *tile,
-                   size_t stride);
-
-    /* sums[(v * 16 + r) * lanes + i] += lane i of row r of the tile times vector v of `count`,
-     * over n columns, a multiple of `lanes`. */
-    void (*multiply)(const float *tile, size_t stride, size_t n, const float *x, size_t x_stride,
-                     size_t count, float *sums);
-
-    /* y[r] = the lanes of sums[r * lanes ..] added up, for 16 rows. */
+    /* sums[16][lanes] of a row block of `groups` W4 units, and of 16 rows of n halves: [0] binary16,
+     * [1] bfloat16. */
+    void (*w4_sums)(const uint8_t *unit, size_t groups, unsigned group_size, const float *x,
+                    float *sums);
+    void (*half_sums[2])(const uint16_t *const rows[16], size_t n, const float *x, float *sums);
+    /* The same weights as a tile with rows `stride` apart, in x's order; rows of halves are completed
+     * with zeros to a multiple of `lanes`. */
+    void (*w4_expand)(const uint8_t *unit, unsigned group_size, float *tile, size_t stride);
+    void (*half_expand[2])(const uint16_t *const rows[16], size_t n, float *tile, size_t stride);
+    /* multiply[c - 1]: sums[c][16][lanes] += a tile's n columns (a multiple of `lanes`) times c
+     * vectors. */
+    void (*multiply[6])(const float *tile, size_t stride, size_t n, const float *x, size_t x_stride,
+                        float *sums);
+    /* y[16] = the lanes of sums[16][lanes] added up. */
     void (*reduce)(const float *sums, float *y);
 
     /* p[j] = exp(p[j] - shift) for j < n, zeros up to a multiple of TC__LANES_MAX; returns their
      * sum, added up in an order that depends on n only. */
     float (*exponential)(float *p, size_t n, float shift);
-
     /* out[i] += p[0] rows[i] + p[1] rows[stride + i] + ..., i < width (a multiple of
      * TC__LANES_MAX), row after row. */
     void (*blend)(const float *p, size_t n, const float *rows, size_t stride, size_t width,
@@ -94,15 +94,18 @@ typedef struct tc__kernels {
  * "neon"); NULL for the best. Errors: DEVICE (unknown, or this processor lacks it). */
 TC_INTERNAL int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error *err);
 
+/* The products of a tile with any number of vectors: see `multiply`. */
+TC_INTERNAL void tc__multiply_tile(const tc__kernels *kernels, const float *tile, size_t stride,
+                                   size_t n, const float *x, size_t x_stride, size_t count,
+                                   float *sums);
+
 /* Receives 16 rows (fewer at the end of the matrix) of product number `vector`. */
 typedef void (*tc__rows_fn)(void *user, size_t vector, size_t row, size_t rows, const float *y);
 
 /* Floats of scratch memory (64-byte aligned) that tc__multiply_rows needs for `count` vectors. */
 TC_INTERNAL size_t tc__multiply_scratch(size_t count);
 
-/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. With
- * more than a few vectors a piece of the weights is expanded to floats in the first-level cache and
- * then multiplied with all of them. */
+/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. */
 TC_INTERNAL void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix,
                                    size_t begin, size_t end, const float *x, size_t x_stride,
                                    size_t count, float *scratch, tc__rows_fn take, void *user);
