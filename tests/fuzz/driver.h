@@ -8,8 +8,8 @@
  * and runs every FILE as it is, then MUTATIONS (default 0) random changes of them; the same seed
  * gives the same changes. With -k each changed input is written to ./fuzz-input first, so that it
  * is there when the target crashes. With libFuzzer, guided by coverage:
- *     clang $flags -fsanitize=fuzzer -DFUZZ_LIBFUZZER tests/fuzz/fuzz_pickle.c $sources -o fuzz_pickle
- *     ./fuzz_pickle FOLDER_OF_INPUTS
+ *     clang $flags -fsanitize=fuzzer -DFUZZ_LIBFUZZER tests/fuzz/fuzz_pickle.c $sources -o fuzz
+ *     ./fuzz FOLDER_OF_INPUTS
  */
 #ifndef FUZZ_DRIVER_H
 #define FUZZ_DRIVER_H
