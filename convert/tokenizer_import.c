@@ -426,6 +426,71 @@ static int import_missing(const char *dir, tc_error *err) {
     return code;
 }
 
+/* The metadata of a tokenizer; what they point to lives here and in the tokenizer. */
+typedef struct import_metas {
+    uint32_t numbers[6];
+    tc__meta metas[16];
+    size_t count;
+} import_metas;
+
+static void import_meta(import_metas *m, const char *key, uint32_t type, size_t count,
+                        const void *value, size_t size) {
+    m->metas[m->count++] = (tc__meta){key, strlen(key), type, count, value, size};
+}
+
+static void import_meta_text(import_metas *m, const char *key, const char *text, size_t len) {
+    import_meta(m, key, TC__META_BYTES, len, text, len);
+}
+
+static void import_make_metas(const tokenizer_import *import, import_metas *m) {
+    const struct {
+        const char *key;
+        int64_t value; /* -1: none */
+    } numbers[] = {
+        {"tokenizer.unk_id", import->unk_id},
+        {"tokenizer.bos_id", import->bos_id},
+        {"tokenizer.eos_id", import->eos_id},
+        {"tokenizer.add_bos", import->add_bos},
+        {"tokenizer.dummy_prefix", import->dummy_prefix},
+        {"tokenizer.legacy", import->legacy},
+    };
+    m->count = 0;
+    import_meta_text(m, "tokenizer.type", "spm-bpe", 7);
+    import_meta(m, "tokenizer.pieces", TC__META_STRINGS, import->count, import->pieces.data,
+                import->pieces.len);
+    import_meta(m, "tokenizer.scores", TC__META_F32, import->count, import->scores.data,
+                import->scores.len);
+    import_meta_text(m, "tokenizer.types", import->types.data, import->types.len);
+    for (size_t i = 0; i < TC_COUNT(numbers); i++) {
+        m->numbers[i] = (uint32_t)numbers[i].value;
+        if (numbers[i].value >= 0)
+            import_meta(m, numbers[i].key, TC__META_U32, 1, &m->numbers[i], sizeof m->numbers[i]);
+    }
+    import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data, import->unk_surface.len);
+    if (!import->added_count) return;
+    import_meta(m, "tokenizer.added_ids", TC__META_U32, import->added_count, import->added_ids.data,
+                import->added_ids.len);
+    import_meta(m, "tokenizer.added_pieces", TC__META_STRINGS, import->added_count,
+                import->added.data, import->added.len);
+}
+
+/* Whether the engine will take it: better said now than when the model file is opened. */
+static int import_try(const char *path, const tokenizer_import *import, uint32_t vocab_size,
+                      tc_error *err) {
+    import_metas metas;
+    tc__model_file file;
+    tc__tokenizer *tokenizer;
+    tc_error why;
+    memset(&file, 0, sizeof file);
+    import_make_metas(import, &metas);
+    file.metas = metas.metas;
+    file.meta_count = metas.count;
+    int code = tc__tokenizer_open(&file, vocab_size, &tokenizer, &why);
+    if (code) return tc__fail(err, code, "%s: %s", path, why.message);
+    tc__tokenizer_close(tokenizer);
+    return TC_OK;
+}
+
 int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import *import,
                           tc__buf *notes, tc_error *err) {
     memset(import, 0, sizeof *import);
@@ -442,6 +507,7 @@ int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import
         code = tc__fail(err, TC_ERR_FORMAT, "%s: add_bos_token, but there is no BOS token", path);
     if (!code && (import->added.failed || import->added_ids.failed))
         code = tc__fail_memory(err, "the added tokens", import->added.len);
+    if (!code) code = import_try(path, import, vocab_size, err);
     free(path);
     if (code) tokenizer_import_free(import);
     return code;
@@ -456,35 +522,12 @@ void tokenizer_import_free(tokenizer_import *import) {
     tc__buf_free(&import->unk_surface);
 }
 
-static void import_write_id(writer *w, const char *key, int64_t id) {
-    uint32_t value = (uint32_t)id;
-    if (id >= 0) writer_u32(w, key, &value, 1);
-}
-
-static void import_write_flag(writer *w, const char *key, bool flag) {
-    uint32_t value = flag;
-    writer_u32(w, key, &value, 1);
-}
-
 void tokenizer_import_write(const tokenizer_import *import, writer *w) {
     if (!import) {
         writer_text(w, "tokenizer.type", "none", 4);
         return;
     }
-    writer_text(w, "tokenizer.type", "spm-bpe", 7);
-    writer_strings(w, "tokenizer.pieces", &import->pieces, import->count);
-    writer_f32(w, "tokenizer.scores", (const float *)(const void *)import->scores.data,
-               import->count);
-    writer_text(w, "tokenizer.types", import->types.data, import->types.len);
-    import_write_id(w, "tokenizer.unk_id", import->unk_id);
-    import_write_id(w, "tokenizer.bos_id", import->bos_id);
-    import_write_id(w, "tokenizer.eos_id", import->eos_id);
-    import_write_flag(w, "tokenizer.add_bos", import->add_bos);
-    import_write_flag(w, "tokenizer.dummy_prefix", import->dummy_prefix);
-    import_write_flag(w, "tokenizer.legacy", import->legacy);
-    writer_text(w, "tokenizer.unk_surface", import->unk_surface.data, import->unk_surface.len);
-    if (!import->added_count) return;
-    writer_u32(w, "tokenizer.added_ids", (const uint32_t *)(const void *)import->added_ids.data,
-               import->added_count);
-    writer_strings(w, "tokenizer.added_pieces", &import->added, import->added_count);
+    import_metas metas;
+    import_make_metas(import, &metas);
+    for (size_t i = 0; i < metas.count; i++) writer_meta(w, &metas.metas[i]);
 }

@@ -25,8 +25,9 @@ typedef struct tokenizer_import {
     tc__buf unk_surface;
 } tokenizer_import;
 
-/* Reads the tokenizer of the folder. Ids that are not below vocab_size, the rows of the embedding,
- * are left out with a remark in `notes`; pieces beyond it are an error.
+/* Reads the tokenizer of the folder and has the engine's tokenizer try it. Ids that are not below
+ * vocab_size, the rows of the embedding, are left out with a remark in `notes`; pieces beyond it
+ * are an error.
  * Errors: IO, FORMAT, UNSUPPORTED (also: no tokenizer.model in the folder), MEMORY. */
 int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import *import,
                           tc__buf *notes, tc_error *err);

@@ -28,35 +28,36 @@ void writer_free(writer *w) {
 
 /* ---- metadata ---- */
 
-static void writer_meta(writer *w, const char *key, uint32_t type, uint64_t count,
-                        const void *value, size_t bytes) {
-    writer_add_u32(&w->metas, (uint32_t)strlen(key));
-    writer_add_u32(&w->metas, type);
-    writer_add_u64(&w->metas, count);
-    tc__buf_str(&w->metas, key);
-    tc__buf_add(&w->metas, value, bytes);
+static void writer_value(writer *w, const char *key, uint32_t type, size_t count, const void *value,
+                         size_t size) {
+    tc__meta meta = {key, strlen(key), type, count, value, size};
+    writer_meta(w, &meta);
+}
+
+void writer_meta(writer *w, const tc__meta *meta) {
+    writer_add_u32(&w->metas, (uint32_t)meta->key_len);
+    writer_add_u32(&w->metas, meta->type);
+    writer_add_u64(&w->metas, meta->count);
+    tc__buf_add(&w->metas, meta->key, meta->key_len);
+    tc__buf_add(&w->metas, meta->value, meta->size);
     w->meta_count++;
 }
 
 void writer_u32(writer *w, const char *key, const uint32_t *values, size_t count) {
-    writer_meta(w, key, TC__META_U32, count, values, count * sizeof *values);
+    writer_value(w, key, TC__META_U32, count, values, count * sizeof *values);
 }
 
 void writer_f64(writer *w, const char *key, double value) {
-    writer_meta(w, key, TC__META_F64, 1, &value, sizeof value);
-}
-
-void writer_f32(writer *w, const char *key, const float *values, size_t count) {
-    writer_meta(w, key, TC__META_F32, count, values, count * sizeof *values);
+    writer_value(w, key, TC__META_F64, 1, &value, sizeof value);
 }
 
 void writer_text(writer *w, const char *key, const char *text, size_t len) {
-    writer_meta(w, key, TC__META_BYTES, len, text, len);
+    writer_value(w, key, TC__META_BYTES, len, text, len);
 }
 
 void writer_strings(writer *w, const char *key, const tc__buf *strings, size_t count) {
     if (strings->failed) w->failed = true;
-    writer_meta(w, key, TC__META_STRINGS, count, strings->data, strings->len);
+    writer_value(w, key, TC__META_STRINGS, count, strings->data, strings->len);
 }
 
 void writer_add_string(tc__buf *strings, const char *text, size_t len) {
