@@ -98,8 +98,11 @@ int tc__model_open_with(const tc__backend *backend, const char *path, const tc_m
         tc_model_close(made);
         return code;
     }
-    if (!made->tokenizer && params->log)
+    if (params->log && !made->tokenizer)
         params->log(params->user, "this model file has no tokenizer: only token ids can be used");
+    else if (params->log && made->n_stop_ids == 0)
+        params->log(params->user, "this model file has no stop ids: a reply ends at a stop string, "
+                                  "at its token limit or with the context");
     *model = made;
     return tc__ok(err);
 }

@@ -131,6 +131,21 @@ static void count_lines(void *user, const char *line) {
     ++*(int *)user;
 }
 
+TEST(remarks_come_where_they_should) {
+    tiny_model options = tiny_model_default();
+    tc_model_params params = tc_model_default_params();
+    tc_model *model;
+    int lines = 0;
+    params.log = count_lines;
+    params.user = &lines;
+    options.stop_ids[0] = -1;
+    REQUIRE(tiny_model_write(&options, in_folder("endless.bin")) == 0);
+    CHECK(tc_model_open(in_folder("tiny.bin"), &params, &model, NULL) == TC_OK && lines == 0);
+    tc_model_close(model);
+    CHECK(tc_model_open(in_folder("endless.bin"), &params, &model, NULL) == TC_OK && lines == 1);
+    tc_model_close(model);
+}
+
 TEST(info_is_what_the_file_says) {
     fake_reset();
     tc_model *model = fake_model(in_folder("tiny.bin"));
@@ -701,6 +716,7 @@ TEST_MAIN(
     RUN(every_code_has_a_name)
     RUN(opening_names_what_is_wrong)
     RUN(progress_may_cancel_opening)
+    RUN(remarks_come_where_they_should)
     RUN(info_is_what_the_file_says)
     RUN(a_model_without_a_tokenizer_takes_ids_only)
     RUN(verify_finds_a_flipped_bit)
