@@ -1241,6 +1241,14 @@ TEST(tokenizers_that_would_differ_are_refused) {
     CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len));
     CHECK(tokenizer_import_read(r.folder, 5, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
     CHECK(strstr(r.err.message, "6 pieces") != NULL);
+    size_t piece = 0; /* what the engine refuses is refused here */
+    while (memcmp(bytes.data + piece, "\n\2ab", 4)) piece++;
+    bytes.data[piece + 2] = '\xff';
+    CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len));
+    CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
+    CHECK_MSG(strstr(r.err.message, "tokenizer.model: ") && strstr(r.err.message, "UTF-8"), "%s",
+              r.err.message);
+    bytes.data[piece + 2] = 'a';
     for (size_t len = 0; len < bytes.len; len++) { /* cut short: an error or fewer pieces */
         CHECK(write_file(r.folder, "tokenizer.model", bytes.data, len));
         if (tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_OK) {
