@@ -369,8 +369,9 @@ static size_t chat_raw_length(const tc__buf *raw, size_t text_len) {
 }
 
 /* After a stop string: keeps the ids whose bytes lie before it. What the next token has before it
- * is encoded anew, so that the ids spell exactly the text and the KV cache fits up to there. A reply
- * that begins with such a token keeps no ids: it is encoded from its text with the template. */
+ * is encoded anew, so that the ids spell exactly the text and the KV cache fits up to there. A
+ * reply that begins with such a token keeps no ids: it is encoded from its text with the
+ * template. */
 static int chat_cut_ids(const tc_chat *chat, chat_turn *turn, tc_error *err) {
     size_t n = turn->ids.len, kept = 0;
     tc__buf raw = {NULL, 0, 0, false};
