@@ -62,7 +62,7 @@ static inline int program_run(const char *const *argv, char *out, size_t out_siz
 /* Makes an empty folder for temporary files. False if that fails. */
 static inline bool program_folder(char path[PROGRAM_PATH]) {
     const char *parent = getenv("TMPDIR");
-    snprintf(path, PROGRAM_PATH, "%s/tinychat-test-XXXXXX", parent ? parent : "/tmp");
+    snprintf(path, PROGRAM_PATH, "%s/tinychat-program-XXXXXX", parent ? parent : "/tmp");
     return mkdtemp(path) != NULL;
 }
 

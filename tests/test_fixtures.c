@@ -204,7 +204,10 @@ static double compare_run(tc_model *model, const refs *r, const char *label) {
         ids = refs_sequence(r, name.data, &n);
         CHECK(comparison_open(&c, r, json_member(key)));
         if (session && c.stored && n) {
-            int code = tc_eval_all(session, ids, n, compare_position, &c, &err);
+            size_t first = (size_t)c.positions[0]; /* nothing is stored for those before it */
+            int code = first ? tc_eval(session, ids, first, &err) : TC_OK;
+            if (!code)
+                code = tc_eval_all(session, ids + first, n - first, compare_position, &c, &err);
             CHECK_MSG(code == TC_OK, "%s: %s", label, err.message);
             CHECK_MSG(c.next == c.n, "%s %s: %zu of %zu positions seen", label, name.data, c.next,
                       c.n);
@@ -591,7 +594,7 @@ TEST(llama_tiny_integers) {
 TEST(llama_gqa_tiny) {
     char folder[PROGRAM_PATH] = "llama-gqa-tiny";
     if (!fixture_folder(folder, "llama-gqa-tiny")) SKIP(NO_FIXTURES);
-    check_folder(folder, llama_gqa_tiny_files, TC_COUNT(llama_gqa_tiny_files), "len200");
+    check_folder(folder, llama_gqa_tiny_files, TC_COUNT(llama_gqa_tiny_files), "len17");
 }
 
 TEST(llama_gqa_tiny_integers) {
