@@ -28,6 +28,8 @@ static const struct {
     /* a later form of the same, with a case for a conversation that is only a system text */
     {0xf0ab3cc2, "llama-2", CHAT_LLAMA_SYSTEM},
     {0x56d69853, "llama-2", ""},
+    /* the project's demo model, CHAT_TEMPLATE of models/train.py: renders as Llama-2-chat's */
+    {0xc5c544ae, "llama-2", ""},
     /* unsloth, chat_templates.py, "vicuna": what it saves with a fine-tuned model */
     {0x3dff18cc, "vicuna", NULL},
     /* FastChat's format as one line of Jinja, without a default system text (several projects set
