@@ -37,10 +37,12 @@ static tc__buf read_file(const char *path) {
     return bytes;
 }
 
+/* Overwrites what is there before it sets the size: some file systems wait for the disk when a file
+ * is emptied and written again. */
 static bool write_file(const char *path, const void *bytes, size_t n) {
-    FILE *file = fopen(path, "wb");
-    bool ok = file && fwrite(bytes, 1, n, file) == n;
-    return file && fclose(file) == 0 && ok;
+    int file = open(path, O_WRONLY | O_CREAT, 0600);
+    bool ok = file >= 0 && write(file, bytes, n) == (ssize_t)n && ftruncate(file, (off_t)n) == 0;
+    return file >= 0 && close(file) == 0 && ok;
 }
 
 /* Overwrites bytes of a file in place. */
