@@ -285,7 +285,7 @@ def train(args, pool, tokenizer_path, hold, device):
         ids = torch.from_numpy(ids).to(device, non_blocking=True).long()
         learn = torch.from_numpy(learn).to(device, non_blocking=True)
         targets = torch.where(learn[:, 1:], ids[:, 1:], -100)
-        # The last 40 % of the steps train for 4 bits, two out of three times.
+        # Of the last 40 % of the steps, three out of four train for 4 bits.
         loss = model(ids[:, :-1].contiguous(), targets, step >= plain and step % 4 != 0)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
