@@ -55,6 +55,13 @@ static tc__buf read_file(const char *path) {
     return bytes;
 }
 
+/* Where the bytes first occur. */
+static size_t find_bytes(const tc__buf *bytes, const char *what, size_t len) {
+    for (size_t i = 0; i + len <= bytes->len; i++)
+        if (!memcmp(bytes->data + i, what, len)) return i;
+    abort();
+}
+
 /* The CRC-32 of the tensor's elements in C order, copied in slices of at most `step`. */
 static uint32_t tensor_crc(const ckpt_tensor *tensor, int64_t step) {
     int64_t rows = tensor->ndim ? tensor->shape[0] : 1;
@@ -291,12 +298,19 @@ TEST(checksums_are_compared_when_data_is_used) {
     forge_zip zip = forge_torch("! } ( 'a' tensor:0:Half:6:0:2x3:3x1 'tied' tensor:0:Half:6:0:6:1 "
                                 "'b' tensor:1:Byte:4:0:4:1 u .",
                                 two_storages, plain);
-    for (size_t i = 0; i + 12 < zip.bytes.len; i++)
-        if (!memcmp(zip.bytes.data + i, "abcdefghijkl", 12)) zip.bytes.data[i + 5] ^= 1;
+    zip.bytes.data[find_bytes(&zip.bytes, "abcdefghijkl", 12) + 5] ^= 1;
     const char *path = write_file("damaged.pt", zip.bytes.data, zip.bytes.len);
     tc__buf_free(&zip.bytes);
     REQUIRE(!ckpt_open(path, &ckpt, &err));
+    CHECK(ckpt_find(&ckpt, "a")->storage == ckpt_find(&ckpt, "tied")->storage);
     CHECK(!ckpt_check_crc(&ckpt, ckpt_find(&ckpt, "b"), &err));
+    /* Once is enough: what happens to the file afterwards is not noticed. */
+    const ckpt_tensor *b = ckpt_find(&ckpt, "b");
+    tc__buf whole = read_file(path);
+    int file = open(path, O_WRONLY);
+    CHECK(pwrite(file, "WXYZ", 4, (off_t)find_bytes(&whole, "wxyz", 4)) == 4 && close(file) == 0);
+    tc__buf_free(&whole);
+    CHECK(!memcmp(b->data, "WXYZ", 4) && !ckpt_check_crc(&ckpt, b, &err));
     for (int time = 0; time < 2; time++) { /* and again: a bad storage does not become good */
         CHECK(ckpt_check_crc(&ckpt, ckpt_find(&ckpt, "a"), &err) == TC_ERR_FORMAT);
         CHECK_MSG(strstr(err.message, "damaged.pt: member 'data/0' (tensor 'a')"), "%s",
@@ -362,12 +376,6 @@ static int patched_zip(const tc__buf *bytes, size_t at, uint32_t value, tc_error
     return code;
 }
 
-static size_t find_bytes(const tc__buf *bytes, const char *what, size_t len) {
-    for (size_t i = 0; i + len <= bytes->len; i++)
-        if (!memcmp(bytes->data + i, what, len)) return i;
-    abort();
-}
-
 TEST(numbers_in_the_zip_directory_are_not_trusted) {
     forge_zip zip = forge_torch(pickle_of_two, two_storages, plain);
     const tc__buf *bytes = &zip.bytes;
@@ -386,6 +394,7 @@ TEST(numbers_in_the_zip_directory_are_not_trusted) {
                  {entry + 20, UINT32_MAX, "damaged zip64 field"},
                  {entry + 28, 0xFFFF, "entry of its directory"},
                  {entry, 0, "entry of its directory"},
+                 {30, 0x78787878, "not where the zip directory says"},
                  {second + 42, 0, "not where the zip directory says"},
                  {end64 + 24, 99, "makes no sense"},
                  {end64 + 40, 1u << 30, "contradict"},
@@ -401,6 +410,16 @@ TEST(numbers_in_the_zip_directory_are_not_trusted) {
         CHECK_MSG((*cases[i].message != 0) == (code == TC_ERR_FORMAT), "case %zu: %d", i, code);
         CHECK_MSG(strstr(err.message, cases[i].message), "case %zu: %s", i, err.message);
     }
+    tc__buf_free(&zip.bytes);
+
+    /* A directory with one entry more than it says. */
+    forge_options short_end = {.no_zip64 = true};
+    zip = forge_torch(pickle_of_two, two_storages, short_end);
+    end = find_bytes(bytes, "PK\5\6", 4);
+    CHECK(patched_zip(bytes, end + 8, 0x00040004, &err) == TC_ERR_FORMAT);
+    CHECK_MSG(strstr(err.message, "directory is too long"), "%s", err.message);
+    CHECK(patched_zip(bytes, end + 8, 0x00FF00FF, &err) == TC_ERR_FORMAT);
+    CHECK_MSG(strstr(err.message, "directory is too short"), "%s", err.message);
     tc__buf_free(&zip.bytes);
 
     /* Two entries for the same bytes under different names. */
