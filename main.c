@@ -339,7 +339,7 @@ static const flag flags[] = {
         "positions of the KV cache; 0 = the model's maximum [the smallest of that, 4096 and what "
         "fits into memory]"),
     INT("-t --threads", NULL, threads, 0, 1024, "CPU threads; 0 = one per processor"),
-    STRING("--device", "NAME", device, "auto or cpu"),
+    STRING("--device", "NAME", device, "auto, cpu, cuda or cuda:N"),
 
     SECTION("Conversation"),
     STRING("-p --prompt", "TEXT", prompt, "answer TEXT once; - reads stdin"),
@@ -625,7 +625,9 @@ static void on_log(void *user, const char *line) {
 static int open_model(app *a) {
     tc_error err;
     tc_model_params params = tc_model_default_params();
-    params.device = a->opt.device;
+    /* turning text into ids needs no GPU, and must not say that there is none */
+    bool text_only = a->opt.tokenize || a->opt.detokenize;
+    params.device = text_only && strcmp(a->opt.device, "auto") == 0 ? "cpu" : a->opt.device;
     params.threads = a->opt.threads;
     params.progress = on_progress;
     params.log = on_log;

@@ -86,7 +86,8 @@ TC_API const char *tc_strerror(int code);
 typedef struct tc_model tc_model;
 
 typedef struct tc_model_params {
-    const char *device; /* "auto" (default, also NULL) or "cpu" */
+    const char *device; /* "cpu"; "cuda" or "cuda:N", an NVIDIA GPU; "auto" (default, also
+                           NULL): the first GPU if it can be used, else the CPU (the log says why) */
     int threads;        /* CPU threads of each session; 0 (default) = all processors online */
     /* Called now and then while opening, at least first with 0 and last with 1; `what` names the
      * step. A non-zero result cancels: tc_model_open returns TC_ERR_CANCELLED. NULL = none. */
@@ -407,7 +408,7 @@ TC_API int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_
 
 /* The CUDA source that is compiled for the GPU, file by file: index 0, 1, ... until NULL; *name
  * (NULL allowed) is the file's name. It is free-standing: NVRTC and nvcc compile it without any
- * header. Static storage. This version carries the prelude only; the CPU does all the work. */
+ * header. Static storage. */
 TC_API const char *tc_kernel_source(int index, const char **name);
 
 /* Seconds of a monotonic clock with an arbitrary start. */

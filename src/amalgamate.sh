@@ -9,14 +9,20 @@ src=$(dirname "$0")
 out=$1
 
 # Reading order: each room stands on those before it.
-headers="base model_file arch tokenizer template stream sampler threads cpu_kernels backend session"
-sources="base model_file arch tokenizer template stream sampler threads cpu_kernels cpu session chat
-    kernels api"
-kernels="prelude.cuh"
+headers="base model_file arch tokenizer template stream sampler threads cpu_kernels backend gpu_driver jit
+    gpu_programs session"
+sources="base model_file arch tokenizer template stream sampler threads cpu_kernels cpu
+    kernels gpu_driver jit gpu_programs cuda session chat api"
+kernels="prelude rows attention product_decode product_prefill sample instances"
 
 {
     echo "/* tinychat.c - generated from src/ by \"make amalgamate\"; change it there. MIT licence. */"
+    # a few internal functions serve convert only
+    echo "#if defined(__GNUC__)"
+    echo "#define TC_INTERNAL __attribute__((unused)) static"
+    echo "#else"
     echo "#define TC_INTERNAL static"
+    echo "#endif"
     for file in $(for h in $headers; do echo "$h.h"; done; for c in $sources; do echo "$c.c"; done)
     do
         printf '\n/* ======== src/%s ======== */\n\n' "$file"
@@ -29,8 +35,8 @@ kernels="prelude.cuh"
 {
     echo "/* kernels.cu.inc - generated from src/kernels/ by \"make amalgamate\"; change it there. */"
     for file in $kernels; do
-        printf '\n{"%s",\n' "$file"
-        sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/ "/' -e 's/$/\\n"/' "$src/kernels/$file"
+        printf '\n{"%s.cuh",\n' "$file"
+        sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/^/ "/' -e 's/$/\\n"/' "$src/kernels/$file.cuh"
         echo "},"
     done
 } > "$out/kernels.cu.inc"

@@ -107,6 +107,35 @@ int tc__model_open_with(const tc__backend *backend, const char *path, const tc_m
     return tc__ok(err);
 }
 
+/* The GPU if it can be used for this model; else the CPU, and why is said. */
+static int api_open_auto(const char *path, const tc_model_params *params, tc_model **model,
+                         tc_error *err) {
+    tc_error why;
+    int code = tc__model_open_with(tc__cuda_backend(), path, params, model, &why);
+    if (code != TC_ERR_DEVICE && code != TC_ERR_UNSUPPORTED && code != TC_ERR_MEMORY) {
+        if (err) *err = why;
+        return code;
+    }
+    code = tc__model_open_with(tc__cpu_backend(), path, params, model, err);
+    if (!code && params->log) {
+        char line[sizeof why.message + 32];
+        snprintf(line, sizeof line, "using the CPU: %s", why.message);
+        params->log(params->user, line);
+    }
+    return code;
+}
+
+/* A GPU asked for by name: what is wrong with it begins with that name. */
+static int api_open_cuda(const char *path, const tc_model_params *params, tc_model **model,
+                         tc_error *err) {
+    tc_error why;
+    int code = tc__model_open_with(tc__cuda_backend(), path, params, model, &why);
+    if (code == TC_ERR_DEVICE)
+        return tc__fail(err, code, "device '%s': %s", params->device, why.message);
+    if (err) *err = why;
+    return code;
+}
+
 int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
                   tc_error *err) {
     tc_model_params defaults = tc_model_default_params();
@@ -115,13 +144,12 @@ int tc_model_open(const char *path, const tc_model_params *params, tc_model **mo
     *model = NULL;
     if (!path) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: path is NULL");
     const char *device = params->device ? params->device : "auto";
-    if (strncmp(device, "cuda", 4) == 0)
-        return tc__fail(err, TC_ERR_DEVICE,
-                        "device '%s': this version has no GPU support yet; use auto or cpu",
-                        device);
-    if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
-        return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto or cpu", device);
-    return tc__model_open_with(tc__cpu_backend(), path, params, model, err);
+    if (strcmp(device, "auto") == 0) return api_open_auto(path, params, model, err);
+    if (strcmp(device, "cpu") == 0)
+        return tc__model_open_with(tc__cpu_backend(), path, params, model, err);
+    if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)
+        return api_open_cuda(path, params, model, err);
+    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N", device);
 }
 
 void tc_model_close(tc_model *model) {

@@ -140,6 +140,9 @@ static int arch_layer(const tc__model_file *file, const tc__arch *arch, long i, 
 }
 
 static void arch_count(const tc__model_file *file, tc__weights *weights) {
+    const tc__tensor *last = &file->tensors[file->tensor_count - 1];
+    weights->data = file->tensors[0].data;
+    weights->data_bytes = (size_t)(last->data + last->size - weights->data);
     size_t row = weights->embed->columns * 2; /* one token reads one row of the embedding */
     for (size_t i = 0; i < file->tensor_count; i++) {
         const tc__tensor *tensor = &file->tensors[i];

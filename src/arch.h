@@ -27,6 +27,8 @@ typedef struct tc__weights {
     tc__arch arch;
     const tc__tensor *embed, *norm, *head; /* head == embed when tied */
     tc__layer *layers;                     /* [arch.layers] */
+    const uint8_t *data;                   /* of all tensors, in the file's order, gaps included */
+    size_t data_bytes;
     size_t parameters;                     /* weights, embeddings included */
     size_t tensor_bytes;                   /* of all tensors */
     size_t bytes_per_token;                /* read to decode one token, KV cache excluded */

@@ -49,6 +49,8 @@ typedef struct tc__backend {
                           tc_error *err);
 } tc__backend;
 
+/* Each backend casts the two handles to types of its own. */
 TC_INTERNAL const tc__backend *tc__cpu_backend(void);
+TC_INTERNAL const tc__backend *tc__cuda_backend(void);
 
 #endif /* TC_BACKEND_H */

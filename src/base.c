@@ -287,7 +287,7 @@ float tc__bf16_to_f32(uint16_t bf16) { return base_float_of_bits((uint32_t)bf16 
 
 int tc__map_open(const char *path, tc__map *map, tc_error *err) {
     memset(map, 0, sizeof *map);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block here */
     struct stat st;
     if (fd < 0 || fstat(fd, &st)) {
         int reason = errno;

@@ -104,7 +104,9 @@ static void put_tokenizer(writer *w) {
     }
     put_text(w, "tokenizer.type", "spm-bpe");
     writer_strings(w, "tokenizer.pieces", &strings, (size_t)vocab);
-    writer_f32(w, "tokenizer.scores", scores, (size_t)vocab);
+    tc__meta meta = {"tokenizer.scores", 16, TC__META_F32, (size_t)vocab,
+                     (const uint8_t *)scores, sizeof *scores * (size_t)vocab};
+    writer_meta(w, &meta);
     writer_text(w, "tokenizer.types", types, (size_t)vocab);
     put_u32(w, "tokenizer.unk_id", 0);
     put_u32(w, "tokenizer.bos_id", 1);

@@ -77,9 +77,13 @@ static int memory_thread(pthread_t *thread, const pthread_attr_t *attributes, vo
 #include "src/threads.c"
 #include "src/cpu_kernels.c"
 #include "src/cpu.c"
+#include "src/kernels.c"
+#include "src/gpu_driver.c"
+#include "src/jit.c"
+#include "src/gpu_programs.c"
+#include "src/cuda.c"
 #include "src/session.c"
 #include "src/chat.c"
-#include "src/kernels.c"
 #include "src/api.c"
 /* clang-format on */
 
@@ -158,6 +162,7 @@ static int live_chat(tc_chat *chat, tc_error *err) {
 static int live(tc_error *err) {
     static const char *const stops[] = {"a", "e", "th", NULL}; /* likely in random text */
     tc_model_params model_params = tc_model_default_params();
+    model_params.device = "cpu"; /* auto would answer a failure of the GPU's side with the CPU */
     tc_chat_params chat_params = tc_chat_default_params();
     tc_session_params session_params = tc_session_default_params();
     tc_model *model = NULL;

@@ -136,6 +136,7 @@ TEST(remarks_come_where_they_should) {
     tc_model_params params = tc_model_default_params();
     tc_model *model;
     int lines = 0;
+    params.device = "cpu"; /* auto says why it is not the GPU */
     params.log = count_lines;
     params.user = &lines;
     options.stop_ids[0] = -1;

@@ -1,0 +1,916 @@
+#include "gpu_driver.h"
+#include "gpu_programs.h"
+#include "jit.h"
+#include "threads.h"
+
+#include "backend.h"
+
+#include <math.h>
+
+/* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
+ * shapes, a token as one CUDA graph. */
+
+#define CUDA_STAGING (16u << 20) /* bytes of one of the two pinned staging buffers */
+#define CUDA_EACH 8              /* positions whose logits are computed at once, at most */
+
+enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_PROGRAMS };
+
+typedef struct cuda_kernel {
+    tc__cu_function function;
+    int grid, threads, shared;
+    int tokens; /* vectors that one launch takes */
+} cuda_kernel;
+
+/* The kernels of one kind of matrix (its role, type and group size). */
+typedef struct cuda_product {
+    cuda_kernel decode, prefill, prefill_wide; /* wide: tiles of 256 rows, for many tokens */
+} cuda_product;
+
+typedef struct cuda_device {
+    tc__cu cu;
+    bool opened; /* cu */
+    tc__cu_device ordinal;
+    tc__cu_context context;
+    char name[256], gpu_name[128];
+    int sm_count;
+    int splits; /* parts of the context that decode's attention works on at once */
+    tc__jit_target target;
+    bool overlap; /* programmatic dependent launch */
+    const tc__weights *weights;
+    tc__cu_ptr memory; /* all tensors, in the order of the file */
+    size_t memory_bytes;
+    tc__cu_ptr turns; /* [head_dim / 2] binary64: RoPE's turns per position, after the tensors */
+    tc__cu_module modules[CUDA_PROGRAMS];
+    tc__kinds kinds;
+    cuda_product products[TC__ROLES][TC__MAX_KINDS];
+    cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
+    cuda_kernel rows_hidden, rows_intermediate, widen, read_loop;
+} cuda_device;
+
+typedef struct cuda_cache {
+    cuda_device *device;
+    int ctx, chunk; /* positions; tokens of one piece of a prefill */
+    tc__cu_stream stream;
+    tc__cu_event sampled;
+    tc__cu_graph_exec token;
+    tc__cu_ptr memory;
+    size_t memory_bytes;
+    /* parts of `memory` */
+    tc__cu_ptr kv, ids, state, logits, keys, x, qkv, attention, act, parts, arrived;
+    tc__cu_ptr wide_x, wide_in, wide_q, wide_out, wide_scale;
+    float *host_logits; /* pinned, [CUDA_EACH][vocab] */
+    int *host_token;    /* pinned */
+    int next;           /* the device's State.next */
+    bool ahead;         /* the evaluation of the sampled token runs already */
+    int ahead_pos;
+    int32_t ahead_id;
+    bool logits_on_host;
+    int logits_row; /* of `logits` where the last position lies */
+} cuda_cache;
+
+/* ---- arguments of the kernels: the structs of src/kernels ---- */
+
+typedef struct cuda_state {
+    int next, pos, token, pad;
+} cuda_state;
+
+typedef struct cuda_product_args {
+    tc__cu_ptr weights, in, gamma, out;
+    int tokens;
+} cuda_product_args;
+
+typedef struct cuda_gemm_args {
+    tc__cu_ptr weights, in, scale, out;
+    int tokens;
+} cuda_gemm_args;
+
+typedef struct cuda_embed_args {
+    tc__cu_ptr table, ids, state, out;
+    int tokens;
+} cuda_embed_args;
+
+typedef struct cuda_rows_args {
+    tc__cu_ptr in, gamma, out, scale;
+} cuda_rows_args;
+
+typedef struct cuda_decode_attention_args {
+    tc__cu_ptr qkv, k, v, out, parts, arrived, state, turns;
+    int ctx;
+} cuda_decode_attention_args;
+
+typedef struct cuda_prefill_attention_args {
+    tc__cu_ptr qkv, q, k, v, out, scale, state, turns;
+    int ctx, tokens;
+} cuda_prefill_attention_args;
+
+typedef struct cuda_sample_args {
+    tc__cu_ptr logits, keys, ids, state, host;
+    int window, ctx, top_k;
+    float temperature, top_p, min_p, penalty;
+    double u;
+} cuda_sample_args;
+
+/* ---- the device ---- */
+
+static void cuda_enter(const cuda_device *device) { device->cu.context_push(device->context); }
+
+static void cuda_leave(const cuda_device *device) {
+    tc__cu_context previous;
+    device->cu.context_pop(&previous);
+}
+
+/* The most dynamic shared memory of a block by architecture (CUDA programming guide, table of
+ * compute capabilities), for running an older architecture's path on a newer GPU. */
+static int cuda_shared_limit(int arch) {
+    if (arch == 80 || arch == 87) return 163 << 10;
+    if (arch == 86 || arch == 89 || arch >= 120) return 99 << 10;
+    return 227 << 10;
+}
+
+static int cuda_choose_target(cuda_device *device, tc_error *err) {
+    tc__cu *cu = &device->cu;
+    int major = 0, minor = 0, limit = 0;
+    cu->device_attribute(&major, TC__CU_ATTRIBUTE_MAJOR, device->ordinal);
+    cu->device_attribute(&minor, TC__CU_ATTRIBUTE_MINOR, device->ordinal);
+    cu->device_attribute(&limit, TC__CU_ATTRIBUTE_MAX_SHARED, device->ordinal);
+    cu->device_attribute(&device->sm_count, TC__CU_ATTRIBUTE_SM_COUNT, device->ordinal);
+    cu->driver_version(&device->target.driver);
+    int arch = major * 10 + minor;
+    if (arch < 80)
+        return tc__fail(err, TC_ERR_DEVICE,
+                        "%s has compute capability %d.%d; tinychat needs 8.0 or newer; use "
+                        "--device cpu",
+                        device->gpu_name, major, minor);
+    const char *asked = getenv("TINYCHAT_ARCH");
+    if (asked && *asked) {
+        int number = 0;
+        if (sscanf(asked, "compute_%d", &number) != 1 || number < 80 || number > arch)
+            return tc__fail(err, TC_ERR_DEVICE,
+                            "TINYCHAT_ARCH is '%s'; expected compute_80 to compute_%d", asked, arch);
+        arch = number;
+        device->target.as_ptx = true;
+        if (cuda_shared_limit(arch) < limit) limit = cuda_shared_limit(arch);
+    }
+    device->target.arch = arch;
+    device->target.shared_limit = limit;
+    device->overlap = arch >= 90;
+    return TC_OK;
+}
+
+/* ---- kernels ---- */
+
+static int cuda_load_kernel(cuda_device *device, int program, const char *name,
+                            cuda_kernel *kernel, tc_error *err) {
+    tc__cu_module module = device->modules[program];
+    tc__cu *cu = &device->cu;
+    char global[80];
+    int launch[4];
+    tc__cu_ptr at;
+    size_t bytes;
+    snprintf(global, sizeof global, "%s_launch", name);
+    tc__cu_result result = cu->module_function(&kernel->function, module, name);
+    if (!result) result = cu->module_global(&at, &bytes, module, global);
+    if (!result) result = cu->copy_to_host(launch, at, sizeof launch, NULL);
+    if (!result) result = cu->stream_wait(NULL);
+    if (!result && launch[2] > 0)
+        result = cu->function_set(kernel->function, TC__CU_FUNCTION_MAX_DYNAMIC_SHARED, launch[2]);
+    /* the same split of L1 and shared memory for all: an SM must be idle to change it */
+    if (!result) result = cu->function_set(kernel->function, TC__CU_FUNCTION_CARVEOUT, 100);
+    if (result) return tc__cu_check(cu, result, name, err);
+    kernel->grid = launch[0];
+    kernel->threads = launch[1];
+    kernel->shared = launch[2];
+    kernel->tokens = launch[3];
+    return TC_OK;
+}
+
+static int cuda_load_products(cuda_device *device, tc_error *err) {
+    char name[64];
+    int code = TC_OK;
+    for (int role = 0; role < TC__ROLES && !code; role++)
+        for (int i = 0; i < device->kinds.count[role] && !code; i++) {
+            cuda_product *product = &device->products[role][i];
+            const struct {
+                const char *prefix;
+                int program;
+                cuda_kernel *kernel;
+            } kernels[] = {{"", CUDA_DECODE, &product->decode},
+                           {"all_", CUDA_PREFILL, &product->prefill},
+                           {"wide_", CUDA_WIDE, &product->prefill_wide}};
+            for (size_t k = 0; k < TC_COUNT(kernels) && !code; k++) {
+                snprintf(name, sizeof name, "%s%s_%d", kernels[k].prefix, tc__role_name(role), i);
+                code = cuda_load_kernel(device, kernels[k].program, name, kernels[k].kernel, err);
+            }
+        }
+    return code;
+}
+
+static int cuda_load_kernels(cuda_device *device, tc_error *err) {
+    const struct {
+        const char *name;
+        int program;
+        cuda_kernel *kernel;
+    } kernels[] = {
+        {"embed", CUDA_DECODE, &device->embed},
+        {"head", CUDA_DECODE, &device->head},
+        {"head_each", CUDA_DECODE, &device->head_each},
+        {"attention", CUDA_DECODE, &device->attention},
+        {"sample_token", CUDA_DECODE, &device->sample},
+        {"widen", CUDA_DECODE, &device->widen},
+        {"read_loop", CUDA_DECODE, &device->read_loop},
+        {"embed_all", CUDA_PREFILL, &device->embed_all},
+        {"rows_hidden", CUDA_PREFILL, &device->rows_hidden},
+        {"rows_intermediate", CUDA_PREFILL, &device->rows_intermediate},
+        {"rope", CUDA_PREFILL, &device->rope},
+        {"attention_all", CUDA_PREFILL, &device->attention_prefill},
+    };
+    int code = cuda_load_products(device, err);
+    for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
+        code = cuda_load_kernel(device, kernels[i].program, kernels[i].name, kernels[i].kernel, err);
+    /* one block of attention per SM: more would wait for each other's room */
+    if (!code) device->splits = device->sm_count / device->attention.grid;
+    if (device->splits < 1) device->splits = 1;
+    return code;
+}
+
+static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    static const struct {
+        const char *name;
+        void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
+    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode},
+                                {"prefill", tc__write_prefill},
+                                {"wide", tc__write_prefill_wide}};
+    tc__buf texts[CUDA_PROGRAMS];
+    tc__jit_program programs[CUDA_PROGRAMS];
+    memset(texts, 0, sizeof texts);
+    memset(programs, 0, sizeof programs);
+    if (params->progress && params->progress(params->user, 0, "preparing the GPU's kernels"))
+        return tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels");
+    int code = TC_OK;
+    for (int i = 0; i < CUDA_PROGRAMS; i++) {
+        writers[i].write(device->weights, &device->kinds, device->sm_count, &texts[i]);
+        programs[i].name = writers[i].name;
+        programs[i].text = texts[i].data;
+        if (texts[i].failed) code = tc__fail_memory(err, "kernel sources", texts[i].len);
+    }
+    if (!code) code = tc__jit(programs, CUDA_PROGRAMS, &device->target, err);
+    for (int i = 0; i < CUDA_PROGRAMS && !code; i++)
+        code = tc__cu_check(&device->cu,
+                            device->cu.module_load(&device->modules[i], programs[i].image.data),
+                            "loading kernels", err);
+    for (int i = 0; i < CUDA_PROGRAMS; i++) {
+        tc__buf_free(&programs[i].image);
+        tc__buf_free(&texts[i]);
+    }
+    return code ? code : cuda_load_kernels(device, err);
+}
+
+/* ---- launches ---- */
+
+/* Launches with `args` as the kernel's one argument. grid_x 0: the kernel's own. `overlap`: its
+ * blocks may start while the kernel before it still works (from sm_90 on). Allowed only behind a
+ * kernel that keeps one block on every SM to its end: behind any other the scheduler puts two
+ * blocks of a product on the SMs that are free and leaves the rest idle. */
+static tc__cu_result cuda_launch(cuda_device *device, const cuda_kernel *kernel, int grid_x,
+                                 int grid_y, void *args, tc__cu_stream stream, bool overlap) {
+    tc__cu_launch_attribute attribute;
+    memset(&attribute, 0, sizeof attribute);
+    attribute.id = TC__CU_LAUNCH_PROGRAMMATIC;
+    attribute.value.value = 1;
+    tc__cu_launch_config config;
+    memset(&config, 0, sizeof config);
+    config.grid_x = (unsigned)(grid_x ? grid_x : kernel->grid);
+    config.grid_y = (unsigned)grid_y;
+    config.grid_z = 1;
+    config.block_x = (unsigned)kernel->threads;
+    config.block_y = config.block_z = 1;
+    config.shared_bytes = (unsigned)kernel->shared;
+    config.stream = stream;
+    config.attributes = &attribute;
+    config.attribute_count = overlap && device->overlap ? 1 : 0;
+    void *arguments[] = {args};
+    return device->cu.launch(&config, kernel->function, arguments, NULL);
+}
+
+/* ---- loading ---- */
+
+static size_t cuda_align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+
+/* Where a tensor lies in GPU memory: the file's order and alignment. */
+static tc__cu_ptr cuda_tensor(const cuda_device *device, const tc__tensor *tensor) {
+    return device->memory + (tc__cu_ptr)(tensor->data - device->weights->data);
+}
+
+typedef struct cuda_copy {
+    const uint8_t *from;
+    uint8_t *to;
+    size_t bytes;
+    int workers;
+} cuda_copy;
+
+static void cuda_copy_part(void *user, int worker) {
+    cuda_copy *copy = user;
+    size_t begin, end;
+    tc__share(copy->bytes, worker, copy->workers, &begin, &end);
+    memcpy(copy->to + begin, copy->from + begin, end - begin);
+}
+
+/* Streams the file's tensor data through two pinned buffers: while one is copied to the GPU, a team
+ * of threads fills the other from the page cache. */
+static int cuda_upload(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    tc__cu *cu = &device->cu;
+    const uint8_t *from = device->weights->data;
+    size_t total = device->weights->data_bytes;
+    void *staging[2] = {NULL, NULL};
+    tc__cu_event done[2] = {NULL, NULL};
+    tc__team *team = NULL;
+    int workers = tc__processors() < 8 ? tc__processors() : 8;
+    int code = tc__team_open(workers, &team, err);
+    for (int i = 0; i < 2 && !code; i++) {
+        code = tc__cu_check(cu, cu->host_allocate(&staging[i], CUDA_STAGING, 0),
+                            "allocating pinned memory", err);
+        if (!code) code = tc__cu_check(cu, cu->event_create(&done[i], 2), "an event", err);
+    }
+    for (size_t at = 0, piece = 0; at < total && !code; piece++) {
+        int i = (int)(piece & 1);
+        size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
+        if (piece > 1) code = tc__cu_check(cu, cu->event_wait(done[i]), "copying weights", err);
+        cuda_copy copy = {from + at, staging[i], bytes, workers};
+        if (!code) tc__team_run(team, cuda_copy_part, &copy);
+        if (!code)
+            code = tc__cu_check(cu, cu->copy_to_device(device->memory + at, staging[i], bytes, NULL),
+                                "copying weights", err);
+        if (!code) code = tc__cu_check(cu, cu->event_record(done[i], NULL), "an event", err);
+        at += bytes;
+        if (!code && params->progress &&
+            params->progress(params->user, (double)at / (double)total, "loading"))
+            code = tc__fail(err, TC_ERR_CANCELLED, "cancelled while loading");
+    }
+    tc__cu_result last = cu->stream_wait(NULL);
+    if (!code) code = tc__cu_check(cu, last, "copying weights", err);
+    for (int i = 0; i < 2; i++) {
+        if (done[i]) cu->event_destroy(done[i]);
+        if (staging[i]) cu->host_release(staging[i]);
+    }
+    tc__team_close(team);
+    return code;
+}
+
+/* bfloat16 tensors become binary16 in place. */
+static int cuda_widen(cuda_device *device, const tc__tensor *tensor, tc_error *err) {
+    struct {
+        tc__cu_ptr data;
+        unsigned long long count;
+    } args = {cuda_tensor(device, tensor), tensor->rows * tensor->columns};
+    if (tensor->type != TC__BF16) return TC_OK;
+    return tc__cu_check(&device->cu,
+                        cuda_launch(device, &device->widen, 4 * device->sm_count, 1, &args, NULL, false),
+                        "converting bfloat16", err);
+}
+
+static int cuda_widen_all(cuda_device *device, tc_error *err) {
+    const tc__weights *weights = device->weights;
+    int code = cuda_widen(device, weights->embed, err);
+    if (!code && weights->head != weights->embed) code = cuda_widen(device, weights->head, err);
+    for (uint32_t l = 0; l < weights->arch.layers && !code; l++)
+        for (int role = 0; role < TC__ROLES && !code; role++)
+            code = cuda_widen(device, tc__role_matrix(&weights->layers[l], role), err);
+    if (!code) code = tc__cu_check(&device->cu, device->cu.stream_wait(NULL), "converting", err);
+    return code;
+}
+
+/* theta^(-2i / head_dim) / (2 pi) for every pair of a head. */
+static int cuda_load_turns(cuda_device *device, tc_error *err) {
+    const tc__arch *arch = &device->weights->arch;
+    double turns[512]; /* head_dim is at most 1024 */
+    size_t half = arch->head_dim / 2;
+    for (size_t i = 0; i < half; i++)
+        turns[i] = pow(arch->rope_theta, -2.0 * (double)i / arch->head_dim) * 0.15915494309189535;
+    tc__cu_result result = device->cu.copy_to_device(device->turns, turns, 8 * half, NULL);
+    return tc__cu_check(&device->cu, result, "copying RoPE's frequencies", err);
+}
+
+static int cuda_load(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    /* kernels read whole 16-row blocks: the last matrix may be read up to 15 rows past its end */
+    size_t slack = 32 * ((size_t)device->weights->arch.hidden_size +
+                         device->weights->arch.intermediate_size);
+    size_t free_bytes = 0, total = 0;
+    size_t half = device->weights->arch.head_dim / 2, tensors;
+    tensors = cuda_align(device->weights->data_bytes + slack);
+    device->memory_bytes = tensors + cuda_align(8 * half);
+    device->cu.memory_info(&free_bytes, &total);
+    tc__cu_result result = device->cu.allocate(&device->memory, device->memory_bytes);
+    if (result == TC__CU_OUT_OF_MEMORY)
+        return tc__fail(err, TC_ERR_MEMORY,
+                        "out of GPU memory: the weights need %.2f GiB, %s has %.2f of %.2f GiB free",
+                        (double)device->memory_bytes / 0x1p30, device->gpu_name,
+                        (double)free_bytes / 0x1p30, (double)total / 0x1p30);
+    int code = tc__cu_check(&device->cu, result, "allocating memory for the weights", err);
+    device->turns = device->memory + tensors;
+    if (!code) code = cuda_load_turns(device, err);
+    if (!code) code = cuda_upload(device, params, err);
+    return code ? code : cuda_widen_all(device, err);
+}
+
+/* ---- opening ---- */
+
+static void cuda_close(tc__device *handle) {
+    cuda_device *device = (cuda_device *)handle;
+    if (!device) return;
+    tc__cu *cu = &device->cu;
+    if (device->context) {
+        cuda_enter(device);
+        for (int i = 0; i < CUDA_PROGRAMS; i++)
+            if (device->modules[i]) cu->module_unload(device->modules[i]);
+        if (device->memory) cu->release(device->memory);
+        cuda_leave(device);
+        cu->context_release(device->ordinal);
+    }
+    if (device->opened) tc__cu_close(cu);
+    free(device);
+}
+
+/* "cuda" or "cuda:N" to a device. */
+static int cuda_choose_device(cuda_device *device, const char *name, tc_error *err) {
+    tc__cu *cu = &device->cu;
+    int count = 0, index = 0;
+    if (name && strncmp(name, "cuda:", 5) == 0) {
+        char *end;
+        long n = strtol(name + 5, &end, 10);
+        if (*end || end == name + 5 || n < 0 || n > 1024)
+            return tc__fail(err, TC_ERR_ARGUMENT, "device '%s': expected cuda or cuda:N", name);
+        index = (int)n;
+    }
+    int code = tc__cu_check(cu, cu->device_count(&count), "counting GPUs", err);
+    if (code) return code;
+    if (index >= count)
+        return tc__fail(err, TC_ERR_DEVICE,
+                        "there is no GPU %d: the driver shows %d (CUDA_VISIBLE_DEVICES hides GPUs)",
+                        index, count);
+    tc__cu_result result = cu->device_get(&device->ordinal, index);
+    if (!result)
+        result = cu->device_name(device->gpu_name, sizeof device->gpu_name, device->ordinal);
+    if (!result) code = cuda_choose_target(device, err);
+    if (code) return code;
+    if (!result) result = cu->context_retain(&device->context, device->ordinal);
+    return tc__cu_check(cu, result, "opening the GPU", err);
+}
+
+static int cuda_open(const tc__weights *weights, const tc_model_params *params, tc__device **out,
+                     tc_error *err) {
+    cuda_device *device = tc__calloc(1, sizeof *device);
+    *out = NULL;
+    if (!device) return tc__fail_memory(err, "a device", sizeof *device);
+    device->weights = weights;
+    int code = tc__cu_open(&device->cu, err);
+    device->opened = code == TC_OK;
+    if (!code) code = cuda_choose_device(device, params->device, err);
+    if (!code) {
+        cuda_enter(device);
+        code = tc__kinds_find(device->weights, &device->kinds, err);
+        if (!code) code = cuda_compile(device, params, err);
+        if (!code) code = cuda_load(device, params, err);
+        cuda_leave(device);
+    }
+    if (code) {
+        cuda_close((tc__device *)device);
+        return code;
+    }
+    snprintf(device->name, sizeof device->name, "%s (%s_%d, %d SMs)", device->gpu_name,
+             device->target.as_ptx ? "compute" : "sm", device->target.arch, device->sm_count);
+    *out = (tc__device *)device;
+    return tc__ok(err);
+}
+
+static const char *cuda_name(const tc__device *handle) {
+    const cuda_device *device = (const cuda_device *)handle;
+    return device->name;
+}
+
+static size_t cuda_kv_bytes(const tc__device *handle) {
+    const cuda_device *device = (const cuda_device *)handle;
+    const tc__arch *arch = &device->weights->arch;
+    return (size_t)arch->layers * 2 * arch->kv_heads * arch->head_dim * 2;
+}
+
+/* ---- a session's memory ---- */
+
+/* Cuts the next part off. */
+static tc__cu_ptr cuda_cut(tc__cu_ptr base, size_t *at, size_t bytes) {
+    tc__cu_ptr part = base + *at;
+    *at += cuda_align(bytes);
+    return part;
+}
+
+/* Lays the parts out from `base`, for prefill pieces of `chunk` tokens; returns the bytes. */
+static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_ptr base, int ctx,
+                          int chunk) {
+    const tc__arch *arch = &device->weights->arch;
+    size_t at = 0, tokens = (size_t)chunk, hidden = arch->hidden_size;
+    size_t heads = (size_t)arch->heads * arch->head_dim;
+    size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
+    size_t inner = arch->intermediate_size;
+    size_t widest = hidden > heads ? hidden : heads;
+    size_t tiles = (size_t)arch->kv_heads * ((arch->heads / arch->kv_heads + 15) / 16);
+    if (inner > widest) widest = inner;
+    cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
+    cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
+    cache->state = cuda_cut(base, &at, sizeof(cuda_state));
+    cache->logits = cuda_cut(base, &at, 4 * CUDA_EACH * (size_t)arch->vocab_size);
+    cache->keys = cuda_cut(base, &at, 4 * (size_t)arch->vocab_size);
+    cache->x = cuda_cut(base, &at, 4 * hidden);
+    cache->qkv = cuda_cut(base, &at, 4 * qkv);
+    cache->attention = cuda_cut(base, &at, 4 * heads);
+    cache->act = cuda_cut(base, &at, 4 * inner);
+    cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 16 * (arch->head_dim + 2));
+    cache->arrived = cuda_cut(base, &at, 4 * tiles);
+    cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
+    cache->wide_in = cuda_cut(base, &at, 2 * tokens * widest);
+    cache->wide_q = cuda_cut(base, &at, 2 * tokens * heads);
+    cache->wide_out = cuda_cut(base, &at, 4 * tokens * (qkv > inner ? qkv : inner));
+    cache->wide_scale = cuda_cut(base, &at, 4 * tokens);
+    return at;
+}
+
+/* Prefill pieces: as many tokens, up to 2048, as 192 MiB hold. */
+static int cuda_chunk(const cuda_device *device, int ctx) {
+    cuda_cache cache;
+    size_t fixed = cuda_layout(&cache, device, 0, ctx, 0);
+    int chunk = 2048;
+    while (chunk > 64 && cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192 << 20)
+        chunk -= 64;
+    return chunk;
+}
+
+static size_t cuda_workspace(const tc__device *handle, int ctx) {
+    const cuda_device *device = (const cuda_device *)handle;
+    cuda_cache cache;
+    return cuda_layout(&cache, device, 0, ctx, cuda_chunk(device, ctx)) -
+           cuda_align(cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
+}
+
+static size_t cuda_free_bytes(const tc__device *handle) {
+    const cuda_device *device = (const cuda_device *)handle;
+    size_t free_bytes = 0, total = 0;
+    cuda_enter(device);
+    device->cu.memory_info(&free_bytes, &total);
+    cuda_leave(device);
+    return free_bytes;
+}
+
+static void cuda_cache_close(tc__cache *handle) {
+    cuda_cache *cache = (cuda_cache *)handle;
+    if (!cache) return;
+    tc__cu *cu = &cache->device->cu;
+    cuda_enter(cache->device);
+    if (cache->stream) cu->stream_wait(cache->stream);
+    if (cache->token) cu->graph_exec_destroy(cache->token);
+    if (cache->sampled) cu->event_destroy(cache->sampled);
+    if (cache->stream) cu->stream_destroy(cache->stream);
+    if (cache->memory) cu->release(cache->memory);
+    if (cache->host_logits) cu->host_release(cache->host_logits);
+    if (cache->host_token) cu->host_release(cache->host_token);
+    cuda_leave(cache->device);
+    free(cache);
+}
+
+/* ---- decode ---- */
+
+static tc__cu_result cuda_product_decode(cuda_cache *cache, int role, const tc__tensor *matrix,
+                                         tc__cu_ptr in, const tc__tensor *gamma, tc__cu_ptr out,
+                                         bool overlap) {
+    cuda_device *device = cache->device;
+    cuda_product_args args = {cuda_tensor(device, matrix), in,
+                              gamma ? cuda_tensor(device, gamma) : 0, out, 1};
+    cuda_kernel *kernel = &device->products[role][tc__kind_of(&device->kinds, role, matrix)].decode;
+    return cuda_launch(device, kernel, 0, 1, &args, cache->stream, overlap);
+}
+
+static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr x,
+                               int tokens, bool overlap) {
+    const tc__weights *weights = cache->device->weights;
+    cuda_product_args args = {cuda_tensor(cache->device, weights->head), x,
+                              cuda_tensor(cache->device, weights->norm), cache->logits, tokens};
+    return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
+}
+
+/* The launches of one token: the token at ids[state.next], its logits. */
+static tc__cu_result cuda_token(cuda_cache *cache) {
+    cuda_device *device = cache->device;
+    const tc__weights *weights = device->weights;
+    size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / weights->arch.layers * (size_t)cache->ctx;
+    cuda_embed_args embed = {cuda_tensor(device, weights->embed), cache->ids, cache->state, cache->x,
+                             1};
+    tc__cu_result result = cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
+    for (uint32_t l = 0; l < weights->arch.layers && !result; l++) {
+        const tc__layer *layer = &weights->layers[l];
+        tc__cu_ptr k = cache->kv + l * layer_kv;
+        cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
+                                                cache->parts, cache->arrived, cache->state,
+                                                device->turns, cache->ctx};
+        result = cuda_product_decode(cache, TC__QKV, layer->qkv, cache->x, layer->attn_norm,
+                                     cache->qkv, l > 0);
+        if (!result)
+            result = cuda_launch(device, &device->attention, 0, device->splits, &attention,
+                                 cache->stream, true);
+        if (!result)
+            result = cuda_product_decode(cache, TC__O, layer->o, cache->attention, NULL, cache->x,
+                                         false);
+        if (!result)
+            result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, cache->x,
+                                         layer->mlp_norm, cache->act, true);
+        if (!result)
+            result = cuda_product_decode(cache, TC__DOWN, layer->down, cache->act, NULL, cache->x,
+                                         true);
+    }
+    return result ? result : cuda_head(cache, &device->head, cache->x, 1, true);
+}
+
+/* Records one token's launches as a graph. */
+static int cuda_record(cuda_cache *cache, tc_error *err) {
+    tc__cu *cu = &cache->device->cu;
+    tc__cu_graph graph = NULL;
+    tc__cu_result result = cu->capture_begin(cache->stream, 1 /* thread-local */);
+    if (!result) {
+        result = cuda_token(cache);
+        tc__cu_result end = cu->capture_end(cache->stream, &graph);
+        if (!result) result = end;
+    }
+    if (!result) result = cu->graph_instantiate(&cache->token, graph, 0);
+    if (graph) cu->graph_destroy(graph);
+    return tc__cu_check(cu, result, "recording a token's kernels", err);
+}
+
+static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_error *err) {
+    cuda_device *device = (cuda_device *)handle;
+    tc__cu *cu = &device->cu;
+    cuda_cache *cache = tc__calloc(1, sizeof *cache);
+    *out = NULL;
+    if (!cache) return tc__fail_memory(err, "a session", sizeof *cache);
+    cache->device = device;
+    cache->ctx = ctx;
+    cache->chunk = cuda_chunk(device, ctx);
+    cache->memory_bytes = cuda_layout(cache, device, 0, ctx, cache->chunk);
+    size_t logits = 4 * CUDA_EACH * (size_t)device->weights->arch.vocab_size;
+    cuda_enter(device);
+    tc__cu_result result = cu->allocate(&cache->memory, cache->memory_bytes);
+    if (!result) cuda_layout(cache, device, cache->memory, ctx, cache->chunk);
+    if (!result) result = cu->host_allocate((void **)&cache->host_logits, logits, 0);
+    if (!result) result = cu->host_allocate((void **)&cache->host_token, sizeof(int), 0);
+    if (!result) result = cu->stream_create(&cache->stream, 1 /* does not wait for stream 0 */);
+    if (!result) result = cu->event_create(&cache->sampled, 2 /* no timing */);
+    if (!result)
+        result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
+    int code = tc__cu_check(cu, result, "allocating the KV cache and workspace", err);
+    if (!code) code = cuda_record(cache, err);
+    cuda_leave(device);
+    if (code) {
+        cuda_cache_close((tc__cache *)cache);
+        return code;
+    }
+    *out = (tc__cache *)cache;
+    return tc__ok(err);
+}
+
+/* ---- prefill ---- */
+
+static tc__cu_result cuda_gemm(cuda_cache *cache, int role, const tc__tensor *matrix,
+                               tc__cu_ptr out, int tokens) {
+    cuda_device *device = cache->device;
+    cuda_product *product = &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
+    cuda_gemm_args args = {cuda_tensor(device, matrix), cache->wide_in, cache->wide_scale, out,
+                           tokens};
+    int columns = (tokens + 127) / 128;
+    /* the larger tile does less work per result, but only pays when it fills the GPU */
+    bool wide = 2 * product->prefill_wide.grid * columns >= 3 * device->sm_count;
+    return cuda_launch(device, wide ? &product->prefill_wide : &product->prefill, 0, columns, &args,
+                       cache->stream, false);
+}
+
+static tc__cu_result cuda_rows(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr in,
+                               const tc__tensor *gamma, int tokens) {
+    cuda_rows_args args = {in, gamma ? cuda_tensor(cache->device, gamma) : 0, cache->wide_in,
+                           cache->wide_scale};
+    return cuda_launch(cache->device, kernel, tokens, 1, &args, cache->stream, false);
+}
+
+static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+    cuda_device *device = cache->device;
+    const tc__arch *arch = &device->weights->arch;
+    const tc__layer *layer = &device->weights->layers[l];
+    size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
+    tc__cu_ptr k = cache->kv + l * layer_kv;
+    cuda_prefill_attention_args attention = {
+        cache->wide_out,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
+        cache->wide_scale, cache->state,  device->turns, cache->ctx, tokens};
+    tc__cu_result result =
+        cuda_rows(cache, &device->rows_hidden, cache->wide_x, layer->attn_norm, tokens);
+    if (!result) result = cuda_gemm(cache, TC__QKV, layer->qkv, cache->wide_out, tokens);
+    if (!result)
+        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, false);
+    if (!result)
+        result = cuda_launch(device, &device->attention_prefill, (tokens + 63) / 64,
+                             (int)arch->heads, &attention, cache->stream, false);
+    if (!result) result = cuda_gemm(cache, TC__O, layer->o, cache->wide_x, tokens);
+    if (!result)
+        result = cuda_rows(cache, &device->rows_hidden, cache->wide_x, layer->mlp_norm, tokens);
+    if (!result) result = cuda_gemm(cache, TC__GATE_UP, layer->gate_up, cache->wide_out, tokens);
+    if (!result)
+        result = cuda_rows(cache, &device->rows_intermediate, cache->wide_out, NULL, tokens);
+    if (!result) result = cuda_gemm(cache, TC__DOWN, layer->down, cache->wide_x, tokens);
+    return result;
+}
+
+/* All positions' logits of the vectors in wide_x, a few at a time. */
+static int cuda_each(cuda_cache *cache, int tokens, size_t pos, tc__logits_fn each, void *user,
+                     tc_error *err) {
+    tc__cu *cu = &cache->device->cu;
+    const tc__arch *arch = &cache->device->weights->arch;
+    const int step = cache->device->head_each.tokens;
+    for (int t = 0; t < tokens; t += step) {
+        int n = tokens - t < step ? tokens - t : step;
+        size_t bytes = 4 * (size_t)n * arch->vocab_size;
+        tc__cu_result result = cuda_head(cache, &cache->device->head_each,
+                                         cache->wide_x + 4 * (size_t)t * arch->hidden_size, n, false);
+        if (!result)
+            result = cu->copy_to_host(cache->host_logits, cache->logits, bytes, cache->stream);
+        if (!result) result = cu->stream_wait(cache->stream);
+        if (result) return tc__cu_check(cu, result, "computing logits", err);
+        cache->logits_row = n - 1;
+        for (int i = 0; i < n; i++)
+            if (each(user, pos + (size_t)(t + i),
+                     cache->host_logits + (size_t)i * arch->vocab_size, (int)arch->vocab_size))
+                return tc__fail(err, TC_ERR_CANCELLED, "cancelled by the caller");
+    }
+    return TC_OK;
+}
+
+/* Puts ids at pos and tells the device where the evaluation begins. */
+static tc__cu_result cuda_place(cuda_cache *cache, const int32_t *ids, size_t n, size_t pos) {
+    tc__cu *cu = &cache->device->cu;
+    cuda_state state = {(int)pos, (int)pos, 0, 0};
+    tc__cu_result result = TC_OK;
+    if (cache->next != (int)pos)
+        result = cu->copy_to_device(cache->state, &state, sizeof state, cache->stream);
+    if (!result) result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * n, cache->stream);
+    cache->next = (int)pos;
+    return result;
+}
+
+static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos, bool last,
+                        tc__logits_fn each, void *user, tc_error *err) {
+    cuda_device *device = cache->device;
+    tc__cu *cu = &device->cu;
+    const tc__arch *arch = &device->weights->arch;
+    cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
+                             cache->wide_x, n};
+    cuda_state begin = {(int)pos, (int)pos, 0, 0}, end = {(int)pos + n, (int)pos, 0, 0};
+    tc__cu_result result = cu->copy_to_device(cache->state, &begin, sizeof begin, cache->stream);
+    if (!result)
+        result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * (size_t)n, cache->stream);
+    if (!result) result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
+    for (uint32_t l = 0; l < arch->layers && !result; l++) result = cuda_prefill_layer(cache, l, n);
+    if (!result && each) {
+        int code = cuda_each(cache, n, pos, each, user, err);
+        if (code) return code;
+    } else if (!result && last) {
+        result = cuda_head(cache, &device->head,
+                           cache->wide_x + 4 * (size_t)(n - 1) * arch->hidden_size, 1, false);
+        cache->logits_row = 0;
+    }
+    if (!result) result = cu->copy_to_device(cache->state, &end, sizeof end, cache->stream);
+    cache->next = (int)pos + n;
+    return tc__cu_check(cu, result, "prefill", err);
+}
+
+static int cuda_decode(cuda_cache *cache, int32_t id, size_t pos, tc_error *err) {
+    tc__cu *cu = &cache->device->cu;
+    cache->logits_row = 0;
+    if (cache->ahead && cache->ahead_pos == (int)pos && cache->ahead_id == id) {
+        cache->ahead = false; /* it runs already */
+        return TC_OK;
+    }
+    tc__cu_result result = cuda_place(cache, &id, 1, pos);
+    if (!result) result = cu->graph_launch(cache->token, cache->stream);
+    cache->next = (int)pos + 1;
+    cache->ahead = false;
+    return tc__cu_check(cu, result, "evaluating a token", err);
+}
+
+static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos, tc__logits_fn each,
+                     void *user, const tc__flag *cancel, tc_error *err) {
+    cuda_cache *cache = (cuda_cache *)handle;
+    int code = TC_OK;
+    cuda_enter(cache->device);
+    cache->logits_on_host = false;
+    if (n == 1 && !each) {
+        code = cuda_decode(cache, ids[0], pos, err);
+    } else {
+        cache->ahead = false;
+        for (size_t at = 0; at < n && !code; at += (size_t)cache->chunk) {
+            size_t piece = n - at < (size_t)cache->chunk ? n - at : (size_t)cache->chunk;
+            if (tc__flag_get(cancel)) code = tc__fail(err, TC_ERR_CANCELLED, "cancelled");
+            if (!code)
+                code = cuda_prefill(cache, ids + at, (int)piece, pos + at, at + piece == n, each,
+                                    user, err);
+            if (!code)
+                code = tc__cu_check(&cache->device->cu,
+                                    cache->device->cu.stream_wait(cache->stream), "prefill", err);
+        }
+    }
+    cuda_leave(cache->device);
+    return code;
+}
+
+static const float *cuda_logits(tc__cache *handle) {
+    cuda_cache *cache = (cuda_cache *)handle;
+    tc__cu *cu = &cache->device->cu;
+    size_t bytes = 4 * (size_t)cache->device->weights->arch.vocab_size;
+    if (cache->logits_on_host) return cache->host_logits;
+    cuda_enter(cache->device);
+    tc__cu_result result = cu->copy_to_host(
+        cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes, bytes, cache->stream);
+    if (!result) result = cu->stream_wait(cache->stream);
+    cuda_leave(cache->device);
+    cache->logits_on_host = !result;
+    return result ? NULL : cache->host_logits;
+}
+
+/* ---- sampling ---- */
+
+/* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on while
+ * the host looks at the token. An evaluation that nobody asks for is overwritten later. */
+static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int32_t *context,
+                       size_t n_context, double u, int32_t *id, tc_error *err) {
+    cuda_cache *cache = (cuda_cache *)handle;
+    cuda_device *device = cache->device;
+    tc__cu *cu = &device->cu;
+    size_t row = 4 * (size_t)cache->logits_row * device->weights->arch.vocab_size;
+    cuda_sample_args args = {cache->logits + row, cache->keys, cache->ids, cache->state, 0,
+                             (int)n_context, cache->ctx, sampling->top_k, sampling->temperature,
+                             sampling->top_p, sampling->min_p, sampling->repeat_penalty, u};
+    (void)context; /* the device holds the same ids */
+    cuda_enter(device);
+    tc__cu_result result = cu->host_device_pointer(&args.host, cache->host_token, 0);
+    if (!result) result = cuda_launch(device, &device->sample, 1, 1, &args, cache->stream, false);
+    if (!result) result = cu->event_record(cache->sampled, cache->stream);
+    bool ahead = !result && cache->next < cache->ctx;
+    if (ahead) result = cu->graph_launch(cache->token, cache->stream);
+    if (!result) result = cu->event_wait(cache->sampled);
+    cuda_leave(device);
+    if (result) return tc__cu_check(cu, result, "sampling", err);
+    int token = *(volatile int *)cache->host_token;
+    cache->ahead = ahead;
+    cache->ahead_pos = cache->next;
+    cache->ahead_id = token;
+    if (ahead) cache->next++, cache->logits_row = 0;
+    if (token < 0)
+        return tc__fail(err, TC_ERR_NUMERIC, "the logit of token %d is not a finite number",
+                        -1 - token);
+    *id = token;
+    return tc__ok(err);
+}
+
+/* ---- measuring ---- */
+
+static int cuda_read_bandwidth(tc__device *handle, size_t bytes, double *rate, tc_error *err) {
+    cuda_device *device = (cuda_device *)handle;
+    tc__cu *cu = &device->cu;
+    tc__cu_event start = NULL, end = NULL;
+    float best[9];
+    struct {
+        tc__cu_ptr data, out;
+        unsigned long long bytes;
+    } args = {device->memory, 0, 0};
+    args.bytes = (bytes && bytes < device->memory_bytes ? bytes : device->memory_bytes) & ~15ull;
+    cuda_enter(device);
+    tc__cu_result result = cu->event_create(&start, 0);
+    if (!result) result = cu->event_create(&end, 0);
+    for (size_t i = 0; i < TC_COUNT(best) && !result; i++) {
+        result = cu->event_record(start, NULL);
+        if (!result) result = cuda_launch(device, &device->read_loop, 0, 1, &args, NULL, false);
+        if (!result) result = cu->event_record(end, NULL);
+        if (!result) result = cu->event_wait(end);
+        if (!result) result = cu->event_milliseconds(&best[i], start, end);
+    }
+    if (start) cu->event_destroy(start);
+    if (end) cu->event_destroy(end);
+    cuda_leave(device);
+    if (result) return tc__cu_check(cu, result, "measuring bandwidth", err);
+    for (size_t i = 1; i < TC_COUNT(best); i++)
+        for (size_t j = i; j > 0 && best[j] < best[j - 1]; j--) {
+            float swap = best[j];
+            best[j] = best[j - 1], best[j - 1] = swap;
+        }
+    *rate = (double)args.bytes / (1e-3 * best[TC_COUNT(best) / 2]);
+    return tc__ok(err);
+}
+
+const tc__backend *tc__cuda_backend(void) {
+    static const tc__backend backend = {
+        cuda_open,      cuda_close,       cuda_name, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
+        cuda_cache_open, cuda_cache_close, cuda_eval, cuda_logits,   cuda_sample,
+        cuda_read_bandwidth,
+    };
+    return &backend;
+}

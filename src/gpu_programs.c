@@ -1,0 +1,154 @@
+#include "gpu_programs.h"
+
+#include <math.h>
+
+static const char *const programs_roles[TC__ROLES] = {"qkv", "o", "gate_up", "down"};
+static const char *const programs_in[TC__ROLES] = {"IN_NORM", "IN_PLAIN", "IN_NORM", "IN_PLAIN"};
+static const char *const programs_out[TC__ROLES] = {"OUT_STORE", "OUT_ADD", "OUT_SILU", "OUT_ADD"};
+
+const char *tc__role_name(int role) { return programs_roles[role]; }
+
+const tc__tensor *tc__role_matrix(const tc__layer *layer, int role) {
+    const tc__tensor *matrices[TC__ROLES] = {layer->qkv, layer->o, layer->gate_up, layer->down};
+    return matrices[role];
+}
+
+/* bfloat16 becomes binary16 on the way to the GPU: one kind. */
+static uint32_t programs_type(const tc__tensor *matrix) {
+    return matrix->type == TC__BF16 ? TC__F16 : matrix->type;
+}
+
+int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix) {
+    for (int i = 0; i < kinds->count[role]; i++)
+        if (kinds->kind[role][i].type == programs_type(matrix) &&
+            kinds->kind[role][i].group_size == matrix->group_size)
+            return i;
+    return -1;
+}
+
+static int programs_check(const tc__tensor *matrix, tc_error *err) {
+    if (matrix->columns % 32 == 0) return TC_OK;
+    return tc__fail(err, TC_ERR_UNSUPPORTED,
+                    "tensor '%.*s' has %zu columns; the GPU engine needs a multiple of 32; use "
+                    "--device cpu",
+                    (int)matrix->name_len, matrix->name, matrix->columns);
+}
+
+static int programs_add(tc__kinds *kinds, int role, const tc__tensor *matrix, tc_error *err) {
+    int code = programs_check(matrix, err), n = kinds->count[role];
+    if (code || tc__kind_of(kinds, role, matrix) >= 0) return code;
+    if (n == TC__MAX_KINDS)
+        return tc__fail(err, TC_ERR_UNSUPPORTED, "the model mixes more than %d kinds of %s matrices",
+                        TC__MAX_KINDS, programs_roles[role]);
+    kinds->kind[role][n].type = programs_type(matrix);
+    kinds->kind[role][n].group_size = matrix->group_size;
+    kinds->count[role]++;
+    return TC_OK;
+}
+
+int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_error *err) {
+    memset(kinds, 0, sizeof *kinds);
+    uint32_t head_dim = weights->arch.head_dim;
+    if (head_dim % 16 || head_dim > 256)
+        return tc__fail(err, TC_ERR_UNSUPPORTED,
+                        "head_dim is %u; the GPU engine needs a multiple of 16 up to 256; use "
+                        "--device cpu",
+                        (unsigned)head_dim);
+    int code = programs_check(weights->head, err);
+    for (uint32_t l = 0; l < weights->arch.layers && !code; l++)
+        for (int role = 0; role < TC__ROLES && !code; role++)
+            code = programs_add(kinds, role, tc__role_matrix(&weights->layers[l], role), err);
+    return code;
+}
+
+/* ---- source ---- */
+
+/* The constants every program of this model begins with. */
+static void programs_constants(const tc__weights *weights, int sm_count, tc__buf *text) {
+    const tc__arch *arch = &weights->arch;
+    tc__buf_printf(text,
+                   "#define SM_COUNT %d\n#define HIDDEN %u\n#define INTERMEDIATE %u\n"
+                   "#define HEADS %u\n#define KV_HEADS %u\n#define HEAD_DIM %u\n#define VOCAB %u\n",
+                   sm_count, (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size,
+                   (unsigned)arch->heads, (unsigned)arch->kv_heads, (unsigned)arch->head_dim,
+                   (unsigned)arch->vocab_size);
+    tc__buf_printf(text, "#define NORM_EPS %.9ef\n#include \"instances.cuh\"\n",
+                   (double)arch->norm_eps);
+}
+
+/* "typedef W4<4096, 128> qkv_0_matrix;" and the like. A binary16 matrix is read in units of 64
+ * columns, or 32 where 64 does not divide. */
+static void programs_matrix(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
+                            const char *suffix, tc__buf *text) {
+    size_t columns = tc__role_matrix(&weights->layers[0], role)->columns;
+    bool w4 = kinds->kind[role][i].type == TC__W4;
+    tc__buf_printf(text, "typedef %s%s<%zu, %u> %s_%d_matrix;\n", w4 ? "W4" : "F16", suffix, columns,
+                   w4 ? (unsigned)kinds->kind[role][i].group_size : columns % 64 ? 32u : 64u,
+                   programs_roles[role], i);
+}
+
+void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
+                      tc__buf *text) {
+    const tc__tensor *head = weights->head;
+    programs_constants(weights, sm_count, text);
+    for (int role = 0; role < TC__ROLES; role++)
+        for (int i = 0; i < kinds->count[role]; i++) {
+            programs_matrix(weights, kinds, role, i, "", text);
+            tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %s, %s)\n",
+                           programs_roles[role], i, programs_roles[role], i,
+                           tc__role_matrix(&weights->layers[0], role)->rows, programs_in[role],
+                           programs_out[role]);
+        }
+    tc__buf_printf(text,
+                   "typedef F16<%zu, %u> head_matrix;\n"
+                   "typedef EachPick<head_matrix, %zu> each_pick;\n",
+                   head->columns, head->columns % 64 ? 32u : 64u, head->rows);
+    tc__buf_printf(text,
+                   "DECODE_PRODUCT(head, head_matrix, %zu, 1, IN_NORM, OUT_STORE)\n"
+                   "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, IN_NORM, OUT_STORE)\n",
+                   head->rows, head->rows);
+    tc__buf_str(text,
+                "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
+                "LAUNCH(embed, 1, 256, 0)\n"
+                "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
+                "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
+                "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
+                "LAUNCH(sample_token, 1, SAMPLE_THREADS, 0)\n"
+                "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
+                "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
+                "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"
+                "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n");
+}
+
+static void programs_prefill(const tc__weights *weights, const tc__kinds *kinds, const char *prefix,
+                             const char *tile_rows, tc__buf *text) {
+    for (int role = 0; role < TC__ROLES; role++)
+        for (int i = 0; i < kinds->count[role]; i++) {
+            programs_matrix(weights, kinds, role, i, "Tile", text);
+            tc__buf_printf(text, "PREFILL_PRODUCT(%s_%s_%d, %s_%d_matrix, %zu, %s, %s)\n", prefix,
+                           programs_roles[role], i, programs_roles[role], i,
+                           tc__role_matrix(&weights->layers[0], role)->rows, tile_rows,
+                           programs_out[role]);
+        }
+}
+
+void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
+                       tc__buf *text) {
+    programs_constants(weights, sm_count, text);
+    programs_prefill(weights, kinds, "all", "128", text);
+    tc__buf_str(text,
+                "KERNEL(embed_all, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, false))\n"
+                "LAUNCH(embed_all, 0, 256, 0)\n"
+                "ROWS_KERNEL(rows_hidden, HIDDEN)\n"
+                "ROWS_KERNEL(rows_intermediate, INTERMEDIATE)\n"
+                "KERNEL(rope, 256, 1, PrefillAttentionArgs, rope_write(args))\n"
+                "LAUNCH(rope, 0, 256, 0)\n"
+                "KERNEL(attention_all, 128, 1, PrefillAttentionArgs, attention_prefill(args))\n"
+                "LAUNCH(attention_all, 0, 128, PREFILL_SMEM)\n");
+}
+
+void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
+                            tc__buf *text) {
+    programs_constants(weights, sm_count, text);
+    programs_prefill(weights, kinds, "wide", "256", text);
+}

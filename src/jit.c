@@ -1,0 +1,267 @@
+#include "jit.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sys/stat.h>
+
+#define JIT_MAGIC "TCJIT001" /* 8 bytes, no terminator in the file */
+#define JIT_MAX_FILES 16
+
+/* ---- the key ---- */
+
+/* FNV-1a, 64 bits, from two starting points: 128 bits name the input. Guards against mix-ups, not
+ * against an attacker who can write to the user's cache folder. */
+static void jit_hash(uint64_t hash[2], const char *text) {
+    for (; *text; text++)
+        for (int i = 0; i < 2; i++) hash[i] = (hash[i] ^ (unsigned char)*text) * 0x100000001B3ull;
+    for (int i = 0; i < 2; i++) hash[i] *= 0x100000001B3ull; /* ends differ from continuations */
+}
+
+/* The source files: the built-in ones, or those of the folder TINYCHAT_KERNELS while developing. */
+typedef struct jit_sources {
+    const char *names[JIT_MAX_FILES], *texts[JIT_MAX_FILES];
+    tc__buf files[JIT_MAX_FILES];
+    int count;
+} jit_sources;
+
+static int jit_read_file(const char *folder, const char *name, tc__buf *out, tc_error *err) {
+    char path[1024];
+    tc__map map;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    int code = tc__map_open(path, &map, err);
+    if (code) return code;
+    tc__buf_add(out, map.data, map.size);
+    tc__map_close(&map);
+    return out->failed ? tc__fail_memory(err, "a kernel source", out->len) : TC_OK;
+}
+
+static int jit_read_sources(jit_sources *sources, tc_error *err) {
+    const char *folder = getenv("TINYCHAT_KERNELS");
+    memset(sources, 0, sizeof *sources);
+    for (int i = 0; i < JIT_MAX_FILES; i++) {
+        const char *name, *text = tc_kernel_source(i, &name);
+        if (!text) break;
+        sources->names[i] = name;
+        sources->texts[i] = text;
+        sources->count = i + 1;
+        if (!folder || !*folder) continue;
+        int code = jit_read_file(folder, name, &sources->files[i], err);
+        if (code) return code;
+        sources->texts[i] = sources->files[i].data;
+    }
+    return TC_OK;
+}
+
+static void jit_free_sources(jit_sources *sources) {
+    for (int i = 0; i < JIT_MAX_FILES; i++) tc__buf_free(&sources->files[i]);
+}
+
+/* ---- the cache ---- */
+
+void tc__jit_folder(char *path, size_t size) {
+    const char *own = getenv("TINYCHAT_CACHE"), *xdg = getenv("XDG_CACHE_HOME");
+    const char *home = getenv("HOME");
+    path[0] = 0;
+    if (own && *own)
+        snprintf(path, size, "%s", own);
+    else if (xdg && *xdg)
+        snprintf(path, size, "%s/tinychat", xdg);
+    else if (home && *home)
+        snprintf(path, size, "%s/.cache/tinychat", home);
+}
+
+static void jit_make_folders(char *path) {
+    for (char *slash = path + 1; *slash; slash++)
+        if (*slash == '/') {
+            *slash = 0;
+            mkdir(path, 0700);
+            *slash = '/';
+        }
+    mkdir(path, 0700);
+}
+
+typedef struct jit_entry { /* before the image in a cache file */
+    char magic[8];
+    uint64_t key[2], size;
+    uint32_t crc, nvrtc;
+} jit_entry;
+
+static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *image) {
+    tc__map map;
+    jit_entry entry;
+    if (tc__map_open(path, &map, NULL)) return false;
+    bool good = map.size > sizeof entry;
+    if (good) {
+        memcpy(&entry, map.data, sizeof entry);
+        const uint8_t *bytes = map.data + sizeof entry;
+        good = memcmp(entry.magic, JIT_MAGIC, 8) == 0 && entry.key[0] == key[0] &&
+               entry.key[1] == key[1] && entry.size == map.size - sizeof entry &&
+               entry.crc == tc__crc32(0, bytes, map.size - sizeof entry);
+        if (good) tc__buf_add(image, bytes, map.size - sizeof entry);
+        good = good && !image->failed;
+    }
+    tc__map_close(&map);
+    return good;
+}
+
+static void jit_cache_write(const char *path, const uint64_t key[2], const tc__buf *image,
+                            uint32_t nvrtc) {
+    tc__replace file;
+    jit_entry entry;
+    memset(&entry, 0, sizeof entry);
+    memcpy(entry.magic, JIT_MAGIC, sizeof entry.magic);
+    memcpy(entry.key, key, sizeof entry.key);
+    entry.size = image->len;
+    entry.crc = tc__crc32(0, image->data, image->len);
+    entry.nvrtc = nvrtc;
+    if (tc__replace_open(&file, path, NULL)) return;
+    bool good = fwrite(&entry, sizeof entry, 1, file.file) == 1 &&
+                fwrite(image->data, image->len, 1, file.file) == 1;
+    if (good)
+        tc__replace_commit(&file, NULL); /* a full disk only means no cache */
+    else
+        tc__replace_abort(&file);
+}
+
+/* ---- compiling ---- */
+
+typedef struct jit_job {
+    tc__jit_program *program;
+    const tc__jit_target *target;
+    const tc__nvrtc *nvrtc;
+    const jit_sources *sources;
+    pthread_t thread;
+    bool running;
+} jit_job;
+
+/* The first line of the compiler's log that speaks of an error. */
+static int jit_complaint(const jit_job *job, tc__nvrtc_program handle, int status, tc_error *err) {
+    size_t size = 0;
+    char *log = NULL, *line = NULL;
+    if (job->nvrtc->log_size(handle, &size) == 0 && (log = tc__calloc(size + 1, 1)) != NULL &&
+        job->nvrtc->log(handle, log) == 0)
+        line = strstr(log, "error") ? log : NULL;
+    for (char *at = log; line && at && *at; at++)
+        if (strncmp(at, "error", 5) == 0) {
+            for (line = at; line > log && line[-1] != '\n';) line--;
+            break;
+        }
+    tc__fail(err, TC_ERR_DEVICE, "NVRTC %d.%d (%s) cannot compile the %s kernels for %s_%d: %.600s",
+             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->program->name,
+             job->target->as_ptx ? "compute" : "sm", job->target->arch,
+             line ? line : status == 5 ? "an option was not accepted" : "no message");
+    free(log);
+    return TC_ERR_DEVICE;
+}
+
+static int jit_take_image(const jit_job *job, tc__nvrtc_program handle, tc_error *err) {
+    const tc__nvrtc *nvrtc = job->nvrtc;
+    bool ptx = job->target->as_ptx;
+    size_t size = 0;
+    if ((ptx ? nvrtc->ptx_size(handle, &size) : nvrtc->cubin_size(handle, &size)) || !size)
+        return tc__fail(err, TC_ERR_DEVICE, "NVRTC gave no image for the %s kernels",
+                        job->program->name);
+    char *bytes = malloc(size);
+    if (!bytes) return tc__fail_memory(err, "compiled kernels", size);
+    int status = ptx ? nvrtc->ptx(handle, bytes) : nvrtc->cubin(handle, bytes);
+    if (!status) tc__buf_add(&job->program->image, bytes, size);
+    free(bytes);
+    if (status || job->program->image.failed)
+        return tc__fail_memory(err, "compiled kernels", size);
+    return TC_OK;
+}
+
+static void *jit_compile(void *argument) {
+    jit_job *job = argument;
+    tc_error *err = &job->program->error;
+    tc__nvrtc_program handle = NULL;
+    char arch[64], limit[64];
+    snprintf(arch, sizeof arch, "--gpu-architecture=%s_%d", job->target->as_ptx ? "compute" : "sm",
+             job->target->arch);
+    snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", job->target->shared_limit);
+    const char *options[] = {arch, limit, "--std=c++17"};
+    char name[64];
+    snprintf(name, sizeof name, "%s.cu", job->program->name);
+    int status = job->nvrtc->create(&handle, job->program->text, name, job->sources->count,
+                                    job->sources->texts, job->sources->names);
+    if (status) {
+        tc__fail(err, TC_ERR_DEVICE, "NVRTC cannot create a program (error %d)", status);
+        return NULL;
+    }
+    status = job->nvrtc->compile(handle, TC_COUNT(options), options);
+    if (status)
+        jit_complaint(job, handle, status, err);
+    else
+        jit_take_image(job, handle, err);
+    job->nvrtc->destroy(&handle);
+    return NULL;
+}
+
+static void jit_key(uint64_t key[2], const tc__jit_program *program, const tc__jit_target *target,
+                    const jit_sources *sources) {
+    char numbers[128];
+    key[0] = 0xCBF29CE484222325ull;
+    key[1] = 0x84222325CBF29CE4ull;
+    snprintf(numbers, sizeof numbers, "%d %d %d %d " TC_VERSION, target->arch, target->as_ptx,
+             target->driver, target->shared_limit);
+    jit_hash(key, numbers);
+    jit_hash(key, program->name);
+    jit_hash(key, program->text);
+    for (int i = 0; i < sources->count; i++) {
+        jit_hash(key, sources->names[i]);
+        jit_hash(key, sources->texts[i]);
+    }
+}
+
+static int jit_compile_missing(jit_job *jobs, size_t n, uint32_t *version, tc_error *err) {
+    tc__nvrtc nvrtc;
+    int code = tc__nvrtc_open(&nvrtc, err);
+    if (code) return code;
+    *version = (uint32_t)(nvrtc.major * 1000 + nvrtc.minor);
+    for (size_t i = 0; i < n; i++) {
+        if (jobs[i].program->cached) continue;
+        jobs[i].nvrtc = &nvrtc;
+        jobs[i].running = pthread_create(&jobs[i].thread, NULL, jit_compile, &jobs[i]) == 0;
+        if (!jobs[i].running) jit_compile(&jobs[i]);
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (jobs[i].running) pthread_join(jobs[i].thread, NULL);
+        if (!code && jobs[i].program->error.code) {
+            code = jobs[i].program->error.code;
+            if (err) *err = jobs[i].program->error;
+        }
+        jobs[i].nvrtc = NULL;
+    }
+    tc__nvrtc_close(&nvrtc);
+    return code;
+}
+
+int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target, tc_error *err) {
+    jit_sources sources;
+    jit_job jobs[JIT_MAX_FILES] = {{0}};
+    uint64_t keys[JIT_MAX_FILES][2];
+    char folder[768], paths[JIT_MAX_FILES][1024];
+    bool missing = false;
+    int code = n > JIT_MAX_FILES ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
+    if (code) return code;
+    tc__jit_folder(folder, sizeof folder);
+    for (size_t i = 0; i < n; i++) {
+        jit_key(keys[i], &programs[i], target, &sources);
+        snprintf(paths[i], sizeof paths[i], "%s/%s-%s%d-%016llx.bin", folder, programs[i].name,
+                 target->as_ptx ? "compute" : "sm", target->arch, (unsigned long long)keys[i][0]);
+        programs[i].cached = folder[0] && jit_cache_read(paths[i], keys[i], &programs[i].image);
+        missing |= !programs[i].cached;
+        jobs[i].program = &programs[i];
+        jobs[i].target = target;
+        jobs[i].sources = &sources;
+    }
+    if (missing) {
+        uint32_t version = 0;
+        code = jit_compile_missing(jobs, n, &version, err);
+        if (!code && folder[0]) jit_make_folders(folder);
+        for (size_t i = 0; i < n && !code && folder[0]; i++)
+            if (!programs[i].cached) jit_cache_write(paths[i], keys[i], &programs[i].image, version);
+    }
+    jit_free_sources(&sources);
+    return code;
+}

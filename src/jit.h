@@ -1,0 +1,37 @@
+/* jit - from CUDA source to a loadable image: compiled once per GPU architecture and model shape,
+ * kept in a cache on disk.
+ *
+ * The cache is a convenience that is never trusted and never needed: an entry carries its key and a
+ * checksum, anything that does not fit is compiled anew, and a folder that cannot be written only
+ * costs the next start time. A hit does not open NVRTC.
+ */
+#ifndef TC_JIT_H
+#define TC_JIT_H
+
+#include "gpu_driver.h"
+
+typedef struct tc__jit_target {
+    int arch;         /* 90 for compute capability 9.0 */
+    bool as_ptx;      /* PTX instead of machine code (TINYCHAT_ARCH, or NVRTC older than the GPU) */
+    int driver;       /* the driver's version: part of the key */
+    int shared_limit; /* bytes of dynamic shared memory a block may ask for */
+} tc__jit_target;
+
+typedef struct tc__jit_program {
+    const char *name; /* for messages and the cache's file name: "decode" */
+    const char *text; /* the instances: source that includes the kernels' files */
+    tc__buf image;    /* out: cubin or PTX; owned by the caller */
+    bool cached;      /* out: it came from the cache */
+    tc_error error;   /* out */
+} tc__jit_program;
+
+/* Compiles n programs, those that the cache lacks side by side. Errors: DEVICE (NVRTC missing or the
+ * compiler's first complaint, with file and line), MEMORY. */
+TC_INTERNAL int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
+                        tc_error *err);
+
+/* The cache's folder into path: TINYCHAT_CACHE, $XDG_CACHE_HOME/tinychat or ~/.cache/tinychat; ""
+ * if there is none. */
+TC_INTERNAL void tc__jit_folder(char *path, size_t size);
+
+#endif /* TC_JIT_H */
