@@ -21,6 +21,7 @@ typedef struct tiny_model {
     int max_seq_len;
     int tied;         /* 1: no head of its own */
     int no_tokenizer; /* 1: token ids only */
+    int vocab;        /* of a model without a tokenizer; 0: TINY_VOCAB */
     unsigned seed;    /* of the weights */
     const char *name, *template_name, *first, *first_system, *next, *reply, *system;
     const char *stop_string; /* NULL: none */
@@ -106,6 +107,10 @@ static tiny_model tiny_model_default(void) {
     model.stop_ids[0] = TINY_EOS;
     model.stop_ids[1] = -1;
     return model;
+}
+
+static int tiny_vocab(const tiny_model *model) {
+    return model->no_tokenizer && model->vocab ? model->vocab : TINY_VOCAB;
 }
 
 /* The text of a piece; `text` has room for 8 bytes where it is made up. */
@@ -277,7 +282,7 @@ static tiny_meta tiny_metadata(const tiny_model *model) {
     tiny_key_u32(&meta, "arch.heads", model->heads);
     tiny_key_u32(&meta, "arch.kv_heads", model->kv_heads);
     tiny_key_u32(&meta, "arch.head_dim", model->head_dim);
-    tiny_key_u32(&meta, "arch.vocab_size", TINY_VOCAB);
+    tiny_key_u32(&meta, "arch.vocab_size", tiny_vocab(model));
     tiny_key_u32(&meta, "arch.max_seq_len", model->max_seq_len);
     tiny_key_f64(&meta, "arch.norm_eps", 1e-5);
     tiny_key_f64(&meta, "arch.rope_theta", 10000);
@@ -365,7 +370,7 @@ static void tiny_tensors(tiny_file *file, const tiny_model *m) {
                  {"mlp_norm", m->hidden, 1},
                  {"gate_up", 2 * m->intermediate, m->hidden},
                  {"down", m->hidden, m->intermediate}};
-    tiny_tensor(file, "embed", table, 0, TINY_VOCAB, m->hidden, 0, 1);
+    tiny_tensor(file, "embed", table, 0, tiny_vocab(m), m->hidden, 0, 1);
     for (int layer = 0; layer < m->layers; layer++)
         for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
             snprintf(name, sizeof name, "%d.%s", layer, parts[i].name);
@@ -377,7 +382,7 @@ static void tiny_tensors(tiny_file *file, const tiny_model *m) {
         }
     tiny_tensor(file, "norm", 1, 0, m->hidden, 1, 1, 0.3);
     if (!m->tied)
-        tiny_tensor(file, "head", table, 0, TINY_VOCAB, m->hidden, 0, 5 / sqrt(m->hidden));
+        tiny_tensor(file, "head", table, 0, tiny_vocab(m), m->hidden, 0, 5 / sqrt(m->hidden));
 }
 
 /* ---- the file ---- */

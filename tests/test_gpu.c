@@ -1,0 +1,1386 @@
+/* The engine on a GPU against stored references, against the CPU backend and against itself.
+ * Skipped where there is none. tests/gpu_test.sh runs it for several architectures and under tools.
+ *
+ *   TINYCHAT_TEST_DEVICE    "cuda" (default), or "cpu" to try this program itself
+ *   TINYCHAT_GPU_QUICK      1: accuracy and a few shapes; 2: fewer still, for slow tools
+ *   TINYCHAT_GPU_REQUIRED   1: a GPU that cannot be used is a failure
+ *   TINYCHAT_GPU_ONE        1: everything in one process, for tools that watch one
+ *   TINYCHAT_FIXTURES       the folder of the checkpoints that the original llm-awq code wrote
+ *
+ * Each test runs in a process of its own, because an illegal access spoils CUDA for the rest of the
+ * process; models that need kernels of their own are tried side by side, because compiling takes
+ * longest.
+ */
+#include "program.h"
+#include "convert/json.h"
+#include "src/gpu_driver.h"
+#include "src/model_file.h"
+#include "src/sampler.h"
+#include "src/threads.h"
+#include "tiny_model.h"
+#include "tinychat.h"
+#include "test.h"
+
+#include <dlfcn.h>
+#include <math.h>
+#include <pthread.h>
+
+#define TOLERANCE 5e-3       /* relative L2 error of one position's logits */
+#define SECONDS_OF_A_TEST 90 /* then it counts as failed */
+#define MAX_JOBS 8
+
+static struct {
+    const char *device;
+    int quick;
+    bool one_process;
+    char folder[PROGRAM_PATH]; /* for files, removed at the end */
+} settings;
+
+static void settings_read(void) {
+    const char *device = getenv("TINYCHAT_TEST_DEVICE"), *quick = getenv("TINYCHAT_GPU_QUICK");
+    const char *one = getenv("TINYCHAT_GPU_ONE");
+    settings.device = device && *device ? device : "cuda";
+    settings.quick = quick ? atoi(quick) : 0;
+    if (settings.quick < 0 || settings.quick > 2) settings.quick = 2;
+    settings.one_process = one && *one == '1';
+}
+
+static bool on_gpu(void) {
+    return strcmp(settings.device, "cpu") != 0;
+}
+
+/* A file's path in the folder; processes side by side use different names. */
+static void temporary(char path[2 * PROGRAM_PATH], const char *name) {
+    snprintf(path, 2 * PROGRAM_PATH, "%s/%ld-%s", settings.folder, (long)getpid(), name);
+}
+
+/* ---- processes ---- */
+
+/* Runs body(item) for n items of `size` bytes, each in a process of its own, some at a time, and
+ * prints what they print in the order of the items. */
+typedef struct job {
+    pid_t pid;
+    FILE *output;
+} job;
+
+static job job_start(void (*body)(const void *item), const void *item) {
+    job started;
+    fflush(NULL);
+    started.output = tmpfile();
+    started.pid = fork();
+    if (started.pid == 0) {
+        test_bad_ = 0;
+        alarm(SECONDS_OF_A_TEST);
+        if (!started.output || dup2(fileno(started.output), 1) < 0 || dup2(1, 2) < 0) _exit(127);
+        setvbuf(stdout, NULL, _IOLBF, 0);
+        body(item);
+        fflush(NULL);
+        _exit(test_bad_ != 0);
+    }
+    return started;
+}
+
+static void job_finish(job *started) {
+    char text[4096];
+    size_t n;
+    int status = -1;
+    if (started->pid > 0) waitpid(started->pid, &status, 0);
+    if (started->output) {
+        rewind(started->output);
+        while ((n = fread(text, 1, sizeof text, started->output)) > 0) fwrite(text, 1, n, stdout);
+        fclose(started->output);
+    }
+    CHECK_MSG(WIFEXITED(status), "ended by signal %d", WTERMSIG(status));
+    if (!WIFEXITED(status) || WEXITSTATUS(status)) test_bad_++;
+}
+
+static void in_parallel(void (*body)(const void *item), const void *items, size_t size, size_t n) {
+    job jobs[MAX_JOBS];
+    size_t started = 0, done = 0, most = (size_t)tc__processors();
+    if (most > MAX_JOBS) most = MAX_JOBS;
+    for (; settings.one_process && done < n; done++) body((const char *)items + done * size);
+    while (done < n)
+        if (started < n && started - done < most) {
+            jobs[started % MAX_JOBS] = job_start(body, (const char *)items + started * size);
+            started++;
+        } else {
+            job_finish(&jobs[done++ % MAX_JOBS]);
+        }
+}
+
+/* ---- models, sessions, logits ---- */
+
+static tc_model *open_on(const char *device, const char *path) {
+    tc_model_params params = tc_model_default_params();
+    tc_model *model = NULL;
+    tc_error err;
+    params.device = device;
+    params.threads = strcmp(device, "cpu") ? 0 : 2;
+    CHECK_MSG(tc_model_open(path, &params, &model, &err) == TC_OK, "%s on %s: %s", path, device,
+              err.message);
+    return model;
+}
+
+static tc_session *new_session(tc_model *model) {
+    tc_session_params params = tc_session_default_params();
+    tc_session *session = NULL;
+    tc_error err;
+    params.ctx_size = 0;
+    CHECK_MSG(tc_session_open(model, &params, &session, &err) == TC_OK, "%s", err.message);
+    return session;
+}
+
+/* tc_eval that is expected to work. */
+static bool evaluate(tc_session *session, const int32_t *ids, size_t n) {
+    tc_error err;
+    int code = tc_eval(session, ids, n, &err);
+    CHECK_MSG(code == TC_OK, "evaluating %zu tokens after %zu: %s", n, tc_kv_length(session),
+              err.message);
+    return code == TC_OK;
+}
+
+/* The model of most tests; settled here so that its kernels are compiled once. */
+static tiny_model usual_model(void) {
+    tiny_model model = tiny_model_default();
+    model.group_size = 128;
+    model.hidden = 256, model.intermediate = 384;
+    model.heads = 4, model.kv_heads = 2, model.head_dim = 64;
+    model.max_seq_len = 512;
+    return model;
+}
+
+static void random_ids(int32_t *ids, size_t n, int vocab, uint64_t seed) {
+    for (size_t i = 0; i < n; i++) ids[i] = (int32_t)(tiny_random(&seed) % (unsigned)vocab);
+}
+
+/* Relative L2 error of a against b; infinite if one is not finite. */
+static double distance(const float *a, const float *b, size_t n) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        double delta = (double)a[i] - b[i];
+        difference += delta * delta;
+        size += (double)b[i] * b[i];
+    }
+    double error = sqrt(difference / size);
+    return isfinite(error) ? error : INFINITY;
+}
+
+static double worst_distance(const float *a, const float *b, size_t positions, size_t vocab,
+                             size_t *at) {
+    double worst = 0;
+    for (size_t i = 0; i < positions; i++) {
+        double error = distance(a + i * vocab, b + i * vocab, vocab);
+        if (error > worst) worst = error, *at = i;
+    }
+    return worst;
+}
+
+static int keep_position(void *user, size_t position, const float *logits, int vocab_size) {
+    memcpy((float *)user + position * (size_t)vocab_size, logits, (size_t)vocab_size * 4);
+    return 0;
+}
+
+/* All positions' logits into all [n, vocab], evaluated in pieces of `step`; step 1 is decoding. */
+static bool all_logits(tc_session *session, const int32_t *ids, size_t n, size_t step, float *all,
+                       size_t vocab) {
+    tc_error err;
+    int code = TC_OK;
+    tc_kv_truncate(session, 0);
+    for (size_t at = 0; at < n && !code; at += step) {
+        size_t piece = n - at < step ? n - at : step;
+        if (step > 1) {
+            code = tc_eval_all(session, ids + at, piece, keep_position, all, &err);
+        } else {
+            code = tc_eval(session, ids + at, 1, &err);
+            const float *logits = code ? NULL : tc_logits(session);
+            CHECK(code || logits);
+            if (logits) memcpy(all + at * vocab, logits, vocab * 4);
+        }
+    }
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    return code == TC_OK;
+}
+
+/* ---- stored references ---- */
+
+typedef struct fixture {
+    const char *folder, *hf, *awq, *run; /* arguments of convert in the folder; key in refs.json */
+    bool tokenizer;
+} fixture;
+
+typedef struct refs {
+    char folder[PROGRAM_PATH];
+    json_doc doc;
+    const json_value *run;
+    int32_t *vocab_ids; /* [n_ids]: the ids whose logits are stored */
+    size_t n_ids;
+} refs;
+
+static const json_value *refs_get(const refs *r, const json_value *object, const char *key) {
+    return json_get(&r->doc, object, key);
+}
+
+/* A JSON array of integers, to be freed. */
+static int32_t *refs_ints(const refs *r, const json_value *list, size_t *n) {
+    int32_t *numbers = tc__calloc(json_count(list) + 1, sizeof *numbers);
+    int64_t number;
+    *n = 0;
+    for (const json_value *item = json_first(list); numbers && item; item = json_next(list, item))
+        if (json_int(&r->doc, item, &number)) numbers[(*n)++] = (int32_t)number;
+    return numbers;
+}
+
+static bool refs_open(refs *r, const char *folder, const char *run) {
+    char path[PROGRAM_PATH + 32];
+    tc_error err;
+    memset(r, 0, sizeof *r);
+    snprintf(r->folder, sizeof r->folder, "%s", folder);
+    snprintf(path, sizeof path, "%s/refs/refs.json", folder);
+    CHECK_MSG(json_open(path, &r->doc, &err) == TC_OK, "%s", err.message);
+    const json_value *root = json_root(&r->doc);
+    r->vocab_ids = refs_ints(r, refs_get(r, root, "vocab_ids"), &r->n_ids);
+    r->run = refs_get(r, refs_get(r, root, "runs"), run);
+    CHECK_MSG(r->run && r->n_ids, "%s has no run %s", path, run);
+    return r->run && r->n_ids;
+}
+
+static void refs_close(refs *r) {
+    json_close(&r->doc);
+    free(r->vocab_ids);
+}
+
+/* One sequence: its ids, and the stored logits of some of its positions. */
+typedef struct sequence {
+    const refs *refs;
+    char name[32];
+    int32_t *ids, *positions;
+    size_t n, n_positions, seen;
+    const float *stored; /* [n_positions, refs->n_ids] */
+    tc__map map;
+    double allowed; /* largest absolute error; infinite where refs.json gives none */
+    double worst, worst_absolute;
+} sequence;
+
+static bool sequence_open(sequence *s, const refs *r, const json_value *key) {
+    const json_value *entry = json_member(key), *root = json_root(&r->doc);
+    char path[2 * PROGRAM_PATH];
+    tc__buf text = {0};
+    tc_error err;
+    memset(s, 0, sizeof *s);
+    s->refs = r;
+    json_string(&r->doc, key, &text);
+    snprintf(s->name, sizeof s->name, "%s", text.data ? text.data : "");
+    text.len = 0;
+    json_string(&r->doc, refs_get(r, entry, "file"), &text);
+    snprintf(path, sizeof path, "%s/%.*s", r->folder, (int)text.len, text.data ? text.data : "");
+    tc__buf_free(&text);
+    s->ids = refs_ints(r, refs_get(r, refs_get(r, root, "sequences"), s->name), &s->n);
+    s->positions = refs_ints(r, refs_get(r, entry, "positions"), &s->n_positions);
+    const json_value *allowed = refs_get(r, r->run, "fp16_evaluation_max_abs_diff");
+    s->allowed = INFINITY;
+    if (allowed) CHECK(json_double(&r->doc, refs_get(r, allowed, s->name), &s->allowed));
+    int code = tc__map_open(path, &s->map, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    s->stored = (const float *)(const void *)s->map.data;
+    bool good =
+        !code && s->n && s->n_positions && s->map.size == s->n_positions * r->n_ids * sizeof(float);
+    CHECK_MSG(good, "%s: not the size that refs.json says", path);
+    return good;
+}
+
+static void sequence_close(sequence *s) {
+    tc__map_close(&s->map);
+    free(s->ids);
+    free(s->positions);
+}
+
+/* For tc_eval_all: compares the logits of one position if they are stored. */
+static int sequence_compare(void *user, size_t position, const float *logits, int vocab_size) {
+    sequence *s = user;
+    float *got;
+    size_t row = 0;
+    (void)vocab_size;
+    while (row < s->n_positions && (size_t)s->positions[row] != position) row++;
+    if (row == s->n_positions || !(got = tc__calloc(s->refs->n_ids, sizeof *got))) return 0;
+    const float *want = s->stored + row * s->refs->n_ids;
+    for (size_t i = 0; i < s->refs->n_ids; i++) {
+        got[i] = logits[s->refs->vocab_ids[i]];
+        double off = fabs((double)got[i] - want[i]);
+        if (!(off <= s->worst_absolute)) s->worst_absolute = off; /* also NaN */
+    }
+    double error = distance(got, want, s->refs->n_ids);
+    if (error > s->worst) s->worst = error;
+    s->seen++;
+    free(got);
+    return 0;
+}
+
+static void sequence_check(const sequence *s, const char *how, const char *label) {
+    CHECK_MSG(s->seen == s->n_positions, "%s %s %s: %zu of %zu positions seen", label, s->name, how,
+              s->seen, s->n_positions);
+    CHECK_MSG(s->worst <= TOLERANCE, "%s %s %s: relative error %.2e", label, s->name, how,
+              s->worst);
+    CHECK_MSG(s->worst_absolute <= s->allowed, "%s %s %s: a logit is off by %.4f; allowed %.4f",
+              label, s->name, how, s->worst_absolute, s->allowed);
+}
+
+/* Largest errors over the sequences of a run. */
+typedef struct errors {
+    double prefill, decode, absolute, of_allowed;
+} errors;
+
+static void errors_take(errors *all, const sequence *s, double *relative) {
+    if (s->worst > *relative) *relative = s->worst;
+    if (s->worst_absolute > all->absolute) all->absolute = s->worst_absolute;
+    if (s->worst_absolute / s->allowed > all->of_allowed)
+        all->of_allowed = s->worst_absolute / s->allowed;
+}
+
+/* Every stored sequence as one prefill and token by token. */
+static void compare_sequences(tc_model *model, const refs *r, const char *label, errors *all) {
+    const json_value *logits = refs_get(r, r->run, "logits"), *key;
+    tc_session *session = new_session(model);
+    tc_error err;
+    memset(all, 0, sizeof *all);
+    CHECK(json_count(logits) > 0);
+    for (key = json_first(logits); key && session; key = json_next(logits, key)) {
+        sequence s;
+        bool good = sequence_open(&s, r, key);
+        tc_kv_truncate(session, 0);
+        if (good) {
+            int code = tc_eval_all(session, s.ids, s.n, sequence_compare, &s, &err);
+            CHECK_MSG(code == TC_OK, "%s", err.message);
+            sequence_check(&s, "prefill", label);
+            errors_take(all, &s, &all->prefill);
+            s.seen = 0, s.worst = s.worst_absolute = 0;
+            tc_kv_truncate(session, 0);
+            for (size_t i = 0; i < s.n && evaluate(session, s.ids + i, 1); i++) {
+                const float *at = tc_logits(session);
+                if (at) sequence_compare(&s, i, at, 0);
+            }
+            sequence_check(&s, "decode", label);
+            errors_take(all, &s, &all->decode);
+        }
+        sequence_close(&s);
+    }
+    tc_session_close(session);
+}
+
+/* The stored greedy continuation; where the two largest logits of the reference are closer than
+ * twice the error, either may win and the reference's token is fed. */
+static void compare_greedy(tc_model *model, const refs *r, double error, const char *label) {
+    const json_value *greedy = refs_get(r, r->run, "greedy");
+    const json_value *margin = json_first(refs_get(r, greedy, "top1_minus_top2"));
+    tc_session *session = new_session(model);
+    tc_sampling sampling = tc_default_sampling();
+    tc__buf name = {0};
+    size_t n_prompt, n, compared = 0;
+    int32_t *want = refs_ints(r, refs_get(r, greedy, "ids"), &n), *prompt, id;
+    tc_error err;
+    sampling.temperature = 0, sampling.repeat_penalty = 1;
+    CHECK(json_string(&r->doc, refs_get(r, greedy, "prompt"), &name));
+    prompt = refs_ints(
+        r, refs_get(r, refs_get(r, json_root(&r->doc), "sequences"), name.data ? name.data : ""),
+        &n_prompt);
+    CHECK(n > 0 && n_prompt > 0);
+    bool good = session && n_prompt && evaluate(session, prompt, n_prompt);
+    for (size_t i = 0; i < n && good; i++) {
+        double gap = 0;
+        CHECK(json_double(&r->doc, margin, &gap));
+        CHECK_MSG(tc_sample(session, &sampling, &id, &err) == TC_OK, "%s", err.message);
+        CHECK_MSG(id == want[i] || gap <= 2 * error,
+                  "%s: greedy token %zu is %d, not %d; margin %.3f", label, i, (int)id,
+                  (int)want[i], gap);
+        compared += gap > 2 * error;
+        good = evaluate(session, &want[i], 1);
+        margin = json_next(refs_get(r, greedy, "top1_minus_top2"), margin);
+    }
+    CHECK_MSG(2 * compared >= n, "%s: only %zu of %zu greedy tokens decided", label, compared, n);
+    tc__buf_free(&name);
+    free(want);
+    free(prompt);
+    tc_session_close(session);
+}
+
+static bool convert(const char *folder, const fixture *f, const char *output) {
+    char hf[2 * PROGRAM_PATH], awq[2 * PROGRAM_PATH], messages[4096];
+    const char *argv[10] = {program_convert(), "--hf", hf, "-o", output};
+    int n = 5;
+    snprintf(hf, sizeof hf, "%s/%s", folder, f->hf);
+    snprintf(awq, sizeof awq, "%s/%s", folder, f->awq ? f->awq : "");
+    if (f->awq) argv[n++] = "--awq", argv[n++] = awq;
+    if (!f->tokenizer) argv[n++] = "--no-tokenizer";
+    int status = program_run(argv, NULL, 0, messages, sizeof messages);
+    CHECK_MSG(status == 0, "convert %s %s: exit status %d\n%s", hf, f->awq ? awq : "", status,
+              messages);
+    return status == 0;
+}
+
+/* A folder of tests/data, or one in $TINYCHAT_FIXTURES; false where that is not there. */
+static bool fixture_folder(const fixture *f, char folder[PROGRAM_PATH]) {
+    const char *root = getenv("TINYCHAT_FIXTURES");
+    if (strchr(f->folder, '/'))
+        snprintf(folder, PROGRAM_PATH, "%s", f->folder);
+    else
+        snprintf(folder, PROGRAM_PATH, "%s/%s", root ? root : "", f->folder);
+    return access(folder, R_OK) == 0;
+}
+
+static void check_fixture(const void *item) {
+    const fixture *f = item;
+    char folder[PROGRAM_PATH], path[2 * PROGRAM_PATH], label[PROGRAM_PATH];
+    errors worst;
+    refs r;
+    fixture_folder(f, folder);
+    temporary(path, "fixture.bin");
+    snprintf(label, sizeof label, "%s %s%s%s", strrchr(folder, '/') + 1, f->hf, f->awq ? " + " : "",
+             f->awq ? f->awq : "");
+    tc_model *model = convert(folder, f, path) ? open_on(settings.device, path) : NULL;
+    if (refs_open(&r, folder, f->run) && model) {
+        compare_sequences(model, &r, label, &worst);
+        compare_greedy(model, &r, worst.absolute, label);
+        printf("    %-56s prefill %.1e decode %.1e; logits off by %.4f", label, worst.prefill,
+               worst.decode, worst.absolute);
+        if (worst.of_allowed > 0) printf(", %.0f%% of what is allowed", 100 * worst.of_allowed);
+        printf("\n");
+    }
+    tc_model_close(model);
+    refs_close(&r);
+    unlink(path);
+}
+
+TEST(fixtures_match_their_references) {
+    static const fixture all[] = {
+        {"llama-gqa-tiny", "hf", "quant/llama-gqa-tiny-w4-g128-awq.pt", "w4", false},
+        {"llama-gqa-tiny", "hf", "quant/llama-gqa-tiny-w4-g128-awq-v2.pt", "w4", false},
+        {"llama-gqa-tiny", "hf", NULL, "w16", false},
+        {"llama-tiny", "hf", "quant/llama-tiny-w4-g128-awq.pt", "w4", true},
+        {"llama-tiny", "hf", NULL, "w16", true}};
+    char folder[PROGRAM_PATH];
+    for (size_t i = 0; i < TC_COUNT(all); i++)
+        if (!fixture_folder(&all[i], folder))
+            SKIP("$TINYCHAT_FIXTURES names no folder with %s", all[i].folder);
+    in_parallel(check_fixture, all, sizeof *all, settings.quick == 2 ? 1 : TC_COUNT(all));
+}
+
+TEST(small_checkpoints_match_their_references) {
+    static const fixture all[] = {{"tests/data/llama-small", "hf", "g64-b.pt", "g64", false},
+                                  {"tests/data/llama-small", "hf", "g32-b.pt", "g32", false},
+                                  {"tests/data/llama-small", "hf", NULL, "w16", false},
+                                  {"tests/data/llama-small", "hf-bf16", NULL, "bf16", false},
+                                  {"tests/data/llama-small", "autoawq-mixed", NULL, "mixed", false},
+                                  {"tests/data/llama-128", "hf-awq", "g128-b.pt", "g128", false},
+                                  {"tests/data/llama-rows", "autoawq", "rows-c.pt", "rows", false}};
+    static const size_t counts[] = {TC_COUNT(all), 3, 2};
+    in_parallel(check_fixture, all, sizeof *all, counts[settings.quick]);
+}
+
+/* ---- shapes: prefill, decode and the CPU ---- */
+
+typedef struct shape {
+    const char *what;
+    int group_size, hidden, intermediate, layers, heads, kv_heads, head_dim, tied, tokens;
+} shape;
+
+/* The first ones are the quick mode's: each group size and type, several ratios and head sizes. */
+static const shape shapes[] = {
+    {"g128, head 128, 5:1", 128, 128, 256, 2, 5, 1, 128, 0, 300},
+    {"g64, head 80, 2:1", 64, 192, 320, 2, 4, 2, 80, 0, 300},
+    {"g32, head 112, 4:1", 32, 96, 160, 2, 4, 1, 112, 0, 300},
+    {"f16, head 96, 9:1", 0, 160, 96, 2, 9, 1, 96, 0, 300},
+    {"bf16, head 64, 8:1, tied", -1, 224, 352, 2, 8, 1, 64, 1, 300},
+    {"g128, head 64, 1:1", 128, 256, 384, 2, 4, 4, 64, 0, 600},
+    {"g64, head 256, 6:1", 64, 256, 192, 1, 6, 1, 256, 0, 600},
+    {"g32, head 96, 3:1", 32, 160, 224, 2, 6, 2, 96, 0, 600},
+    {"f16, head 64, 7:1", 0, 96, 160, 2, 14, 2, 64, 0, 600},
+    {"f16, one head, tied", 0, 64, 64, 1, 1, 1, 64, 1, 200},
+    {"g32, head 32, 20:1", 32, 160, 96, 2, 20, 1, 32, 0, 300},
+    {"g64, head 48, 16 KV heads", 64, 128, 128, 2, 16, 16, 48, 0, 600},
+    {"g128, head 16, 8:1, tied", 128, 128, 128, 3, 16, 2, 16, 1, 200},
+    {"g128, head 80, long", 128, 128, 128, 1, 8, 2, 80, 0, 2200},
+    {"f16, wide matrices", 0, 128, 3328, 1, 26, 1, 128, 0, 2048},
+};
+
+static tiny_model shape_model(const shape *s) {
+    tiny_model model = tiny_model_default();
+    model.group_size = s->group_size;
+    model.hidden = s->hidden, model.intermediate = s->intermediate, model.layers = s->layers;
+    model.heads = s->heads, model.kv_heads = s->kv_heads, model.head_dim = s->head_dim;
+    model.tied = s->tied;
+    model.max_seq_len = s->tokens + 8;
+    return model;
+}
+
+/* Writes the model and opens it on the device and on the CPU. */
+static bool open_both(const tiny_model *tiny, tc_model **model, tc_model **cpu) {
+    char path[2 * PROGRAM_PATH];
+    temporary(path, "tiny.bin");
+    *model = *cpu = NULL;
+    CHECK(tiny_model_write(tiny, path) == 0);
+    *model = open_on(settings.device, path);
+    *cpu = open_on("cpu", path);
+    unlink(path); /* both have it mapped */
+    return *model && *cpu;
+}
+
+static void check_shape(const void *item) {
+    static const size_t steps[] = {4096, 1, 33, 128};
+    static const char *const names[] = {"prefill", "decode", "pieces of 33", "pieces of 128"};
+    const shape *s = item;
+    tiny_model tiny = shape_model(s);
+    size_t n = settings.quick == 2 ? 70 : (size_t)s->tokens, at = 0, vocab = TINY_VOCAB;
+    int32_t *ids = tc__calloc(n, sizeof *ids);
+    float *want = tc__calloc(n * vocab, 4), *got[4];
+    double worst[4] = {0}, between;
+    tc_model *model, *cpu;
+    for (size_t i = 0; i < 4; i++) got[i] = tc__calloc(n * vocab, 4);
+    random_ids(ids, n, TINY_VOCAB, 3);
+    if (open_both(&tiny, &model, &cpu)) {
+        tc_session *session = new_session(model), *reference = new_session(cpu);
+        bool good = session && reference && all_logits(reference, ids, n, 4096, want, vocab);
+        for (size_t i = 0; i < 4 && good; i++) {
+            good = all_logits(session, ids, n, steps[i], got[i], vocab);
+            worst[i] = worst_distance(got[i], want, n, vocab, &at);
+            CHECK_MSG(worst[i] <= TOLERANCE, "%s: %s differs from the CPU by %.2e at position %zu",
+                      s->what, names[i], worst[i], at);
+        }
+        between = worst_distance(got[0], got[1], n, vocab, &at);
+        CHECK_MSG(between <= TOLERANCE, "%s: prefill differs from decode by %.2e at position %zu",
+                  s->what, between, at);
+        /* without asking for every position: another kernel computes the last one's logits */
+        tc_kv_truncate(session, 0);
+        good = good && evaluate(session, ids, n) && tc_logits(session);
+        CHECK(good && distance(tc_logits(session), want + (n - 1) * vocab, vocab) <= TOLERANCE);
+        printf("    %-28s %4zu tokens  prefill %.1e decode %.1e pieces %.1e %.1e; between %.1e\n",
+               s->what, n, worst[0], worst[1], worst[2], worst[3], between);
+        tc_session_close(session);
+        tc_session_close(reference);
+    }
+    tc_model_close(model);
+    tc_model_close(cpu);
+    for (size_t i = 0; i < 4; i++) free(got[i]);
+    free(want);
+    free(ids);
+}
+
+TEST(prefill_decode_and_the_cpu_agree) {
+    static const size_t counts[] = {TC_COUNT(shapes), 5, 3};
+    in_parallel(check_shape, shapes, sizeof *shapes, counts[settings.quick]);
+}
+
+/* Matrices so large that prefill takes its larger tiles, also for the narrow ones of a block. */
+TEST(wide_prefill_agrees_with_narrow) {
+    tiny_model tiny = tiny_model_default();
+    tc_model *model, *cpu;
+    enum { N = 2048, LAST = 64 };
+    int32_t *ids = tc__calloc(N, sizeof *ids);
+    size_t vocab = TINY_VOCAB, at = 0;
+    float *wide = tc__calloc(N * vocab, 4), *narrow = tc__calloc(N * vocab, 4);
+    tiny.group_size = 128, tiny.layers = 1;
+    tiny.hidden = 3328, tiny.intermediate = 3328, tiny.max_seq_len = N;
+    tiny.heads = 26, tiny.kv_heads = 1, tiny.head_dim = 128;
+    random_ids(ids, N, TINY_VOCAB, 5);
+    if (open_both(&tiny, &model, &cpu)) {
+        tc_session *session = new_session(model), *reference = new_session(cpu);
+        bool good = session && reference && all_logits(session, ids, N, N, wide, vocab) &&
+                    all_logits(session, ids, N, 128, narrow, vocab);
+        double error = worst_distance(wide, narrow, N, vocab, &at);
+        CHECK_MSG(good && error <= TOLERANCE, "wide and narrow differ by %.2e at %zu", error, at);
+        printf("    wide and narrow differ by %.1e", error);
+        good = good && all_logits(reference, ids, LAST, LAST, narrow, vocab);
+        error = worst_distance(wide, narrow, LAST, vocab, &at);
+        CHECK_MSG(good && error <= TOLERANCE, "wide and the CPU differ by %.2e at %zu", error, at);
+        printf(", wide and the CPU by %.1e\n", error);
+        tc_session_close(session);
+        tc_session_close(reference);
+    }
+    tc_model_close(model);
+    tc_model_close(cpu);
+    free(ids);
+    free(wide);
+    free(narrow);
+}
+
+/* ---- the demo model ---- */
+
+/* Asks both; counts equal answers and those that the file gives. */
+static void ask_both(tc_chat *chat, tc_chat *cpu, const char *question, const char *answer,
+                     int *right) {
+    tc_reply reply, want;
+    tc_error err;
+    tc_chat_reset(chat);
+    tc_chat_reset(cpu);
+    int code = tc_chat_send(cpu, question, strlen(question), NULL, NULL, &want, &err);
+    if (!code) code = tc_chat_send(chat, question, strlen(question), NULL, NULL, &reply, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    if (code) return;
+    CHECK_MSG(!strcmp(reply.text, want.text), "%s\n  %s\n  on the CPU: %s", question, reply.text,
+              want.text);
+    const char *text = reply.text + strspn(reply.text, " ");
+    *right += strcmp(text, answer) == 0;
+}
+
+TEST(demo_model_answers_as_on_the_cpu) {
+    enum { QUESTIONS = 20 };
+    char line[1024], *question, *answer;
+    int asked = 0, right = 0;
+    FILE *file = fopen("models/questions.tsv", "r");
+    tc_chat_params params = tc_chat_default_params();
+    tc_chat *chats[2] = {NULL, NULL};
+    tc_error err;
+    if (!file || access("models/demo.bin", R_OK)) SKIP("there is no demo model in models");
+    tc_model *models[2] = {open_on(settings.device, "models/demo.bin"),
+                           open_on("cpu", "models/demo.bin")};
+    params.sampling.temperature = 0;
+    params.ctx_size = 512;
+    for (int i = 0; i < 2 && models[i]; i++)
+        CHECK_MSG(tc_chat_open(models[i], &params, &chats[i], &err) == TC_OK, "%s", err.message);
+    while (chats[0] && chats[1] && asked < QUESTIONS && fgets(line, sizeof line, file)) {
+        if (*line == '#' || !(question = strchr(line, '\t')) ||
+            !(answer = strchr(question + 1, '\t')) || strchr(answer + 1, '\t'))
+            continue; /* a remark, or two turns */
+        *answer++ = 0;
+        answer[strcspn(answer, "\r\n")] = 0;
+        ask_both(chats[0], chats[1], question + 1, answer, &right);
+        asked++;
+    }
+    printf("    %d questions, %d answered as the file says\n", asked, right);
+    CHECK(asked == QUESTIONS && 2 * right > asked);
+    for (int i = 0; i < 2; i++) {
+        tc_chat_close(chats[i]);
+        tc_model_close(models[i]);
+    }
+    fclose(file);
+}
+
+/* ---- KV reuse ---- */
+
+/* Positions 100 to 159 after `session` holds the first 100, against a fresh prefill. */
+static void check_second_turn(tc_session *session, const int32_t *ids, const float *fresh,
+                              const char *what) {
+    enum { FIRST = 100, N = 160 };
+    size_t vocab = TINY_VOCAB, at = 0;
+    float *got = tc__calloc(N * vocab, 4);
+    tc_error err;
+    CHECK(tc_kv_length(session) == FIRST);
+    int code = tc_eval_all(session, ids + FIRST, N - FIRST, keep_position, got, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    double error =
+        worst_distance(got + FIRST * vocab, fresh + FIRST * vocab, N - FIRST, vocab, &at);
+    CHECK_MSG(error <= TOLERANCE, "%s: %.2e at position %zu", what, error, at + FIRST);
+    printf("    %-44s %.1e\n", what, error);
+    CHECK(tc_kv_length(session) == N && !memcmp(tc_kv_ids(session), ids, N * sizeof *ids));
+    free(got);
+}
+
+TEST(a_second_turn_only_needs_its_own_tokens) {
+    enum { N = 160, FIRST = 100 };
+    tiny_model tiny = usual_model();
+    tc_sampling sampling = tc_default_sampling();
+    tc_model *model, *cpu;
+    int32_t ids[N], other[40], id;
+    size_t vocab = TINY_VOCAB;
+    float *fresh = tc__calloc(N * vocab, 4);
+    tc_error err;
+    random_ids(ids, N, TINY_VOCAB, 7);
+    random_ids(other, TC_COUNT(other), TINY_VOCAB, 8);
+    REQUIRE(open_both(&tiny, &model, &cpu));
+    tc_session *session = new_session(model), *clean = new_session(model);
+    REQUIRE(session && clean && all_logits(clean, ids, N, N, fresh, vocab));
+
+    evaluate(session, ids, FIRST);
+    check_second_turn(session, ids, fresh, "after one prefill");
+    tc_kv_truncate(session, 37);
+    CHECK(tc_logits(session) == NULL);
+    evaluate(session, other, TC_COUNT(other)); /* overwrites what lies behind */
+    tc_kv_truncate(session, 37);
+    evaluate(session, ids + 37, FIRST - 37);
+    check_second_turn(session, ids, fresh, "truncated, other tokens, truncated again");
+
+    /* a chosen token is evaluated ahead; then it is another one that comes */
+    tc_kv_truncate(session, FIRST - 1);
+    evaluate(session, ids + FIRST - 1, 1);
+    CHECK_MSG(tc_sample(session, &sampling, &id, &err) == TC_OK, "%s", err.message);
+    check_second_turn(session, ids, fresh, "after a choice that was not taken");
+    tc_kv_truncate(session, FIRST - 2);
+    evaluate(session, ids + FIRST - 2, 1);
+    CHECK(tc_sample(session, &sampling, &id, &err) == TC_OK);
+    evaluate(session, &id, 1); /* taken */
+    tc_kv_truncate(session, FIRST - 1);
+    evaluate(session, ids + FIRST - 1, 1);
+    check_second_turn(session, ids, fresh, "after a choice that was taken back");
+    tc_session_close(session);
+    tc_session_close(clean);
+    tc_model_close(model);
+    tc_model_close(cpu);
+    free(fresh);
+}
+
+/* ---- sampling ---- */
+
+enum { CONTINUED = 20 };
+
+/* A seeded continuation of a prompt, and the logits after it. */
+typedef struct continuation {
+    int32_t ids[CONTINUED];
+    float logits[TINY_VOCAB];
+} continuation;
+
+static void continue_sampled(tc_session *session, uint64_t seed, continuation *out) {
+    int32_t prompt[40];
+    tc_sampling sampling = tc_default_sampling();
+    tc_error err;
+    memset(out, 0, sizeof *out);
+    random_ids(prompt, TC_COUNT(prompt), TINY_VOCAB, 11);
+    tc_kv_truncate(session, 0);
+    tc_session_seed(session, seed);
+    sampling.temperature = 1.5f;
+    bool good = evaluate(session, prompt, TC_COUNT(prompt));
+    for (int i = 0; i < CONTINUED && good; i++) {
+        CHECK_MSG(tc_sample(session, &sampling, &out->ids[i], &err) == TC_OK, "%s", err.message);
+        good = evaluate(session, &out->ids[i], 1);
+    }
+    const float *logits = good ? tc_logits(session) : NULL;
+    CHECK(logits);
+    if (logits) memcpy(out->logits, logits, sizeof out->logits);
+}
+
+static bool same_continuation(const continuation *a, const continuation *b) {
+    return !memcmp(a->ids, b->ids, sizeof a->ids) &&
+           !memcmp(a->logits, b->logits, sizeof a->logits);
+}
+
+/* The usual model on the device only. */
+static tc_model *open_usual(void) {
+    tiny_model tiny = usual_model();
+    char path[2 * PROGRAM_PATH];
+    temporary(path, "usual.bin");
+    CHECK(tiny_model_write(&tiny, path) == 0);
+    tc_model *model = open_on(settings.device, path);
+    unlink(path);
+    return model;
+}
+
+TEST(seeded_replies_repeat_bit_by_bit) {
+    tc_model *model = open_usual();
+    continuation first, other, again;
+    int different = 0;
+    REQUIRE(model);
+    tc_session *session = new_session(model);
+    continue_sampled(session, 17, &first);
+    continue_sampled(session, 18, &other);
+    CHECK(!same_continuation(&first, &other)); /* else the comparison below shows nothing */
+    for (int i = 0; i < 100; i++) {
+        if (i % 10 == 9) {
+            tc_session_close(session);
+            session = new_session(model);
+        }
+        continue_sampled(session, 17, &again);
+        different += !same_continuation(&first, &again);
+    }
+    CHECK_MSG(different == 0, "%d of 100 repetitions differ", different);
+    tc_session_close(session);
+    tc_model_close(model);
+}
+
+/* What the documented order gives for these logits, by the CPU's code in binary64. */
+typedef struct chooser {
+    tc__candidate *candidates;
+    uint8_t *seen;
+    int vocab;
+} chooser;
+
+static int32_t choose_on_cpu(chooser *c, const float *logits, tc_session *session,
+                             const tc_sampling *sampling, double u) {
+    size_t n = tc_kv_length(session);
+    const int32_t *end = tc_kv_ids(session) + n;
+    int32_t id = -1;
+    tc_error err;
+    if (sampling->repeat_last_n >= 0 && n > (size_t)sampling->repeat_last_n)
+        n = (size_t)sampling->repeat_last_n;
+    int code =
+        tc__sample(logits, c->vocab, sampling, end - n, n, u, c->candidates, c->seen, &id, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    return id;
+}
+
+typedef struct setting {
+    const char *what;
+    float temperature, top_p;
+    int top_k;
+    float min_p, penalty;
+    int last_n;
+} setting;
+
+/* Draws 50 times along a continuation and 50 times from the same logits. Returns the choices that
+ * differ from the CPU's. */
+static int differing_choices(tc_session *session, chooser *c, const setting *s, uint64_t seed) {
+    tc_sampling sampling = {s->temperature, s->top_p,  s->top_k, s->min_p,
+                            s->penalty,     s->last_n, seed};
+    int32_t prompt[64], id, want;
+    int different = 0;
+    float *logits = tc__calloc((size_t)c->vocab, 4);
+    uint64_t draw = 0;
+    tc_error err;
+    random_ids(prompt, TC_COUNT(prompt), c->vocab, seed);
+    tc_kv_truncate(session, 0);
+    tc_session_seed(session, seed);
+    bool good = evaluate(session, prompt, TC_COUNT(prompt));
+    for (int i = 0; i < 100 && good; i++) {
+        const float *now = tc_logits(session);
+        CHECK(now);
+        if (now && i <= 50) memcpy(logits, now, (size_t)c->vocab * 4);
+        want = choose_on_cpu(c, logits, session, &sampling, tc__random(seed, draw));
+        draw += s->temperature >= 1e-5f;
+        good = now && tc_sample(session, &sampling, &id, &err) == TC_OK;
+        CHECK_MSG(good, "%s: %s", s->what, now ? err.message : "no logits");
+        different += good && id != want;
+        if (i < 50 && good) good = evaluate(session, &id, 1);
+    }
+    const float *after = tc_logits(session);
+    CHECK_MSG(after && !memcmp(after, logits, (size_t)c->vocab * 4),
+              "%s: choosing a token changed the logits", s->what);
+    free(logits);
+    return different;
+}
+
+static void check_sampling(const void *item) {
+    static const setting all[] = {
+        {"greedy", 0, 1, 0, 0, 1, -1},
+        {"greedy, penalty", 0, 1, 0, 0, 1.3f, 64},
+        {"defaults", 0.7f, 0.95f, 40, 0, 1.1f, -1},
+        {"all tokens", 1, 1, 0, 0, 1, -1},
+        {"top_p, hot", 3, 0.9f, 0, 0, 1, -1},
+        {"top_p, cold", 0.6f, 0.5f, 0, 0, 1, -1},
+        {"min_p", 1.5f, 1, 0, 0.05f, 1, -1},
+        {"min_p, top_p, top_k", 1.5f, 0.9f, 20, 0.1f, 1, -1},
+        {"top_k 1", 1, 1, 1, 0, 1, -1},
+        {"top_k 5", 2, 1, 5, 0, 1, -1},
+        {"top_k 1000", 3, 0.99f, 1000, 0, 1, -1},
+        {"top_k 3000", 3, 0.99f, 3000, 0, 1, -1},
+        {"penalty 2 of all", 1, 0.95f, 40, 0, 2, -1},
+        {"penalty below 1, last 8", 1, 0.95f, 0, 0, 0.8f, 8},
+        {"penalty of none", 1, 0.95f, 40, 0, 2, 0},
+    };
+    tiny_model tiny = usual_model();
+    tc_model *model, *cpu;
+    chooser c;
+    int worst = 0;
+    tiny.no_tokenizer = 1;
+    tiny.vocab = *(const int *)item;
+    c.vocab = tiny.vocab;
+    c.candidates = tc__calloc((size_t)c.vocab, sizeof *c.candidates);
+    c.seen = tc__calloc((size_t)c.vocab, 1);
+    if (open_both(&tiny, &model, &cpu)) {
+        tc_session *session = new_session(model);
+        for (size_t i = 0; i < TC_COUNT(all) && session; i++) {
+            int different = differing_choices(session, &c, &all[i], 100 + i);
+            /* binary32 against binary64: a draw may fall on the other side of a border */
+            CHECK_MSG(different <= (all[i].temperature > 0 ? 5 : 0),
+                      "vocabulary %d, %s: %d of 100 choices differ", c.vocab, all[i].what,
+                      different);
+            if (different > worst) worst = different;
+        }
+        printf("    vocabulary %6d: %zu settings, at most %d of 100 choices differ\n", c.vocab,
+               TC_COUNT(all), worst);
+        tc_session_close(session);
+    }
+    tc_model_close(model);
+    tc_model_close(cpu);
+    free(c.candidates);
+    free(c.seen);
+}
+
+TEST(choices_are_those_of_the_documented_order) {
+    static const int vocabularies[] = {394, 32000,
+                                       50001}; /* the last one's keys fill no registers */
+    in_parallel(check_sampling, vocabularies, sizeof *vocabularies, TC_COUNT(vocabularies));
+}
+
+/* ---- resources ---- */
+
+/* Free GPU memory, and the process's own. The GPU's context is held so that it stays the same. */
+typedef struct watch {
+    tc__cu cu;
+    tc__cu_context context;
+    tc__cu_result (*current)(tc__cu_context *context);
+} watch;
+
+static bool watch_open(watch *w) {
+    void *address;
+    tc__cu_device device;
+    tc_error err;
+    memset(w, 0, sizeof *w);
+    if (!on_gpu()) return true;
+    CHECK_MSG(tc__cu_open(&w->cu, &err) == TC_OK, "%s", err.message);
+    if (!w->cu.library) return false;
+    address = dlsym(w->cu.library, "cuCtxGetCurrent");
+    memcpy(&w->current, &address, sizeof address);
+    bool good = w->current && !w->cu.device_get(&device, 0) &&
+                !w->cu.context_retain(&w->context, device) && !w->cu.context_push(w->context);
+    CHECK_MSG(good, "the GPU's context cannot be made current");
+    return good;
+}
+
+static void watch_read(const watch *w, double *gpu_megabytes, double *own_megabytes) {
+    size_t free_bytes = 0, total;
+    char text[64] = "";
+    unsigned long pages = 0, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file && fgets(text, sizeof text, file)) sscanf(text, "%lu %lu", &pages, &resident);
+    if (file) fclose(file);
+    if (w->context) CHECK(w->cu.memory_info(&free_bytes, &total) == 0);
+    *gpu_megabytes = (double)free_bytes / 1e6;
+    *own_megabytes = (double)resident * (double)sysconf(_SC_PAGESIZE) / 1e6;
+}
+
+static void open_and_close_sessions(tc_model *model, int n) {
+    int32_t ids[] = {5, 6, 7}, id;
+    tc_error err;
+    for (int i = 0; i < n; i++) {
+        tc_session *session = new_session(model);
+        if (session && evaluate(session, ids, 3))
+            CHECK(tc_sample(session, NULL, &id, &err) == TC_OK);
+        tc_session_close(session);
+    }
+}
+
+static void open_and_close_models(int n) {
+    for (int i = 0; i < n; i++) {
+        tc_model *model = open_usual();
+        if (model) open_and_close_sessions(model, 1);
+        tc_model_close(model);
+    }
+}
+
+TEST(nothing_leaks) {
+    watch w;
+    double gpu[2], own[2];
+    REQUIRE(watch_open(&w));
+    open_and_close_models(3); /* what the driver keeps for good */
+    tc_model *model = open_usual();
+    REQUIRE(model);
+    open_and_close_sessions(model, 20);
+    tc_model_close(model);
+    watch_read(&w, &gpu[0], &own[0]);
+    model = open_usual();
+    REQUIRE(model);
+    open_and_close_sessions(model, 200);
+    tc_model_close(model);
+    open_and_close_models(20);
+    watch_read(&w, &gpu[1], &own[1]);
+    printf("    221 sessions, 21 models: %.1f MB less GPU memory, %.1f MB more of the process\n",
+           gpu[0] - gpu[1], own[1] - own[0]);
+    CHECK_MSG(gpu[0] - gpu[1] <= 4, "%.1f MB of GPU memory are lost", gpu[0] - gpu[1]);
+    CHECK_MSG(own[1] - own[0] <= 32, "the process grew by %.1f MB", own[1] - own[0]);
+    if (w.context) {
+        tc__cu_context now = NULL;
+        CHECK(w.current(&now) == 0);
+        CHECK_MSG(now == w.context, "the caller's context is no longer current");
+    }
+}
+
+/* ---- threads ---- */
+
+typedef struct talk {
+    tc_model *model;
+    uint64_t seed;
+    int rounds, different;
+    continuation alone;
+} talk;
+
+/* CHECK counts without a lock: here only the comparisons that matter, kept per thread. */
+static void *talk_thread(void *argument) {
+    talk *t = argument;
+    tc_session *session = NULL;
+    continuation now;
+    if (tc_session_open(t->model, NULL, &session, NULL)) {
+        t->different = t->rounds;
+        return NULL;
+    }
+    for (int i = 0; i < t->rounds; i++) {
+        continue_sampled(session, t->seed, &now);
+        t->different += !same_continuation(&now, &t->alone);
+    }
+    tc_session_close(session);
+    return NULL;
+}
+
+TEST(two_threads_do_not_disturb_each_other) {
+    pthread_t threads[2];
+    tc_model *model = open_usual();
+    talk talks[2];
+    REQUIRE(model);
+    for (int i = 0; i < 2; i++) {
+        tc_session *session = new_session(model);
+        memset(&talks[i], 0, sizeof talks[i]);
+        talks[i].model = model, talks[i].seed = (uint64_t)(40 + i), talks[i].rounds = 25;
+        continue_sampled(session, talks[i].seed, &talks[i].alone);
+        tc_session_close(session);
+    }
+    for (int i = 0; i < 2; i++)
+        REQUIRE(pthread_create(&threads[i], NULL, talk_thread, &talks[i]) == 0);
+    for (int i = 0; i < 2; i++) {
+        pthread_join(threads[i], NULL);
+        CHECK_MSG(talks[i].different == 0, "thread %d: %d of %d replies differ from those alone", i,
+                  talks[i].different, talks[i].rounds);
+    }
+    tc_model_close(model);
+}
+
+/* ---- overflow ---- */
+
+/* A model file in memory whose tensors are changed before it is written again. */
+typedef struct patch {
+    tc__model_file file;
+    uint8_t *bytes;
+} patch;
+
+static uint8_t *patch_at(const patch *p, const tc__tensor *tensor) {
+    return p->bytes + (tensor->data - p->file.map.data);
+}
+
+static float half_at(const uint8_t *at) {
+    uint16_t half;
+    memcpy(&half, at, 2);
+    return tc__f16_to_f32(half);
+}
+
+static void scale_half(uint8_t *at, float factor) {
+    uint16_t half = tc__f32_to_f16(half_at(at) * factor);
+    memcpy(at, &half, 2);
+}
+
+/* Where row `row` of unit j keeps its scale, from the tensor's start. */
+static size_t unit_scale(const tc__tensor *t, size_t row, size_t j) {
+    size_t in = row % TC__UNIT_ROWS, units = t->columns / t->group_size;
+    return (row / TC__UNIT_ROWS * units + j) * TC__UNIT_BYTES(t->group_size) + 8 * t->group_size +
+           8 * (in & 7) + 4 * (in >> 3);
+}
+
+static void scale_row(const patch *p, const char *name, size_t row, float factor) {
+    const tc__tensor *t = tc__find_tensor(&p->file, name);
+    uint8_t *at = patch_at(p, t);
+    if (t->type == TC__W4)
+        for (size_t j = 0; j < t->columns / t->group_size; j++)
+            scale_half(at + unit_scale(t, row, j), factor);
+    else
+        for (size_t k = 0; k < t->columns; k++) scale_half(at + 2 * (row * t->columns + k), factor);
+}
+
+static void set_gain(const patch *p, const char *name, size_t channel, float value) {
+    memcpy(patch_at(p, tc__find_tensor(&p->file, name)) + 4 * channel, &value, 4);
+}
+
+/* One weight of F32, F16 or W4, after the changes. */
+static double weight(const patch *p, const tc__tensor *t, size_t row, size_t column) {
+    const uint8_t *at = patch_at(p, t);
+    float single;
+    if (t->type == TC__F32) {
+        memcpy(&single, at + 4 * (row * t->columns + column), 4);
+        return single;
+    }
+    if (t->type != TC__W4) return half_at(at + 2 * (row * t->columns + column));
+    unsigned offset, shift;
+    size_t group = t->group_size, j = column / group;
+    size_t unit = (row / TC__UNIT_ROWS * (t->columns / group) + j) * TC__UNIT_BYTES(group);
+    tc__unit_place((unsigned)group, (unsigned)(row % TC__UNIT_ROWS), (unsigned)(column % group),
+                   &offset, &shift);
+    const uint8_t *scale = at + unit_scale(t, row, j);
+    return half_at(scale) * ((at[unit + offset] >> shift & 15) - half_at(scale + 2));
+}
+
+static double row_times(const patch *p, const char *name, size_t row, const double *x) {
+    const tc__tensor *t = tc__find_tensor(&p->file, name);
+    double sum = 0;
+    for (size_t k = 0; k < t->columns; k++) sum += weight(p, t, row, k) * x[k];
+    return sum;
+}
+
+static void rms_norm(const patch *p, const char *name, const double *x, double *out, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += x[i] * x[i];
+    for (size_t i = 0; i < n; i++)
+        out[i] =
+            x[i] / sqrt(sum / (double)n + 1e-5) * weight(p, tc__find_tensor(&p->file, name), i, 0);
+}
+
+typedef struct magnitudes {
+    double act, down, residual; /* the largest absolute value of each in layer 0 */
+} magnitudes;
+
+/* Layer 0 for one token at position 0, where attention gives its own value, in plain C: shows that
+ * a planted model does what is claimed of it. */
+static magnitudes first_layer(const patch *p, const tiny_model *m, int32_t id) {
+    magnitudes largest = {0, 0, 0};
+    size_t hidden = (size_t)m->hidden, inner = (size_t)m->intermediate, i;
+    size_t dim = (size_t)m->head_dim, heads = (size_t)m->heads, kv_heads = (size_t)m->kv_heads;
+    double *x = tc__calloc(hidden, 8), *h = tc__calloc(hidden, 8);
+    double *value = tc__calloc(heads * dim, 8), *act = tc__calloc(inner, 8);
+    for (i = 0; i < hidden; i++)
+        x[i] = weight(p, tc__find_tensor(&p->file, "embed"), (size_t)id, i);
+    rms_norm(p, "0.attn_norm", x, h, hidden);
+    for (i = 0; i < heads * dim; i++) {
+        size_t kv_head = i / dim / (heads / kv_heads);
+        value[i] = row_times(p, "0.qkv", (heads + kv_heads + kv_head) * dim + i % dim, h);
+    }
+    for (i = 0; i < hidden; i++) x[i] += row_times(p, "0.o", i, value);
+    rms_norm(p, "0.mlp_norm", x, h, hidden);
+    for (i = 0; i < inner; i++) {
+        double gate = row_times(p, "0.gate_up", i / 8 * 16 + i % 8, h);
+        act[i] = gate / (1 + exp(-gate)) * row_times(p, "0.gate_up", i / 8 * 16 + 8 + i % 8, h);
+        largest.act = fmax(largest.act, fabs(act[i]));
+    }
+    for (i = 0; i < hidden; i++) {
+        double down = row_times(p, "0.down", i, act);
+        largest.down = fmax(largest.down, fabs(down));
+        largest.residual = fmax(largest.residual, fabs(x[i] + down));
+    }
+    free(x), free(h), free(value), free(act);
+    return largest;
+}
+
+static bool patch_open(patch *p, const tiny_model *tiny, const char *path) {
+    tc_error err;
+    CHECK(tiny_model_write(tiny, path) == 0);
+    int code = tc__model_file_open(path, &p->file, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    if (code) return false;
+    p->bytes = malloc(p->file.map.size);
+    memcpy(p->bytes, p->file.map.data, p->file.map.size);
+    return true;
+}
+
+static void patch_write(patch *p, const char *path) {
+    FILE *file;
+    unlink(path); /* the old file stays mapped */
+    file = fopen(path, "wb");
+    CHECK(file && fwrite(p->bytes, p->file.map.size, 1, file) == 1 && fclose(file) == 0);
+}
+
+static void patch_close(patch *p) {
+    tc__model_file_close(&p->file);
+    free(p->bytes);
+}
+
+/* Massive activations as LLaMA-2 has them in one channel, only larger. */
+static void plant_down(const patch *p) {
+    static const char *const norms[] = {"1.attn_norm", "1.mlp_norm", "norm"};
+    scale_row(p, "0.down", 5, 4e4f);
+    /* as there: small gains leave the other channels their say */
+    for (size_t i = 0; i < TC_COUNT(norms); i++) set_gain(p, norms[i], 5, 1e-3f);
+}
+
+/* The MLP's inner vector is what does not fit into binary16. */
+static void plant_act(const patch *p) {
+    scale_row(p, "0.gate_up", 3, 300);
+    scale_row(p, "0.gate_up", 8 + 3, 600);
+}
+
+typedef struct planted {
+    const char *what;
+    int group_size;
+    void (*plant)(const patch *p);
+} planted;
+
+static void compare_planted(const char *path, const int32_t *ids, size_t n, const char *what) {
+    static const size_t steps[] = {4096, 1, 8};
+    size_t vocab = TINY_VOCAB, at = 0;
+    float *want = tc__calloc(n * vocab, 4), *got = tc__calloc(n * vocab, 4);
+    tc_model *model = open_on(settings.device, path), *cpu = open_on("cpu", path);
+    double worst[3] = {0};
+    if (model && cpu) {
+        tc_session *session = new_session(model), *reference = new_session(cpu);
+        bool good = session && reference && all_logits(reference, ids, n, n, want, vocab);
+        for (size_t i = 0; i < n * vocab; i++) good = good && isfinite(want[i]);
+        CHECK_MSG(good, "%s: not finite on the CPU", what);
+        for (int i = 0; i < 3 && good; i++) {
+            good = all_logits(session, ids, n, steps[i], got, vocab);
+            worst[i] = worst_distance(got, want, n, vocab, &at);
+            CHECK_MSG(worst[i] <= TOLERANCE, "%s: in pieces of %zu off by %.2e at position %zu",
+                      what, steps[i], worst[i], at);
+        }
+        printf("    %-10s prefill %.1e decode %.1e pieces %.1e", what, worst[0], worst[1],
+               worst[2]);
+        tc_session_close(session);
+        tc_session_close(reference);
+    }
+    tc_model_close(model);
+    tc_model_close(cpu);
+    free(want);
+    free(got);
+}
+
+static void check_planted(const void *item) {
+    const planted *plant = item;
+    tiny_model tiny = usual_model();
+    enum { N = 48 };
+    char path[2 * PROGRAM_PATH];
+    int32_t ids[N];
+    magnitudes largest = {0, 0, 0};
+    patch p;
+    tiny.group_size = plant->group_size;
+    tiny.hidden = 512;
+    temporary(path, "planted.bin");
+    random_ids(ids, N, TINY_VOCAB, 13);
+    if (!patch_open(&p, &tiny, path)) return;
+    plant->plant(&p);
+    patch_write(&p, path);
+    for (ids[0] = 3; ids[0] < 60; ids[0]++) { /* a first token that does it */
+        largest = first_layer(&p, &tiny, ids[0]);
+        if (largest.residual > 1e4 && fmax(largest.down, largest.act) > 7e4) break;
+    }
+    CHECK_MSG(largest.residual > 1e4, "%s: the residual reaches only %.0f", plant->what,
+              largest.residual);
+    CHECK_MSG((plant->plant == plant_down ? largest.down : largest.act) > 7e4,
+              "%s: down %.0f, act %.0f", plant->what, largest.down, largest.act);
+    patch_close(&p);
+    compare_planted(path, ids, N, plant->what);
+    printf("; residual %.0f, down %.0f, act %.0f\n", largest.residual, largest.down, largest.act);
+    unlink(path);
+}
+
+TEST(massive_activations_stay_finite) {
+    static const planted all[] = {{"g64 down", 64, plant_down},
+                                  {"f16 down", 0, plant_down},
+                                  {"g64 act", 64, plant_act},
+                                  {"f16 act", 0, plant_act}};
+    in_parallel(check_planted, all, sizeof *all, settings.quick == 2 ? 1 : TC_COUNT(all));
+}
+
+/* A head row of infinities, and an embedding of NaN: no token may come out. */
+TEST(logits_that_are_no_numbers_are_an_error) {
+    static const struct {
+        const char *tensor;
+        size_t row;
+        uint16_t bits;
+    } cases[] = {{"head", 5, 0x7c00}, {"head", 300, 0xfc00}, {"embed", 9, 0x7e00}};
+    tiny_model tiny = usual_model();
+    tc_sampling sampling[3] = {tc_default_sampling(), tc_default_sampling(), tc_default_sampling()};
+    char path[2 * PROGRAM_PATH];
+    int32_t ids[] = {3, 4, 9}, id;
+    tc_error err;
+    patch p;
+    sampling[1].temperature = 0;
+    sampling[2].top_k = 0;
+    temporary(path, "infinite.bin");
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        REQUIRE(patch_open(&p, &tiny, path));
+        const tc__tensor *t = tc__find_tensor(&p.file, cases[i].tensor);
+        for (size_t k = 0; k < t->columns; k++)
+            memcpy(patch_at(&p, t) + 2 * (cases[i].row * t->columns + k), &cases[i].bits, 2);
+        patch_write(&p, path);
+        patch_close(&p);
+        tc_model *model = open_on(settings.device, path);
+        tc_session *session = model ? new_session(model) : NULL;
+        for (int j = 0; j < 6 && session; j++) { /* after a prefill and after a decode */
+            tc_kv_truncate(session, j % 2 ? 2 : 0);
+            evaluate(session, ids + tc_kv_length(session), 3 - tc_kv_length(session));
+            int code = tc_sample(session, &sampling[j / 2], &id, &err);
+            CHECK_MSG(code == TC_ERR_NUMERIC, "%s, sampling %d: %s", cases[i].tensor, j / 2,
+                      code ? err.message : "a token was chosen");
+        }
+        tc_session_close(session);
+        tc_model_close(model);
+    }
+    unlink(path);
+}
+
+/* ---- running ---- */
+
+/* Opens the usual model to see whether the device can be used. Returns the error's code. */
+static int probe(tc_error *err) {
+    tiny_model tiny = usual_model();
+    tc_model_params params = tc_model_default_params();
+    char path[2 * PROGRAM_PATH];
+    tc_model *model = NULL;
+    params.device = settings.device;
+    temporary(path, "probe.bin");
+    if (tiny_model_write(&tiny, path)) return tc__fail(err, TC_ERR_IO, "cannot write %s", path);
+    int code = tc_model_open(path, &params, &model, err);
+    if (!code) printf("device: %s\n", tc_model_get_info(model).device);
+    tc_model_close(model);
+    unlink(path);
+    return code;
+}
+
+/* The same in another process: this one must not have touched CUDA before it forks. */
+static int probe_apart(tc_error *err) {
+    int ends[2], status;
+    memset(err, 0, sizeof *err);
+    if (settings.one_process) return probe(err);
+    err->code = TC_ERR_IO;
+    if (pipe(ends)) return err->code;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(SECONDS_OF_A_TEST);
+        probe(err);
+        fflush(NULL);
+        _exit(write(ends[1], err, sizeof *err) != sizeof *err);
+    }
+    close(ends[1]);
+    bool whole = child > 0 && read(ends[0], err, sizeof *err) == (ssize_t)sizeof *err;
+    close(ends[0]);
+    if (child > 0) waitpid(child, &status, 0);
+    if (!whole) tc__fail(err, TC_ERR_IO, "the process that tried the device did not end well");
+    return err->code;
+}
+
+static tc_error not_usable;
+static void device_is_usable(void) {
+    const char *required = getenv("TINYCHAT_GPU_REQUIRED");
+    bool allowed = not_usable.code == TC_ERR_DEVICE && !(required && *required == '1');
+    if (not_usable.code && allowed) SKIP("there is no GPU to use: %s", not_usable.message);
+    CHECK_MSG(not_usable.code == TC_OK, "%s", not_usable.message);
+}
+
+/* Runs one test in a process of its own; quick 2 leaves those out that are not asked for. */
+static void run_apart(const char *name, void (*test)(void), int most_quick) {
+    if (settings.quick > most_quick) return;
+    double start = tc_seconds();
+    int status = -1;
+    if (not_usable.code || settings.one_process) {
+        test_run_(name, not_usable.code ? device_is_usable : test);
+        return;
+    }
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(SECONDS_OF_A_TEST);
+        setvbuf(stdout, NULL, _IOLBF, 0);
+        test_run_(name, test);
+        _exit(test_failed_ ? 1 : test_skipped_ ? 2 : 0);
+    }
+    if (child > 0) waitpid(child, &status, 0);
+    bool ended = child > 0 && WIFEXITED(status);
+    if (ended && WEXITSTATUS(status) == 0) test_passed_++;
+    if (ended && WEXITSTATUS(status) == 2) test_skipped_++;
+    if (!ended || WEXITSTATUS(status) == 1 || WEXITSTATUS(status) > 2) test_failed_++;
+    if (!ended) printf("  FAILED %s: ended by signal %d\n", name, WTERMSIG(status));
+    printf("         %.1f s\n", tc_seconds() - start);
+}
+
+#define APART(test, most_quick) run_apart(#test, test, most_quick)
+
+int main(void) {
+    settings_read();
+    if (!program_folder(settings.folder)) return 1;
+    test_failed_ = test_passed_ = test_skipped_ = 0;
+    probe_apart(&not_usable);
+    APART(fixtures_match_their_references, 2);
+    APART(small_checkpoints_match_their_references, 2);
+    APART(prefill_decode_and_the_cpu_agree, 2);
+    APART(massive_activations_stay_finite, 2);
+    APART(seeded_replies_repeat_bit_by_bit, 0);
+    APART(choices_are_those_of_the_documented_order, 0);
+    APART(a_second_turn_only_needs_its_own_tokens, 1);
+    APART(logits_that_are_no_numbers_are_an_error, 1);
+    APART(two_threads_do_not_disturb_each_other, 0);
+    APART(wide_prefill_agrees_with_narrow, 0);
+    APART(demo_model_answers_as_on_the_cpu, 0);
+    APART(nothing_leaks, 0);
+    program_remove_folder(settings.folder);
+    printf("%d passed, %d failed, %d skipped\n", test_passed_, test_failed_, test_skipped_);
+    return test_failed_ != 0;
+}
