@@ -3611,6 +3611,8 @@ int tc__processors(void) {
 
 #define CPU_AHEAD 2048 /* bytes that the software prefetch runs ahead of a product's reads */
 
+#define CPU_ALIGNED __attribute__((aligned(64))) /* a cache line, the longest vector */
+
 #define CPU_INLINE static inline __attribute__((always_inline))
 
 /* A loop over i = 0 .. n-1 with a small constant n that must become straight-line code, so that the
@@ -3859,7 +3861,7 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
     TARGET static void cpu_##level##_w4_expand(const uint8_t *unit, unsigned group_size,           \
                                                float *tile, size_t stride) {                       \
         const unsigned places = CPU_PLACES(group_size);                                            \
-        float pairs[32];                                                                           \
+        CPU_ALIGNED float pairs[32];                                                               \
         cpu_##level##_scales(unit + 8 * group_size, pairs);                                        \
         for (unsigned i = 0; i < 8; i++)                                                           \
             for (unsigned column = 0; column < group_size; column += 4 * places)                   \
@@ -3881,7 +3883,7 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
                                                 unsigned group_size, const unsigned places,        \
                                                 const float *x, float *sums) {                     \
         for (; groups; groups--, x += group_size, unit += TC__UNIT_BYTES(group_size)) {            \
-            float pairs[32];                                                                       \
+            CPU_ALIGNED float pairs[32];                                                           \
             cpu_##level##_scales(unit + 8 * group_size, pairs);                                    \
             for (unsigned i = 0; i < 8; i++) {                                                     \
                 cpu_##level##_f low = cpu_##level##_load(sums + i * LANES);                        \
@@ -3947,7 +3949,7 @@ CPU_AVX512 static void cpu_avx512_w4_expand(const uint8_t *unit, unsigned group_
         cpu_avx2_w4_expand(unit, group_size, tile, stride);
         return;
     }
-    float pairs[32];
+    CPU_ALIGNED float pairs[32];
     cpu_avx512_scales(unit + 8 * group_size, pairs);
     for (unsigned i = 0; i < 8; i++) {
         __m512 low = cpu_avx512_table(pairs + 4 * i);
@@ -3970,7 +3972,7 @@ CPU_AVX512 CPU_INLINE void cpu_avx512_w4_run(const uint8_t *unit, size_t groups,
         c[r] = _mm512_setzero_ps();
     }
     for (; groups; groups--, x += 64 * chunks, unit += 512 * chunks + 64) {
-        float pairs[32];
+        CPU_ALIGNED float pairs[32];
         cpu_avx512_scales(unit + 512 * chunks, pairs);
         CPU_TIMES(i, 8) {
             __m512 low = cpu_avx512_table(pairs + 4 * i);
@@ -3998,7 +4000,7 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
     } else if (group_size == 64) {
         cpu_avx512_w4_run(unit, groups, 1, x, sums);
     } else { /* 64 bytes hold four rows of 32 columns: through a tile, in the same order */
-        float tile[16 * 256];
+        CPU_ALIGNED float tile[16 * 256];
         memset(sums, 0, 16 * 16 * sizeof *sums);
         for (size_t now; groups; groups -= now, x += 32 * now) {
             now = groups < 8 ? groups : 8;
@@ -4219,7 +4221,7 @@ static void cpu_rows(const tc__tensor *matrix, size_t block, size_t column,
 /* y[16] = a block's rows times one vector. Reads each weight once, in the file's order. */
 static void cpu_product(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
                         const float *x, float *y) {
-    float sums[TC__BLOCK * TC__LANES_MAX];
+    CPU_ALIGNED float sums[TC__BLOCK * TC__LANES_MAX];
     if (matrix->type == TC__W4) {
         kernels->w4_sums(cpu_unit(matrix, block, 0), matrix->columns / matrix->group_size,
                          matrix->group_size, x, sums);
@@ -5575,7 +5577,7 @@ typedef struct cuda_cache {
     int ctx, chunk; /* positions; tokens of one piece of a prefill */
     tc__cu_stream stream;
     tc__cu_event sampled;
-    tc__cu_graph_exec token;
+    tc__cu_graph_exec token[2]; /* one token; its logits go to row 0 or to row 1 */
     tc__cu_ptr memory;
     size_t memory_bytes;
     /* parts of `memory` */
@@ -5584,11 +5586,11 @@ typedef struct cuda_cache {
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
     int next;           /* the device's State.next */
-    bool ahead;         /* the evaluation of the sampled token runs already */
+    bool ahead;         /* the evaluation of the sampled token runs already, into the other row */
     int ahead_pos;
     int32_t ahead_id;
     bool logits_on_host;
-    int logits_row; /* of `logits` where the last position lies */
+    int logits_row; /* of `logits` where the last position asked for lies */
 } cuda_cache;
 
 /* ---- arguments of the kernels: the structs of src/kernels ---- */
@@ -6087,7 +6089,8 @@ static void cuda_cache_close(tc__cache *handle) {
     tc__cu *cu = &cache->device->cu;
     cuda_enter(cache->device);
     if (cache->stream) cu->stream_wait(cache->stream);
-    if (cache->token) cu->graph_exec_destroy(cache->token);
+    for (int row = 0; row < 2; row++)
+        if (cache->token[row]) cu->graph_exec_destroy(cache->token[row]);
     if (cache->sampled) cu->event_destroy(cache->sampled);
     if (cache->stream) cu->stream_destroy(cache->stream);
     if (cache->memory) cu->release(cache->memory);
@@ -6110,15 +6113,16 @@ static tc__cu_result cuda_product_decode(cuda_cache *cache, int role, const tc__
 }
 
 static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr x,
-                               int tokens, bool overlap) {
+                               int tokens, int row, bool overlap) {
     const tc__weights *weights = cache->device->weights;
     cuda_product_args args = {cuda_tensor(cache->device, weights->head), x,
-                              cuda_tensor(cache->device, weights->norm), cache->logits, tokens};
+                              cuda_tensor(cache->device, weights->norm),
+                              cache->logits + 4 * (size_t)row * weights->arch.vocab_size, tokens};
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
 }
 
-/* The launches of one token: the token at ids[state.next], its logits. */
-static tc__cu_result cuda_token(cuda_cache *cache) {
+/* The launches of one token: the token at ids[state.next], its logits into a row. */
+static tc__cu_result cuda_token(cuda_cache *cache, int row) {
     cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / weights->arch.layers * (size_t)cache->ctx;
@@ -6146,20 +6150,20 @@ static tc__cu_result cuda_token(cuda_cache *cache) {
             result = cuda_product_decode(cache, TC__DOWN, layer->down, cache->act, NULL, cache->x,
                                          true);
     }
-    return result ? result : cuda_head(cache, &device->head, cache->x, 1, true);
+    return result ? result : cuda_head(cache, &device->head, cache->x, 1, row, true);
 }
 
 /* Records one token's launches as a graph. */
-static int cuda_record(cuda_cache *cache, tc_error *err) {
+static int cuda_record(cuda_cache *cache, int row, tc_error *err) {
     tc__cu *cu = &cache->device->cu;
     tc__cu_graph graph = NULL;
     tc__cu_result result = cu->capture_begin(cache->stream, 1 /* thread-local */);
     if (!result) {
-        result = cuda_token(cache);
+        result = cuda_token(cache, row);
         tc__cu_result end = cu->capture_end(cache->stream, &graph);
         if (!result) result = end;
     }
-    if (!result) result = cu->graph_instantiate(&cache->token, graph, 0);
+    if (!result) result = cu->graph_instantiate(&cache->token[row], graph, 0);
     if (graph) cu->graph_destroy(graph);
     return tc__cu_check(cu, result, "recording a token's kernels", err);
 }
@@ -6185,7 +6189,7 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
     if (!result)
         result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
     int code = tc__cu_check(cu, result, "allocating the KV cache and workspace", err);
-    if (!code) code = cuda_record(cache, err);
+    for (int row = 0; row < 2 && !code; row++) code = cuda_record(cache, row, err);
     cuda_leave(device);
     if (code) {
         cuda_cache_close((tc__cache *)cache);
@@ -6254,7 +6258,7 @@ static int cuda_each(cuda_cache *cache, int tokens, size_t pos, tc__logits_fn ea
         int n = tokens - t < step ? tokens - t : step;
         size_t bytes = 4 * (size_t)n * arch->vocab_size;
         tc__cu_result result = cuda_head(cache, &cache->device->head_each,
-                                         cache->wide_x + 4 * (size_t)t * arch->hidden_size, n, false);
+                                         cache->wide_x + 4 * (size_t)t * arch->hidden_size, n, 0, false);
         if (!result)
             result = cu->copy_to_host(cache->host_logits, cache->logits, bytes, cache->stream);
         if (!result) result = cu->stream_wait(cache->stream);
@@ -6298,7 +6302,7 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
         if (code) return code;
     } else if (!result && last) {
         result = cuda_head(cache, &device->head,
-                           cache->wide_x + 4 * (size_t)(n - 1) * arch->hidden_size, 1, false);
+                           cache->wide_x + 4 * (size_t)(n - 1) * arch->hidden_size, 1, 0, false);
         cache->logits_row = 0;
     }
     if (!result) result = cu->copy_to_device(cache->state, &end, sizeof end, cache->stream);
@@ -6306,15 +6310,19 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
     return tc__cu_check(cu, result, "prefill", err);
 }
 
+/* Where an evaluation ahead puts its logits, so that those it was sampled from stay. */
+static int cuda_other_row(const cuda_cache *cache) { return cache->logits_row == 0 ? 1 : 0; }
+
 static int cuda_decode(cuda_cache *cache, int32_t id, size_t pos, tc_error *err) {
     tc__cu *cu = &cache->device->cu;
-    cache->logits_row = 0;
     if (cache->ahead && cache->ahead_pos == (int)pos && cache->ahead_id == id) {
         cache->ahead = false; /* it runs already */
+        cache->logits_row = cuda_other_row(cache);
         return TC_OK;
     }
+    cache->logits_row = 0;
     tc__cu_result result = cuda_place(cache, &id, 1, pos);
-    if (!result) result = cu->graph_launch(cache->token, cache->stream);
+    if (!result) result = cu->graph_launch(cache->token[0], cache->stream);
     cache->next = (int)pos + 1;
     cache->ahead = false;
     return tc__cu_check(cu, result, "evaluating a token", err);
@@ -6375,10 +6383,15 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     (void)context; /* the device holds the same ids */
     cuda_enter(device);
     tc__cu_result result = cu->host_device_pointer(&args.host, cache->host_token, 0);
+    if (!result && cache->ahead) { /* a second draw from the same logits: start over behind them */
+        cuda_state state = {cache->ahead_pos, cache->ahead_pos, 0, 0};
+        result = cu->copy_to_device(cache->state, &state, sizeof state, cache->stream);
+        cache->next = cache->ahead_pos;
+    }
     if (!result) result = cuda_launch(device, &device->sample, 1, 1, &args, cache->stream, false);
     if (!result) result = cu->event_record(cache->sampled, cache->stream);
     bool ahead = !result && cache->next < cache->ctx;
-    if (ahead) result = cu->graph_launch(cache->token, cache->stream);
+    if (ahead) result = cu->graph_launch(cache->token[cuda_other_row(cache)], cache->stream);
     if (!result) result = cu->event_wait(cache->sampled);
     cuda_leave(device);
     if (result) return tc__cu_check(cu, result, "sampling", err);
@@ -6386,7 +6399,7 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     cache->ahead = ahead;
     cache->ahead_pos = cache->next;
     cache->ahead_id = token;
-    if (ahead) cache->next++, cache->logits_row = 0;
+    if (ahead) cache->next++;
     if (token < 0)
         return tc__fail(err, TC_ERR_NUMERIC, "the logit of token %d is not a finite number",
                         -1 - token);
