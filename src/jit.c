@@ -128,6 +128,8 @@ static void jit_cache_write(const char *path, const uint64_t key[2], const tc__b
 typedef struct jit_job {
     tc__jit_program *program;
     const tc__jit_target *target;
+    int arch;    /* what NVRTC is asked for: the target's, or the newest it knows */
+    bool as_ptx;
     const tc__nvrtc *nvrtc;
     const jit_sources *sources;
     pthread_t thread;
@@ -148,7 +150,7 @@ static int jit_complaint(const jit_job *job, tc__nvrtc_program handle, int statu
         }
     tc__fail(err, TC_ERR_DEVICE, "NVRTC %d.%d (%s) cannot compile the %s kernels for %s_%d: %.600s",
              job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->program->name,
-             job->target->as_ptx ? "compute" : "sm", job->target->arch,
+             job->as_ptx ? "compute" : "sm", job->arch,
              line ? line : status == 5 ? "an option was not accepted" : "no message");
     free(log);
     return TC_ERR_DEVICE;
@@ -156,7 +158,7 @@ static int jit_complaint(const jit_job *job, tc__nvrtc_program handle, int statu
 
 static int jit_take_image(const jit_job *job, tc__nvrtc_program handle, tc_error *err) {
     const tc__nvrtc *nvrtc = job->nvrtc;
-    bool ptx = job->target->as_ptx;
+    bool ptx = job->as_ptx;
     size_t size = 0;
     if ((ptx ? nvrtc->ptx_size(handle, &size) : nvrtc->cubin_size(handle, &size)) || !size)
         return tc__fail(err, TC_ERR_DEVICE, "NVRTC gave no image for the %s kernels",
@@ -176,8 +178,8 @@ static void *jit_compile(void *argument) {
     tc_error *err = &job->program->error;
     tc__nvrtc_program handle = NULL;
     char arch[64], limit[64];
-    snprintf(arch, sizeof arch, "--gpu-architecture=%s_%d", job->target->as_ptx ? "compute" : "sm",
-             job->target->arch);
+    snprintf(arch, sizeof arch, "--gpu-architecture=%s_%d", job->as_ptx ? "compute" : "sm",
+             job->arch);
     snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", job->target->shared_limit);
     const char *options[] = {arch, limit, "--std=c++17"};
     char name[64];
@@ -213,6 +215,29 @@ static void jit_key(uint64_t key[2], const tc__jit_program *program, const tc__j
     }
 }
 
+/* NVRTC older than the GPU: the newest architecture that it knows, as PTX, which the driver turns
+ * into machine code. */
+static int jit_fit(jit_job *job, tc_error *err) {
+    int count = 0, archs[128], newest = 0;
+    bool known = false;
+    if (job->nvrtc->arch_count(&count) || count < 1 || count > (int)TC_COUNT(archs) ||
+        job->nvrtc->archs(archs))
+        count = 0;
+    for (int i = 0; i < count; i++) {
+        known |= archs[i] == job->target->arch;
+        if (archs[i] <= job->target->arch && archs[i] > newest) newest = archs[i];
+    }
+    if (!known && newest < 80)
+        return tc__fail(err, TC_ERR_DEVICE,
+                        "NVRTC %d.%d (%s) knows no architecture from 8.0 to the GPU's %d.%d; install a "
+                        "newer one: pip install nvidia-cuda-nvrtc-cu12",
+                        job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path,
+                        job->target->arch / 10, job->target->arch % 10);
+    job->arch = known ? job->target->arch : newest;
+    job->as_ptx = job->target->as_ptx || !known;
+    return TC_OK;
+}
+
 static int jit_compile_missing(jit_job *jobs, size_t n, uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
     int code = tc__nvrtc_open(&nvrtc, err);
@@ -221,6 +246,8 @@ static int jit_compile_missing(jit_job *jobs, size_t n, uint32_t *version, tc_er
     for (size_t i = 0; i < n; i++) {
         if (jobs[i].program->cached) continue;
         jobs[i].nvrtc = &nvrtc;
+        code = jit_fit(&jobs[i], err);
+        if (code) break;
         jobs[i].running = pthread_create(&jobs[i].thread, NULL, jit_compile, &jobs[i]) == 0;
         if (!jobs[i].running) jit_compile(&jobs[i]);
     }
