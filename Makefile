@@ -60,13 +60,21 @@ check: test gates
 gates:
 	@sh tests/gates.sh
 
+## gpu-test       on a machine with an NVIDIA GPU: accuracy on every architecture's path, sanitizers
+gpu-test:
+	@sh tests/gpu_test.sh
+
+## gpu-bench      on a machine with an NVIDIA GPU: decode and prefill of the built-in shapes
+gpu-bench: all
+	@sh bench/gpu_bench.sh
+
 ## amalgamate     writes tinychat.c and kernels.cu.inc from src/
 amalgamate:
 	@sh src/amalgamate.sh .
 
 ## format         clang-format over everything hand-written
 format:
-	clang-format -i main.c tinychat.h src/*.[ch] convert/*.[ch] tests/*.[ch] tests/fuzz/*.c examples/*.c
+	clang-format -i main.c tinychat.h src/*.[ch] convert/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] examples/*.c
 
 ## install        PREFIX=/usr/local DESTDIR=
 install: all
@@ -82,5 +90,5 @@ clean:
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
-.PHONY: all demo test tests check gates amalgamate format install clean help
+.PHONY: all demo test tests check gates gpu-test gpu-bench amalgamate format install clean help
 .SECONDARY:
