@@ -1,0 +1,190 @@
+#!/bin/sh
+# "make gpu-test": everything that needs an NVIDIA GPU, and a short table last. Without a GPU it
+# says so, runs what needs none and exits 0. Logs stay in build/gpu-test.
+#
+#   TINYCHAT_FIXTURES          unpacked checkpoints, or else
+#   TINYCHAT_FIXTURE_ARCHIVES  a folder with their .tar.xz [../shared/fixtures]
+#   TINYCHAT_GPU_ARCHS         older architectures whose code is run too ["80 86 87 89"]
+#   TINYCHAT_GPU_TOOLS         tools of compute-sanitizer ["memcheck racecheck"]
+#   TINYCHAT_GPU_SECONDS       time limit of each part [90]
+set -u
+work=build/gpu-test
+archives=${TINYCHAT_FIXTURE_ARCHIVES:-../shared/fixtures}
+archs=${TINYCHAT_GPU_ARCHS-80 86 87 89}
+tools=${TINYCHAT_GPU_TOOLS-memcheck racecheck}
+limit=${TINYCHAT_GPU_SECONDS:-90}
+jobs=$(nproc 2> /dev/null || echo 2)
+tests=build/release/tests
+rm -rf $work
+mkdir -p $work
+
+now() { date +%s; }
+begun=$(now)
+
+# run NAME COMMAND...: the command's output into a log, its status and seconds beside it.
+run() {
+    name=$1 start=$(now)
+    shift
+    timeout -k 5 "$limit" "$@" > "$work/$name.log" 2>&1
+    echo "$? $(($(now) - start))" > "$work/$name.status"
+}
+
+closing_line() { tail -n 1 "$1" | grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$'; }
+
+# The largest errors that a log reports: "worst prefill 1.2e-03 decode 1.1e-03".
+worst() {
+    awk '{ gsub(/;/, "")
+           for (i = 1; i < NF; i++)
+               if (($i == "prefill" || $i == "decode") && $(i + 1) + 0 >= most[$i] + 0)
+                   most[$i] = $(i + 1) }
+         END { if ("decode" in most)
+                   printf "worst prefill %s decode %s", most["prefill"], most["decode"] }' "$1"
+}
+
+passed=0 failed=0 skipped=0
+: > $work/table
+# count NAME PASSED FAILED SKIPPED REMARK: a line of the table.
+count() {
+    seconds=$(cut -d' ' -f2 "$work/$1.status" 2> /dev/null)
+    printf '  %-12s %3d passed %3d failed %3d skipped %4s s  %s\n' \
+        "$1" "$2" "$3" "$4" "${seconds:--}" "$5" >> $work/table
+    passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
+    if [ "$3" -gt 0 ]; then
+        echo "== $1 failed; the end of $work/$1.log:"
+        tail -n 25 "$work/$1.log"
+    fi
+}
+
+# count_tests NAME: a test program's part, by its closing line.
+count_tests() {
+    read -r status seconds < "$work/$1.status"
+    line=$(closing_line "$work/$1.log")
+    if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
+        count "$1" 0 1 0 "did not finish within $limit s"
+    elif [ -z "$line" ] || { [ "$status" -ne 0 ] && [ "${line#*, 0 failed}" != "$line" ]; }; then
+        count "$1" 0 1 0 "ended with status $status"
+    else
+        # shellcheck disable=SC2086
+        set -- "$1" $line
+        count "$1" "$2" "$4" "$6" "$(worst "$work/$1.log")"
+    fi
+}
+
+# count_tool TOOL: passed only if the tool itself says that it found nothing.
+count_tool() {
+    read -r status seconds < "$work/$1.status"
+    summary=$(grep -hE '(ERROR|RACECHECK) SUMMARY' "$work/$1.tool" | tail -n 1 | sed 's/^=* *//')
+    line=$(closing_line "$work/$1.log")
+    if grep -qiE 'device not supported' "$work/$1.tool" "$work/$1.log"; then
+        count "$1" 0 0 1 "NOT RUN: the tool refuses this device"
+    elif [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
+        count "$1" 0 1 0 "did not finish within $limit s"
+    elif [ "$status" -eq 0 ] && [ -n "$line" ] &&
+        echo "$summary" | grep -qE 'SUMMARY: 0 (errors|hazards)'; then
+        count "$1" 1 0 0 "$summary; tests under it: $line"
+    else
+        head -n 40 "$work/$1.tool" >> "$work/$1.log"
+        count "$1" 0 1 0 "status $status; ${summary:-no summary}"
+    fi
+}
+
+finish() {
+    echo "== $1"
+    cat $work/table
+    echo "  all of it in $(($(now) - begun)) s"
+    echo "$passed passed, $failed failed, $skipped skipped"
+    [ $failed -eq 0 ]
+    exit
+}
+
+unpack_fixtures() {
+    if [ -n "${TINYCHAT_FIXTURES:-}" ] || [ ! -d "$archives" ]; then return; fi
+    TINYCHAT_FIXTURES=$PWD/$work/fixtures
+    mkdir -p "$TINYCHAT_FIXTURES"
+    for name in llama-tiny llama-gqa-tiny; do
+        archive=$archives/$name.tar.xz
+        [ -e "$archive" ] || continue
+        if command -v xz > /dev/null; then
+            tar xJf "$archive" -C "$TINYCHAT_FIXTURES"
+        else
+            python3 -c 'import sys, tarfile
+tarfile.open(sys.argv[1], "r:xz").extractall(sys.argv[2])' "$archive" "$TINYCHAT_FIXTURES"
+        fi || echo "cannot unpack $archive (needs xz or Python with lzma)"
+    done
+    export TINYCHAT_FIXTURES
+}
+
+sanitizer() {
+    for path in compute-sanitizer "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" \
+        /usr/local/cuda/compute-sanitizer/compute-sanitizer; do
+        command -v "$path" && return
+    done
+}
+
+# run_tool TOOL: the smallest mode, in one process, under the tool.
+run_tool() {
+    : > "$work/$1.tool"
+    run "$1" env TINYCHAT_GPU_QUICK=2 TINYCHAT_GPU_ONE=1 "$tool" --tool "$1" --error-exitcode 9 \
+        --print-limit 10 --log-file "$work/$1.tool" $tests/test_gpu
+}
+
+if ! make --no-print-directory -j"$jobs" all $tests/test_gpu $tests/test_kernels \
+    > $work/build.log 2>&1; then
+    tail -n 30 $work/build.log
+    echo "0 passed, 1 failed, 0 skipped"
+    exit 1
+fi
+TINYCHAT_CONVERT=$PWD/convert/convert
+TINYCHAT_CACHE=$PWD/$work/cache # empty at first: everything is compiled anew
+export TINYCHAT_CONVERT TINYCHAT_CACHE
+echo "built in $(($(now) - begun)) s"
+
+if ! $tests/test_gpu probe > $work/probe.log 2>&1; then
+    if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then
+        count probe 0 1 0 "there is a GPU, but it cannot be used"
+        finish "GPU tests"
+    fi
+    echo "no GPU: $(tail -n 1 $work/probe.log)"
+    echo "running what needs none:"
+    unset TINYCHAT_CACHE
+    limit=600
+    run kernels $tests/test_kernels
+    cat $work/kernels.log
+    count_tests kernels
+    finish "without a GPU"
+fi
+cat $work/probe.log
+unpack_fixtures
+TINYCHAT_GPU_REQUIRED=1
+export TINYCHAT_GPU_REQUIRED
+
+run native $tests/test_gpu
+cat $work/native.log
+
+# the rest side by side: it waits for compilers most of the time
+for arch in $archs; do
+    (TINYCHAT_GPU_QUICK=1 TINYCHAT_ARCH=compute_$arch run "compute_$arch" $tests/test_gpu) &
+done
+tool=$(sanitizer)
+for name in $tools; do
+    if [ -n "$tool" ]; then (run_tool "$name") & fi
+done
+wait
+
+count_tests native
+for arch in $archs; do
+    if [ "${TINYCHAT_TEST_DEVICE:-cuda}" = cpu ] || # trying this script itself
+        grep -q "^device: .*compute_$arch" "$work/compute_$arch.log"; then
+        count_tests "compute_$arch"
+    else
+        count "compute_$arch" 0 1 0 "ran on $(grep '^device: ' "$work/compute_$arch.log")"
+    fi
+done
+for name in $tools; do
+    if [ -n "$tool" ]; then
+        count_tool "$name"
+    else
+        count "$name" 0 0 1 "NOT RUN: compute-sanitizer is not installed"
+    fi
+done
+finish "GPU tests: $(sed -n 's/^device: //p' $work/probe.log)"
