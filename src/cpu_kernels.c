@@ -17,9 +17,11 @@
 
 #define CPU_AHEAD 2048 /* bytes that the software prefetch runs ahead of a product's reads */
 
+#define CPU_ALIGNED __attribute__((aligned(64))) /* a cache line, the longest vector */
+
 #define CPU_INLINE static inline __attribute__((always_inline))
 
-/* A loop over i = 0 .. n-1 with a small constant n that must become straight-line code, so that the
+/* A loop over i = 0 .. n-1 with a constant n <= 16 that must become straight-line code, so that the
  * arrays of vectors it indexes live in registers. */
 #if defined(__clang__)
 #define CPU_TIMES(i, n) _Pragma("clang loop unroll(full)") for (unsigned i = 0; i < (n); i++)
@@ -190,9 +192,9 @@ CPU_AVX512 static void cpu_avx512_reduce(const float *s, float *y) {
                                                      const float *x, size_t x_stride,              \
                                                      float *sums) {                                \
         for (int r = 0; r < 16; r += 4, tile += 4 * stride, sums += 4 * LANES) {                   \
-            cpu_##level##_f c[4 * COUNT], xs[COUNT];                                               \
-            CPU_TIMES(k, 4 * COUNT) {                                                              \
-                c[k] = cpu_##level##_load(sums + (16 * (k / 4) + k % 4) * LANES);                  \
+            cpu_##level##_f c[COUNT][4], xs[COUNT];                                                \
+            CPU_TIMES(v, COUNT) CPU_TIMES(k, 4) {                                                  \
+                c[v][k] = cpu_##level##_load(sums + (16 * v + k) * LANES);                         \
             }                                                                                      \
             for (size_t i = 0; i < n; i += LANES) {                                                \
                 CPU_TIMES(v, COUNT) {                                                              \
@@ -201,12 +203,12 @@ CPU_AVX512 static void cpu_avx512_reduce(const float *s, float *y) {
                 CPU_TIMES(k, 4) {                                                                  \
                     cpu_##level##_f w = cpu_##level##_load(tile + k * stride + i);                 \
                     CPU_TIMES(v, COUNT) {                                                          \
-                        c[4 * v + k] = cpu_##level##_fma(w, xs[v], c[4 * v + k]);                  \
+                        c[v][k] = cpu_##level##_fma(w, xs[v], c[v][k]);                            \
                     }                                                                              \
                 }                                                                                  \
             }                                                                                      \
-            CPU_TIMES(k, 4 * COUNT) {                                                              \
-                cpu_##level##_store(sums + (16 * (k / 4) + k % 4) * LANES, c[k]);                  \
+            CPU_TIMES(v, COUNT) CPU_TIMES(k, 4) {                                                  \
+                cpu_##level##_store(sums + (16 * v + k) * LANES, c[v][k]);                         \
             }                                                                                      \
         }                                                                                          \
     }
@@ -265,7 +267,7 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
     TARGET static void cpu_##level##_w4_expand(const uint8_t *unit, unsigned group_size,           \
                                                float *tile, size_t stride) {                       \
         const unsigned places = CPU_PLACES(group_size);                                            \
-        float pairs[32];                                                                           \
+        CPU_ALIGNED float pairs[32];                                                               \
         cpu_##level##_scales(unit + 8 * group_size, pairs);                                        \
         for (unsigned i = 0; i < 8; i++)                                                           \
             for (unsigned column = 0; column < group_size; column += 4 * places)                   \
@@ -287,7 +289,7 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
                                                 unsigned group_size, const unsigned places,        \
                                                 const float *x, float *sums) {                     \
         for (; groups; groups--, x += group_size, unit += TC__UNIT_BYTES(group_size)) {            \
-            float pairs[32];                                                                       \
+            CPU_ALIGNED float pairs[32];                                                           \
             cpu_##level##_scales(unit + 8 * group_size, pairs);                                    \
             for (unsigned i = 0; i < 8; i++) {                                                     \
                 cpu_##level##_f low = cpu_##level##_load(sums + i * LANES);                        \
@@ -353,7 +355,7 @@ CPU_AVX512 static void cpu_avx512_w4_expand(const uint8_t *unit, unsigned group_
         cpu_avx2_w4_expand(unit, group_size, tile, stride);
         return;
     }
-    float pairs[32];
+    CPU_ALIGNED float pairs[32];
     cpu_avx512_scales(unit + 8 * group_size, pairs);
     for (unsigned i = 0; i < 8; i++) {
         __m512 low = cpu_avx512_table(pairs + 4 * i);
@@ -376,7 +378,7 @@ CPU_AVX512 CPU_INLINE void cpu_avx512_w4_run(const uint8_t *unit, size_t groups,
         c[r] = _mm512_setzero_ps();
     }
     for (; groups; groups--, x += 64 * chunks, unit += 512 * chunks + 64) {
-        float pairs[32];
+        CPU_ALIGNED float pairs[32];
         cpu_avx512_scales(unit + 512 * chunks, pairs);
         CPU_TIMES(i, 8) {
             __m512 low = cpu_avx512_table(pairs + 4 * i);
@@ -404,7 +406,7 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
     } else if (group_size == 64) {
         cpu_avx512_w4_run(unit, groups, 1, x, sums);
     } else { /* 64 bytes hold four rows of 32 columns: through a tile, in the same order */
-        float tile[16 * 256];
+        CPU_ALIGNED float tile[16 * 256];
         memset(sums, 0, 16 * 16 * sizeof *sums);
         for (size_t now; groups; groups -= now, x += 32 * now) {
             now = groups < 8 ? groups : 8;
@@ -625,7 +627,7 @@ static void cpu_rows(const tc__tensor *matrix, size_t block, size_t column,
 /* y[16] = a block's rows times one vector. Reads each weight once, in the file's order. */
 static void cpu_product(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
                         const float *x, float *y) {
-    float sums[TC__BLOCK * TC__LANES_MAX];
+    CPU_ALIGNED float sums[TC__BLOCK * TC__LANES_MAX];
     if (matrix->type == TC__W4) {
         kernels->w4_sums(cpu_unit(matrix, block, 0), matrix->columns / matrix->group_size,
                          matrix->group_size, x, sums);
@@ -670,6 +672,11 @@ size_t tc__multiply_scratch(size_t count) {
     return TC__BLOCK * (CPU_TILE(TC__LANES_MAX) + count * TC__LANES_MAX);
 }
 
+/* Asks for bytes that are read soon, before the stream of reads pauses for some microseconds. */
+static void cpu_fetch(const uint8_t *bytes, size_t n) {
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i, 0, 2);
+}
+
 /* Products of a block with several vectors: a piece of the weights is expanded to floats in the first
  * level cache and then multiplied with all vectors. */
 static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
@@ -680,6 +687,7 @@ static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, s
     for (size_t column = 0; column < columns; column += width) {
         size_t n = columns - column < width ? columns - column : width;
         cpu_expand(kernels, matrix, block, column, n, tile, width);
+        if (matrix->type == TC__W4) cpu_fetch(cpu_unit(matrix, block, column + n), n * 17 / 2);
         tc__multiply_tile(kernels, tile, width, (n + lanes - 1) / lanes * lanes, x + column,
                           x_stride, count, sums);
     }
