@@ -1,4 +1,5 @@
 #include "session.h"
+#include "shapes.h"
 
 #include <time.h>
 
@@ -65,9 +66,26 @@ static int api_read_stop_ids(tc_model *model, tc_error *err) {
     return TC_OK;
 }
 
+/* What to open: a file, or a shape. */
+typedef struct api_source {
+    const char *path; /* NULL: the shape */
+    const char *shape, *precision;
+    int group_size;
+} api_source;
+
+/* The tables; a shape's weights too if the backend is one that reads them in memory. */
+static int api_read_tables(tc_model *model, const api_source *source, const tc_model_params *params,
+                           tc_error *err) {
+    bool in_memory = model->backend == tc__cpu_backend();
+    if (source->path) return tc__model_file_open(source->path, &model->file, err);
+    return tc__shape_open(source->shape, source->precision, source->group_size, in_memory, params,
+                          &model->file, err);
+}
+
 /* Everything but the device. */
-static int api_read_model(tc_model *model, const char *path, tc_error *err) {
-    int code = tc__model_file_open(path, &model->file, err);
+static int api_read_model(tc_model *model, const api_source *source, const tc_model_params *params,
+                          tc_error *err) {
+    int code = api_read_tables(model, source, params, err);
     if (!code) code = tc__weights_open(&model->file, &model->weights, err);
     if (code) return code;
     tc__precision_name(&model->weights, model->precision, sizeof model->precision);
@@ -83,40 +101,46 @@ static int api_read_model(tc_model *model, const char *path, tc_error *err) {
     return code;
 }
 
-int tc__model_open_with(const tc__backend *backend, const char *path, const tc_model_params *params,
-                        tc_model **model, tc_error *err) {
+static int api_open_on(const tc__backend *backend, const api_source *source,
+                       const tc_model_params *params, tc_model **model, tc_error *err) {
     *model = NULL;
     int code = api_progress(params, 0, "reading the model file", err);
     if (code) return code;
     tc_model *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a model", sizeof *made);
     made->backend = backend;
-    code = api_read_model(made, path, err);
+    code = api_read_model(made, source, params, err);
     if (!code) code = backend->open(&made->weights, params, &made->device, err);
     if (!code) code = api_progress(params, 1, "ready", err);
     if (code) {
         tc_model_close(made);
         return code;
     }
-    if (params->log && !made->tokenizer)
+    if (params->log && !made->tokenizer && source->path)
         params->log(params->user, "this model file has no tokenizer: only token ids can be used");
-    else if (params->log && made->n_stop_ids == 0)
+    else if (params->log && made->tokenizer && made->n_stop_ids == 0)
         params->log(params->user, "this model file has no stop ids: a reply ends at a stop string, "
                                   "at its token limit or with the context");
     *model = made;
     return tc__ok(err);
 }
 
+int tc__model_open_with(const tc__backend *backend, const char *path, const tc_model_params *params,
+                        tc_model **model, tc_error *err) {
+    api_source source = {path, NULL, NULL, 0};
+    return api_open_on(backend, &source, params, model, err);
+}
+
 /* The GPU if it can be used for this model; else the CPU, and why is said. */
-static int api_open_auto(const char *path, const tc_model_params *params, tc_model **model,
+static int api_open_auto(const api_source *source, const tc_model_params *params, tc_model **model,
                          tc_error *err) {
     tc_error why;
-    int code = tc__model_open_with(tc__cuda_backend(), path, params, model, &why);
+    int code = api_open_on(tc__cuda_backend(), source, params, model, &why);
     if (code != TC_ERR_DEVICE && code != TC_ERR_UNSUPPORTED && code != TC_ERR_MEMORY) {
         if (err) *err = why;
         return code;
     }
-    code = tc__model_open_with(tc__cpu_backend(), path, params, model, err);
+    code = api_open_on(tc__cpu_backend(), source, params, model, err);
     if (!code && params->log) {
         char line[sizeof why.message + 32];
         snprintf(line, sizeof line, "using the CPU: %s", why.message);
@@ -126,30 +150,45 @@ static int api_open_auto(const char *path, const tc_model_params *params, tc_mod
 }
 
 /* A GPU asked for by name: what is wrong with it begins with that name. */
-static int api_open_cuda(const char *path, const tc_model_params *params, tc_model **model,
+static int api_open_cuda(const api_source *source, const tc_model_params *params, tc_model **model,
                          tc_error *err) {
     tc_error why;
-    int code = tc__model_open_with(tc__cuda_backend(), path, params, model, &why);
+    int code = api_open_on(tc__cuda_backend(), source, params, model, &why);
     if (code == TC_ERR_DEVICE)
         return tc__fail(err, code, "device '%s': %s", params->device, why.message);
     if (err) *err = why;
     return code;
 }
 
-int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
-                  tc_error *err) {
+static int api_open(const api_source *source, const tc_model_params *params, tc_model **model,
+                    tc_error *err) {
     tc_model_params defaults = tc_model_default_params();
     if (!params) params = &defaults;
+    const char *device = params->device ? params->device : "auto";
+    if (strcmp(device, "auto") == 0) return api_open_auto(source, params, model, err);
+    if (strcmp(device, "cpu") == 0)
+        return api_open_on(tc__cpu_backend(), source, params, model, err);
+    if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)
+        return api_open_cuda(source, params, model, err);
+    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N", device);
+}
+
+int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
+                  tc_error *err) {
+    api_source source = {path, NULL, NULL, 0};
     if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: model is NULL");
     *model = NULL;
     if (!path) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: path is NULL");
-    const char *device = params->device ? params->device : "auto";
-    if (strcmp(device, "auto") == 0) return api_open_auto(path, params, model, err);
-    if (strcmp(device, "cpu") == 0)
-        return tc__model_open_with(tc__cpu_backend(), path, params, model, err);
-    if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)
-        return api_open_cuda(path, params, model, err);
-    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N", device);
+    return api_open(&source, params, model, err);
+}
+
+int tc_model_open_shape(const char *name, const char *precision, int group_size,
+                        const tc_model_params *params, tc_model **model, tc_error *err) {
+    api_source source = {NULL, name, precision ? precision : "w4a16", group_size};
+    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open_shape: model is NULL");
+    *model = NULL;
+    if (!name) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open_shape: name is NULL");
+    return api_open(&source, params, model, err);
 }
 
 void tc_model_close(tc_model *model) {
@@ -176,6 +215,7 @@ tc_model_info tc_model_get_info(const tc_model *model) {
     info.device = model->backend->name(model->device);
     info.template_name = model->tokenizer ? model->chat_template.name : "";
     info.parameters = model->weights.parameters;
+    info.layer_parameters = model->weights.layer_parameters;
     info.weight_bytes = model->weights.tensor_bytes;
     info.bytes_per_token = model->weights.bytes_per_token;
     info.kv_bytes_per_token = model->backend->kv_bytes_per_token(model->device);

@@ -142,12 +142,15 @@ static int arch_layer(const tc__model_file *file, const tc__arch *arch, long i, 
 static void arch_count(const tc__model_file *file, tc__weights *weights) {
     const tc__tensor *last = &file->tensors[file->tensor_count - 1];
     weights->data = file->tensors[0].data;
-    weights->data_bytes = (size_t)(last->data + last->size - weights->data);
+    weights->data_bytes = last->offset + last->size;
+    weights->in_file = file->map.data != NULL;
     size_t row = weights->embed->columns * 2; /* one token reads one row of the embedding */
     for (size_t i = 0; i < file->tensor_count; i++) {
         const tc__tensor *tensor = &file->tensors[i];
         weights->parameters += tensor->rows * tensor->columns;
         weights->tensor_bytes += tensor->size;
+        if (tensor->columns > 1 && tensor != weights->embed && tensor != weights->head)
+            weights->layer_parameters += tensor->rows * tensor->columns;
         bool whole = tensor != weights->embed || weights->head == weights->embed;
         weights->bytes_per_token += whole ? tensor->size : row;
     }

@@ -27,9 +27,13 @@ typedef struct tc__weights {
     tc__arch arch;
     const tc__tensor *embed, *norm, *head; /* head == embed when tied */
     tc__layer *layers;                     /* [arch.layers] */
-    const uint8_t *data;                   /* of all tensors, in the file's order, gaps included */
+    /* Of all tensors, in the file's order, gaps included; NULL: random numbers, made on the device
+     * (shapes.h). */
+    const uint8_t *data;
+    bool in_file; /* data are pages of a file: the system counts them as available memory */
     size_t data_bytes;
     size_t parameters;                     /* weights, embeddings included */
+    size_t layer_parameters;               /* of these, in the matrices of the layers */
     size_t tensor_bytes;                   /* of all tensors */
     size_t bytes_per_token;                /* read to decode one token, KV cache excluded */
 } tc__weights;

@@ -63,6 +63,24 @@ void *tc__alloc_aligned(size_t bytes) {
 
 void tc__free_aligned(void *memory) { free(memory); }
 
+size_t tc__available_memory(void) {
+    unsigned long long bytes = 0, kib;
+    FILE *file = fopen("/proc/meminfo", "r");
+    if (file) {
+        char line[128];
+        while (!bytes && fgets(line, sizeof line, file))
+            if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1) bytes = kib * 1024;
+        fclose(file);
+    }
+#ifdef _SC_PHYS_PAGES
+    if (!bytes) {
+        long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+        if (pages > 0 && size > 0) bytes = (unsigned long long)pages * (unsigned long)size;
+    }
+#endif
+    return bytes < SIZE_MAX ? (size_t)bytes : SIZE_MAX;
+}
+
 /* Makes room for `more` elements of `size` bytes after `len`; returns the new block or NULL. */
 static void *base_grow(void *data, size_t *cap, size_t len, size_t more, size_t size) {
     size_t need, bytes;

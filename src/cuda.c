@@ -1,6 +1,7 @@
 #include "gpu_driver.h"
 #include "gpu_programs.h"
 #include "jit.h"
+#include "shapes.h"
 #include "threads.h"
 
 #include "backend.h"
@@ -44,7 +45,7 @@ typedef struct cuda_device {
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
-    cuda_kernel rows_hidden, rows_intermediate, widen, read_loop;
+    cuda_kernel rows_hidden, rows_intermediate, widen, read_loop, random_fill;
 } cuda_device;
 
 typedef struct cuda_cache {
@@ -102,6 +103,12 @@ typedef struct cuda_prefill_attention_args {
     tc__cu_ptr qkv, q, k, v, out, scale, state, turns;
     int ctx, tokens;
 } cuda_prefill_attention_args;
+
+typedef struct cuda_fill_args {
+    tc__cu_ptr data;
+    unsigned long long first, count;
+    tc__pattern pattern;
+} cuda_fill_args;
 
 typedef struct cuda_sample_args {
     tc__cu_ptr logits, keys, ids, state, host;
@@ -218,6 +225,7 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"sample_token", CUDA_DECODE, &device->sample},
         {"widen", CUDA_DECODE, &device->widen},
         {"read_loop", CUDA_DECODE, &device->read_loop},
+        {"random_fill", CUDA_DECODE, &device->random_fill},
         {"embed_all", CUDA_PREFILL, &device->embed_all},
         {"rows_hidden", CUDA_PREFILL, &device->rows_hidden},
         {"rows_intermediate", CUDA_PREFILL, &device->rows_intermediate},
@@ -298,7 +306,7 @@ static size_t cuda_align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
 /* Where a tensor lies in GPU memory: the file's order and alignment. */
 static tc__cu_ptr cuda_tensor(const cuda_device *device, const tc__tensor *tensor) {
-    return device->memory + (tc__cu_ptr)(tensor->data - device->weights->data);
+    return device->memory + tensor->offset;
 }
 
 typedef struct cuda_copy {
@@ -356,6 +364,31 @@ static int cuda_upload(cuda_device *device, const tc_model_params *params, tc_er
     return code;
 }
 
+static int cuda_fill(cuda_device *device, const tc__tensor *tensor, tc_error *err) {
+    cuda_fill_args args = {cuda_tensor(device, tensor), tensor->offset / 8, tensor->size / 8,
+                           tc__shape_pattern(tensor)};
+    return tc__cu_check(&device->cu,
+                        cuda_launch(device, &device->random_fill, 0, 1, &args, NULL, false),
+                        "making random weights", err);
+}
+
+/* Weights that no file holds: random numbers, the same ones that the CPU makes. */
+static int cuda_fill_all(cuda_device *device, tc_error *err) {
+    const tc__weights *weights = device->weights;
+    int code = cuda_fill(device, weights->embed, err);
+    if (!code) code = cuda_fill(device, weights->norm, err);
+    if (!code && weights->head != weights->embed) code = cuda_fill(device, weights->head, err);
+    for (uint32_t l = 0; l < weights->arch.layers && !code; l++) {
+        code = cuda_fill(device, weights->layers[l].attn_norm, err);
+        if (!code) code = cuda_fill(device, weights->layers[l].mlp_norm, err);
+        for (int role = 0; role < TC__ROLES && !code; role++)
+            code = cuda_fill(device, tc__role_matrix(&weights->layers[l], role), err);
+    }
+    if (!code)
+        code = tc__cu_check(&device->cu, device->cu.stream_wait(NULL), "making random weights", err);
+    return code;
+}
+
 /* bfloat16 tensors become binary16 in place. */
 static int cuda_widen(cuda_device *device, const tc__tensor *tensor, tc_error *err) {
     struct {
@@ -408,6 +441,7 @@ static int cuda_load(cuda_device *device, const tc_model_params *params, tc_erro
     int code = tc__cu_check(&device->cu, result, "allocating memory for the weights", err);
     device->turns = device->memory + tensors;
     if (!code) code = cuda_load_turns(device, err);
+    if (!code && !device->weights->data) return cuda_fill_all(device, err);
     if (!code) code = cuda_upload(device, params, err);
     return code ? code : cuda_widen_all(device, err);
 }

@@ -117,7 +117,9 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
                 "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
                 "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
                 "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"
-                "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n");
+                "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n"
+                "KERNEL(random_fill, 512, 1, FillArgs, random_fill_words(args))\n"
+                "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
 }
 
 static void programs_prefill(const tc__weights *weights, const tc__kinds *kinds, const char *prefix,

@@ -125,6 +125,8 @@ static int model_file_read_table(tc__model_file *file, const char *path, tc__cur
     for (size_t i = 0; i < file->tensor_count; i++)
         if (!model_file_read_tensor(&cursor, &file->map, &data_start, &file->tensors[i]))
             return model_file_bad(path, "a tensor's entry is malformed or points outside", err);
+    for (size_t i = 0; i < file->tensor_count; i++)
+        file->tensors[i].offset = (size_t)(file->tensors[i].data - file->tensors[0].data);
     for (size_t i = 1; i < file->tensor_count; i++)
         for (size_t j = 0; j < i; j++)
             if (model_file_same(file->tensors[i].name, file->tensors[i].name_len,
@@ -218,6 +220,8 @@ int tc__model_file_open(const char *path, tc__model_file *file, tc_error *err) {
 void tc__model_file_close(tc__model_file *file) {
     free(file->metas);
     free(file->tensors);
+    free(file->names);
+    free(file->data);
     tc__map_close(&file->map);
     memset(file, 0, sizeof *file);
 }

@@ -65,7 +65,8 @@ typedef struct tc__tensor {
     uint32_t type;       /* TC__F32, ... */
     uint32_t group_size; /* of W4, else 0 */
     size_t rows, columns; /* a vector has columns == 1 */
-    const uint8_t *data; /* in the mapped file; a multiple of 256 from its start */
+    const uint8_t *data; /* in the mapped file; a multiple of 256 from its start. NULL: nowhere */
+    size_t offset;       /* from the first tensor's data */
     size_t size;
     uint32_t crc;
 } tc__tensor;
@@ -85,6 +86,8 @@ typedef struct tc__model_file {
     size_t meta_count;
     tc__tensor *tensors; /* [tensor_count], in the file's order, names distinct */
     size_t tensor_count;
+    char *names; /* of the tensors, and their data, when there is no file (shapes.h); else NULL */
+    void *data;
     uint64_t fingerprint; /* names the contents: checksums of metadata (high half) and table */
 } tc__model_file;
 

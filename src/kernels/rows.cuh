@@ -95,6 +95,23 @@ __device__ __forceinline__ void bf16_to_f16(const WidenArgs &args) {
         args.data[i] = f32_to_f16(bf16_to_f32(args.data[i]));
 }
 
+struct FillArgs {
+    u64 *data;                         // a tensor
+    u64 first, count;                  // its first word in the block of all tensors; its words
+    u64 unit, random, mask, bits, tail; // tc__pattern, src/shapes.h
+};
+
+// Random weights, bit for bit those of src/shapes.c. Bytes moved: 8 count written.
+__device__ __forceinline__ void random_fill_words(const FillArgs &args) {
+    for (u64 i = blockIdx.x * 512ull + threadIdx.x; i < args.count; i += gridDim.x * 512ull) {
+        u64 z = (args.first + i) * 0x9e3779b97f4a7c15ull; // SplitMix64's output function
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+        z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+        z ^= z >> 31;
+        args.data[i] = i % args.unit < args.random ? (z & args.mask) | args.bits : args.tail;
+    }
+}
+
 struct ReadArgs {
     const u8 *data;
     u32 *out; // may be null: never written, but the compiler cannot know

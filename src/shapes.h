@@ -1,0 +1,38 @@
+/* shapes - the shapes of known models with random weights: how fast would a model be, before it is
+ * there? A shape is a model file that no disk holds: the same tables of metadata and tensors, read
+ * by the same code. It has no tokenizer.
+ *
+ * The weights are a pure function of the shape and the precision, the same on every device. They
+ * are such that activations keep the size that they have in a trained model and logits are finite.
+ */
+#ifndef TC_SHAPES_H
+#define TC_SHAPES_H
+
+#include "model_file.h"
+
+/* How a tensor is filled, in words of 64 bits. Word i of the tensor, which is word n of the block of
+ * all tensors' data, is
+ *
+ *     i % unit < random ? (hash(n) & mask) | bits : tail
+ *
+ * where hash(n) is output n of SplitMix64 started at 0, counted from 1 (output 0: the hash of 0).
+ * One rule for all types, so that the GPU needs one kernel:
+ *     norm         1.0
+ *     binary16     both signs, 2^-7 <= magnitude < 2^-6
+ *     W4           any q; scale 0.002; zero 7 in rows 0-7, 8 in rows 8-15: the mean is 0 */
+typedef struct tc__pattern {
+    unsigned long long unit, random, mask, bits, tail;
+} tc__pattern;
+
+TC_INTERNAL tc__pattern tc__shape_pattern(const tc__tensor *tensor);
+
+/* Makes the tables of a shape; release with tc__model_file_close. precision and group_size as in
+ * tc_model_open_shape. With `in_memory` the tensors' data are made too, by `threads` threads (0: one
+ * per processor), `progress` (NULL allowed) is told and may cancel; else they have no data.
+ * Errors: ARGUMENT (unknown name, precision or group size), UNSUPPORTED (a family that is to come),
+ * MEMORY, CANCELLED. */
+TC_INTERNAL int tc__shape_open(const char *name, const char *precision, int group_size,
+                               bool in_memory, const tc_model_params *params,
+                               tc__model_file *file, tc_error *err);
+
+#endif /* TC_SHAPES_H */
