@@ -492,6 +492,9 @@ TEST(help_is_complete_and_fits_80_columns) {
                                         "--logits",
                                         "--bench",
                                         "--json",
+                                        "--precision",
+                                        "--group-size",
+                                        "llama-2-7b",
                                         "--version",
                                         "130",
                                         "/help",
@@ -560,6 +563,8 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "-p", "x", "--file=y"}, "choose one of -p and -f"},
         {{"M", "--ids", "x"}, "--ids and --logits need each other"},
         {{"M", "--json"}, "--json belongs to --bench"},
+        {{"tiny", "--precision", "w4a16"}, "belong to --bench"},
+        {{"M", "--bench", "--group-size", "16"}, "--group-size: expected a whole number from 32 to"},
         {{"M", "--special"}, "--special belongs to --tokenize"},
         {{"M", "--tokenize", "--bench"}, "choose one of"},
         {{"M", "--tokenize", "-p", "x"}, "not for the tools"},
@@ -1057,27 +1062,75 @@ static double json_number(const char *text, const char *key) {
 
 TEST(the_benchmark_reports_decode_and_prefill) {
     result r = run(ARGS(model_path, "--bench", "-t", "1", "-c", "100"));
-    EXPECT(r, 0, ANY, "measuring decode: 96 x 1 tokens");
-    CHECK(has(&r.out, "\ndecode ") && has(&r.out, "\nprefill ") && has(&r.out, "GB/s"));
+    EXPECT(r, 0, ANY, "measuring decode at context 4: 96 x 1 tokens");
+    CHECK(has(&r.out, "\ndecode ") && has(&r.out, "\nprefill ") && has(&r.out, " GB/s, ") &&
+          has(&r.out, " TFLOP/s\n") && !has(&r.out, "random"));
     done(&r);
-    r = run(ARGS(model_path, "--bench", "--json", "-q"));
+    r = run(ARGS(model_path, "--bench", "--json", "-q", "-c", "8192"));
     EXPECT(r, 0, ANY, ANY);
     CHECK(r.err.len == 0 && has(&r.out, "\"model\": \"scripts\\u001b[31m\""));
+    CHECK(has(&r.out, "\"random_weights\": false, \"context\": 8192"));
+    static const char *const rows[] = {
+        "{\"what\": \"decode\", \"context\": 4, \"tokens\": 1, \"runs\": 200",
+        "{\"what\": \"decode\", \"context\": 512, \"tokens\": 1, \"runs\": 200",
+        "{\"what\": \"decode\", \"context\": 2048, \"tokens\": 1, \"runs\": 200",
+        "{\"what\": \"prefill\", \"context\": 0, \"tokens\": 64, \"runs\": 5",
+        "{\"what\": \"prefill\", \"context\": 0, \"tokens\": 512, \"runs\": 5",
+        "{\"what\": \"prefill\", \"context\": 0, \"tokens\": 2048, \"runs\": 5"};
+    for (size_t i = 0; i < TC_COUNT(rows); i++) CHECK_MSG(has(&r.out, rows[i]), "%s", rows[i]);
     const char *decode = strstr(r.out.data, "\"decode\""),
                *prefill = strstr(r.out.data, "\"prefill\"");
     REQUIRE(decode && prefill);
     CHECK(json_number(decode, "\"runs\": ") == 200 && json_number(decode, "\"context\": ") == 4);
     CHECK(json_number(prefill, "\"tokens\": ") == 64);
     double ms = json_number(decode, "\"ms_per_token\": ");
+    double mean = json_number(decode, "\"mean_ms_per_token\": ");
     double rate = json_number(decode, "\"tokens_per_second\": ");
     double loop = json_number(r.out.data, "\"read_loop_gbs\": ");
-    double reads = json_number(r.out.data, "\"decode_gbs\": ");
+    double reads = json_number(decode, "\"read_gbs\": ");
     double bytes = json_number(r.out.data, "\"bytes_per_token\": ");
-    double percent = json_number(r.out.data, "\"decode_percent\": ");
-    CHECK(ms > 0 && fabs(ms * rate - 1000) < 1 && loop > 0 && bytes > 0);
+    double kv = json_number(r.out.data, "\"kv_bytes_per_token\": ");
+    double percent = json_number(decode, "\"read_percent\": ");
+    double work = json_number(prefill, "\"tflops\": ");
+    double speed = json_number(prefill, "\"tokens_per_second\": ");
+    CHECK(ms > 0 && fabs(ms * rate - 1000) < 1 && loop > 0 && bytes > 0 && kv > 0);
+    CHECK_MSG(mean > ms / 20 && mean < ms * 20, "mean %g, median %g", mean, ms);
+    bytes += kv * (4 + 201 / 2.0); /* the context grows from 5 to 204 */
     CHECK_MSG(fabs(reads - bytes * rate * 1e-9) < 1e-3 * reads, "%g %g %g", reads, bytes, rate);
+    /* 1 layer: qkv and o of one head of 32, gate and up and down of 32 */
+    double layer = HIDDEN * (4 * 32 + 3 * 32.0);
+    CHECK_MSG(fabs(work - 2e-12 * layer * speed) < 1e-2 * work, "%g %g", work, speed);
     CHECK(fabs(percent - 100 * reads / loop) < 1e-2 * percent);
     done(&r);
+}
+
+/* A shape is a model that no file holds, measured with random weights. */
+TEST(the_benchmark_knows_shapes) {
+    result r = run(ARGS("tiny", "--bench", "--device", "cpu", "-c", "100", "--group-size", "32"));
+    EXPECT(r, 0, ANY, ANY);
+    CHECK(has(&r.out, "tiny, W4A16 g32, ") && has(&r.out, " of weights (random)"));
+    done(&r);
+    r = run(ARGS("--bench", "tiny", "--precision=w16a16", "--device", "cpu", "-q", "--json"));
+    EXPECT(r, 0, ANY, ANY);
+    CHECK(has(&r.out, "\"model\": \"tiny\", \"precision\": \"W16A16\"") &&
+          has(&r.out, "\"random_weights\": true"));
+    done(&r);
+    static const char *const families[][2] = {
+        {"mpt-7b", "mpt"}, {"mpt-30b", "mpt"}, {"falcon-7b", "falcon"}, {"qwen2.5-7b", "qwen2"}};
+    for (size_t i = 0; i < TC_COUNT(families); i++) {
+        char message[96];
+        snprintf(message, sizeof message, "shape '%s' comes with the model family '%s'",
+                 families[i][0], families[i][1]);
+        RUNS(ARGS("--bench", families[i][0]), 3, "", message);
+    }
+    RUNS(ARGS("--bench", "llama"), 3, "", "no built-in shape");
+    RUNS(ARGS("--bench", "./tiny"), 3, "", "./tiny: ");
+    RUNS(ARGS("tiny", "-p", "h"), 3, "", "tiny: ");
+    RUNS(ARGS("--bench", "tiny", "--group-size", "48", "--device", "cpu"), 2, "", "32, 64 or 128");
+    RUNS(ARGS("--bench", "tiny", "--precision", "w8a8", "--device", "cpu"), 2, "", "'w8a8'");
+    RUNS(ARGS("--bench", "tiny", "--precision", "w16a16", "--group-size", "64"), 2, "",
+         "group size 64 with precision w16a16");
+    RUNS(ARGS(model_path, "--bench", "--group-size", "64"), 2, "", "a shape's name");
 }
 
 /* ---- main ---- */
@@ -1121,4 +1174,5 @@ TEST_MAIN(
                                                 RUN(logits_of_every_position_are_written) RUN(
                                                     a_failed_evaluation_leaves_the_old_file)
                                                     RUN(the_benchmark_reports_decode_and_prefill)
-                                                        RUN(no_file_is_left_behind))
+                                                        RUN(the_benchmark_knows_shapes)
+                                                            RUN(no_file_is_left_behind))
