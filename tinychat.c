@@ -165,7 +165,8 @@ TC_INTERNAL void tc__map_close(tc__map *map);
 
 /* A file written beside its destination and renamed over it by tc__replace_commit (after fsync), so
  * that `path` always holds either the old or the complete new bytes. tc__replace_abort removes the
- * temporary file; both close it. Errors: IO. */
+ * temporary file; both close it. Only regular files are replaced, and links themselves, not what
+ * they point to. Errors: IO. */
 typedef struct tc__replace {
     FILE *file; /* write here; check ferror or rely on commit, which does */
     char *path, *temporary;
@@ -1483,6 +1484,9 @@ static int base_create_beside(tc__replace *replace, size_t room) {
 
 int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
     memset(replace, 0, sizeof *replace);
+    struct stat info; /* root could rename over /dev/null, for everyone */
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return tc__fail(err, TC_ERR_IO, "%s: is not a regular file, so it is not replaced", path);
     size_t room = strlen(path) + 48;
     replace->path = tc__copy(path, strlen(path));
     replace->temporary = malloc(room);

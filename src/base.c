@@ -346,6 +346,9 @@ static int base_create_beside(tc__replace *replace, size_t room) {
 
 int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
     memset(replace, 0, sizeof *replace);
+    struct stat info; /* root could rename over /dev/null, for everyone */
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+        return tc__fail(err, TC_ERR_IO, "%s: is not a regular file, so it is not replaced", path);
     size_t room = strlen(path) + 48;
     replace->path = tc__copy(path, strlen(path));
     replace->temporary = malloc(room);

@@ -156,7 +156,8 @@ TC_INTERNAL void tc__map_close(tc__map *map);
 
 /* A file written beside its destination and renamed over it by tc__replace_commit (after fsync), so
  * that `path` always holds either the old or the complete new bytes. tc__replace_abort removes the
- * temporary file; both close it. Errors: IO. */
+ * temporary file; both close it. Only regular files are replaced, and links themselves, not what
+ * they point to. Errors: IO. */
 typedef struct tc__replace {
     FILE *file; /* write here; check ferror or rely on commit, which does */
     char *path, *temporary;
