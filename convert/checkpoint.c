@@ -610,8 +610,7 @@ static const struct {
     const char *what;
 } ckpt_foreign[] = {
 #define CKPT_BYTES(text) text, sizeof text - 1
-    {0, CKPT_BYTES("version https://git-lfs"),
-     "is a git-LFS pointer, not the file itself: fetch the file with 'git lfs pull'"},
+    {0, CKPT_BYTES(CKPT_LFS_START), CKPT_LFS_POINTER},
     {0, CKPT_BYTES("PYTORCH1"),
      "is in PyTorch's preview format of 2018: save it again with "
      "a current PyTorch"},

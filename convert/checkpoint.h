@@ -29,6 +29,11 @@
 
 #define CKPT_MAX_DIMS 8
 
+/* What stands in place of a large file after a clone without git-LFS, and what to say about it. */
+#define CKPT_LFS_START "version https://git-lfs"
+#define CKPT_LFS_POINTER \
+    "is a git-LFS pointer, not the file itself: fetch the file with 'git lfs pull'"
+
 typedef enum ckpt_dtype {
     CKPT_F64,
     CKPT_F32,

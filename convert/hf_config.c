@@ -142,24 +142,22 @@ static int hf_check_rope(const hf_file *file, const char *key) {
     return hf_check_neutral(file, rope);
 }
 
-static int hf_check_window(const hf_file *file, const hf_config *config) {
+static int hf_check_window(const hf_file *file) {
     const json_value *window = hf_get(file, file->root, "sliding_window");
     const json_value *types = hf_get(file, file->root, "layer_types");
     bool used = true;
-    int64_t positions;
     json_bool(hf_get(file, file->root, "use_sliding_window"), &used);
-    bool matters = window && used &&
-                   !(json_int(&file->doc, window, &positions) && positions >= config->max_seq_len);
+    bool matters = window && used;
     for (const json_value *item = json_first(types); item; item = json_next(types, item))
         matters |= json_type(types) == JSON_ARRAY && !json_is(&file->doc, item, "full_attention");
     if (!matters) return TC_OK;
     return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                    "%s: sliding-window attention is not implemented yet and would change the "
-                    "model's answers",
-                    file->path);
+                    "%s: '%s': sliding-window attention is not implemented yet and would change "
+                    "the model's answers",
+                    file->path, window && used ? "sliding_window" : "layer_types");
 }
 
-static int hf_check(const hf_file *file, const hf_config *config) {
+static int hf_check(const hf_file *file) {
     char activation[64];
     const json_value *value = hf_get(file, file->root, "hidden_act");
     hf_word(file, value, activation, sizeof activation);
@@ -170,7 +168,7 @@ static int hf_check(const hf_file *file, const hf_config *config) {
     int code = hf_check_neutral(file, file->root);
     if (!code) code = hf_check_rope(file, "rope_scaling");
     if (!code) code = hf_check_rope(file, "rope_parameters");
-    if (!code) code = hf_check_window(file, config);
+    if (!code) code = hf_check_window(file);
     return code;
 }
 
@@ -264,7 +262,7 @@ static void hf_read_quant(const hf_file *file, const json_value *quant, hf_confi
 static int hf_read_config(hf_file *file, hf_config *config, tc__buf *notes) {
     int code = hf_check_family(file);
     if (!code) code = hf_read_sizes(file, config);
-    if (!code) code = hf_check(file, config);
+    if (!code) code = hf_check(file);
     if (!code) code = hf_read_numbers(file, config, notes);
     if (!code) code = hf_read_stops(file, config);
     if (code) return code;
@@ -294,9 +292,13 @@ static int hf_read_file(const char *dir, const char *name, bool required, hf_con
                         tc__buf *notes, int (*read)(hf_file *, hf_config *, tc__buf *),
                         tc_error *err) {
     char *path = hf_path(dir, name);
+    struct stat info;
     if (!path && !required) return TC_OK;
+    if (!path && (stat(dir, &info) || !S_ISDIR(info.st_mode)))
+        return tc__fail(err, TC_ERR_IO, "%s: no such folder; expected a Hugging Face model folder",
+                        dir);
     if (!path)
-        return tc__fail(err, TC_ERR_IO,
+        return tc__fail(err, TC_ERR_FORMAT,
                         "%s: no %s in this folder; expected a Hugging Face model folder", dir,
                         name);
     hf_file file = {path, {0}, NULL, err};

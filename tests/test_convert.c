@@ -790,7 +790,8 @@ TEST(settings_that_would_change_answers_are_refused) {
         {"\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
         {"\"partial_rotary_factor\":1.0", NULL},
         {"\"sliding_window\":1024,\"max_position_embeddings\":4096", "sliding-window"},
-        {"\"sliding_window\":4096,\"max_position_embeddings\":4096", NULL},
+        {"\"sliding_window\":4096,\"max_position_embeddings\":4096", "'sliding_window'"},
+        {"\"sliding_window\":null", NULL},
         {"\"sliding_window\":1024,\"use_sliding_window\":false", NULL},
         {"\"layer_types\":[\"sliding_attention\"]", "sliding-window"},
         {"\"layer_types\":[\"full_attention\"]", NULL},
@@ -1234,8 +1235,12 @@ TEST(tokenizers_that_would_differ_are_refused) {
         }
         tc__buf_free(&bytes);
     }
-    CHECK(write_file(r.folder, "tokenizer.model", "IQ== 0\nIg== 1\n", 14)); /* a tiktoken file */
     tokenizer_import import;
+    const char *pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\n";
+    CHECK(write_file(r.folder, "tokenizer.model", pointer, strlen(pointer)));
+    CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_UNSUPPORTED);
+    CHECK(strstr(r.err.message, "git-LFS pointer") != NULL);
+    CHECK(write_file(r.folder, "tokenizer.model", "IQ== 0\nIg== 1\n", 14)); /* a tiktoken file */
     CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
     tc__buf bytes = proto_model(proto_bpe, proto_identity);
     CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len));
@@ -1461,6 +1466,11 @@ TEST(outputs_that_cannot_be_are_refused) {
     CHECK(run_model(&r, &m) == TC_ERR_IO && strstr(r.err.message, other));
     r.options.output = "/dev/full/x";
     CHECK(run_model(&r, &m) == TC_ERR_IO);
+    snprintf(other, sizeof other, "%s/pipe", r.folder);
+    r.options.output = other;
+    CHECK(mkfifo(other, 0600) == 0);
+    CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && strstr(r.err.message, "not a regular file"));
+    CHECK(unlink(other) == 0);
     CHECK(count_files(r.folder) == 2);
     model_free(&m);
     run_end(&r);
@@ -1526,7 +1536,8 @@ TEST(exit_codes_and_one_line_messages) {
         {{"--awq", "x.pt", NULL}, 2, "--awq needs --hf"},
         {{"--hf", r.folder, "--template", "nope", NULL}, 2, "llama-2, vicuna, human, plain"},
         {{"--inspect", "a", "--verify", "b", NULL}, 2, "stand alone"},
-        {{"--hf", "/nonexistent", NULL}, 1, "no config.json"},
+        {{"--hf", "/nonexistent", NULL}, 1, "no such folder"},
+        {{"--hf", "/", NULL}, 3, "no config.json"},
         {{"--hf", r.folder, "-o", r.output, NULL}, 3, "--no-tokenizer"},
         {{"--hf", r.folder, "--awq", r.output, "-o", r.output, NULL}, 1, "No such file"},
         {{"--hf", r.folder, "-o", r.folder, "--no-tokenizer", NULL}, 2, "is a folder"},
