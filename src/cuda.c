@@ -837,14 +837,39 @@ static int cuda_decode(cuda_cache *cache, int32_t id, size_t pos, tc_error *err)
     return tc__cu_check(cu, result, "evaluating a token", err);
 }
 
+static const float *cuda_logits(tc__cache *handle) {
+    cuda_cache *cache = (cuda_cache *)handle;
+    tc__cu *cu = &cache->device->cu;
+    size_t bytes = 4 * (size_t)cache->device->weights->arch.vocab_size;
+    if (cache->logits_on_host) return cache->host_logits;
+    cuda_enter(cache->device);
+    tc__cu_result result = cu->copy_to_host(
+        cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes, bytes, cache->stream);
+    if (!result) result = cu->stream_wait(cache->stream);
+    cuda_leave(cache->device);
+    cache->logits_on_host = !result;
+    return result ? NULL : cache->host_logits;
+}
+
+/* The logits of one position to the caller of tc_eval_all. */
+static int cuda_hand_over(cuda_cache *cache, size_t pos, tc__logits_fn each, void *user,
+                          tc_error *err) {
+    const float *logits = cuda_logits((tc__cache *)cache);
+    if (!logits) return tc__fail(err, TC_ERR_DEVICE, "copying logits from the GPU failed");
+    if (each(user, pos, logits, (int)cache->device->weights->arch.vocab_size))
+        return tc__fail(err, TC_ERR_CANCELLED, "cancelled by the caller");
+    return TC_OK;
+}
+
 static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos, tc__logits_fn each,
                      void *user, const tc__flag *cancel, tc_error *err) {
     cuda_cache *cache = (cuda_cache *)handle;
     int code = TC_OK;
     cuda_enter(cache->device);
     cache->logits_on_host = false;
-    if (n == 1 && !each) {
+    if (n == 1) {
         code = cuda_decode(cache, ids[0], pos, err);
+        if (!code && each) code = cuda_hand_over(cache, pos, each, user, err);
     } else {
         cache->ahead = false;
         for (size_t at = 0; at < n && !code; at += (size_t)cache->chunk) {
@@ -860,20 +885,6 @@ static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos
     }
     cuda_leave(cache->device);
     return code;
-}
-
-static const float *cuda_logits(tc__cache *handle) {
-    cuda_cache *cache = (cuda_cache *)handle;
-    tc__cu *cu = &cache->device->cu;
-    size_t bytes = 4 * (size_t)cache->device->weights->arch.vocab_size;
-    if (cache->logits_on_host) return cache->host_logits;
-    cuda_enter(cache->device);
-    tc__cu_result result = cu->copy_to_host(
-        cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes, bytes, cache->stream);
-    if (!result) result = cu->stream_wait(cache->stream);
-    cuda_leave(cache->device);
-    cache->logits_on_host = !result;
-    return result ? NULL : cache->host_logits;
 }
 
 /* ---- sampling ---- */
