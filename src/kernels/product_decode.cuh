@@ -7,8 +7,7 @@
 // predecessor: weights depend on nothing.
 //
 // A unit goes through the tensor cores: 16 rows as the A operand, up to 8 vectors as the columns of
-// B. Vectors are binary16 with a power-of-two scale per group, so that no activation overflows; a
-// single vector fills two columns, its binary16 value and what that leaves out: 22 bits for free.
+// B. Vectors are binary16 with a power-of-two scale per group, so that no activation overflows.
 // Partial sums of the warps meet in shared memory and are added in the order of the warps: the same
 // input always gives the same bits.
 //
@@ -62,8 +61,9 @@ template <int K_, int GROUP_> struct W4 {
         copy_async_8(own8 + slot, at + (i32)scales_at);
         at += UNIT_BYTES;
     }
-    // acc += the unit in the slot times the vectors; x: this lane's column of B at the unit.
-    template <int T, bool SPLIT>
+    // acc += the unit in the slot times the vectors; x: this lane's column of B at the unit. With
+    // T == 1 all columns are the same and only the first is kept.
+    template <int T>
     __device__ __forceinline__ void multiply(u32 slot, u32 x, float scale0, float scale1,
                                              float acc[4]) const {
         u32 q[8];
@@ -92,11 +92,6 @@ template <int K_, int GROUP_> struct W4 {
             mma_16x8x16(odd, a, b.z, b.w);
         }
         float s0 = f16_to_f32((u16)sz.x), s1 = f16_to_f32((u16)sz.y);
-        if (SPLIT) { // both columns belong to the one vector
-            acc[0] += s0 * scale0 * ((even[0] + odd[0]) + (even[1] + odd[1]));
-            acc[2] += s1 * scale0 * ((even[2] + odd[2]) + (even[3] + odd[3]));
-            return;
-        }
         acc[0] += s0 * scale0 * (even[0] + odd[0]);
         acc[2] += s1 * scale0 * (even[2] + odd[2]);
         if (T == 1) return;
@@ -131,7 +126,7 @@ template <int K_, int GROUP_> struct F16 {
         at += 2 * GROUP;
         if (++unit == UNITS) unit = 0, at += 15LL * 2 * K; // the next row block
     }
-    template <int T, bool SPLIT>
+    template <int T>
     __device__ __forceinline__ void multiply(u32 slot, u32 x, float scale0, float scale1,
                                              float acc[4]) const {
         float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
@@ -143,11 +138,6 @@ template <int K_, int GROUP_> struct F16 {
             u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
             mma_16x8x16(even, a, b.x, b.y);
             mma_16x8x16(odd, c, b.z, b.w);
-        }
-        if (SPLIT) {
-            acc[0] += scale0 * ((even[0] + odd[0]) + (even[1] + odd[1]));
-            acc[2] += scale0 * ((even[2] + odd[2]) + (even[3] + odd[3]));
-            return;
         }
         acc[0] += scale0 * (even[0] + odd[0]);
         acc[2] += scale0 * (even[2] + odd[2]);
@@ -163,9 +153,7 @@ template <class M, int ROWS, int T, int WARPS, int DEPTH, int BLOCKS> struct Pro
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
     static constexpr int X_STRIDE = M::K + 32; // halfs: 64 bytes off, so columns differ in banks
     static constexpr int S_STRIDE = M::UNITS + 1;
-    static constexpr bool SPLIT = T == 1 && M::K <= 16384; // a wider vector would not fit twice
-    static constexpr int COLUMNS = SPLIT ? 2 : T;
-    static constexpr int X_BYTES = (2 * COLUMNS * X_STRIDE + 127) / 128 * 128;
+    static constexpr int X_BYTES = (2 * T * X_STRIDE + 127) / 128 * 128;
     static constexpr int S_BYTES = (4 * T * S_STRIDE + 127) / 128 * 128;
     static constexpr int RED_BYTES = (BLOCK_ROWS + WARPS) * T * 16 * 4;
     static constexpr int SMEM = X_BYTES + S_BYTES + RED_BYTES + WARPS * DEPTH * M::SLOT;
@@ -174,10 +162,9 @@ template <class M, int ROWS, int T, int WARPS, int DEPTH, int BLOCKS> struct Pro
 // One vector to binary16 with a scale per group; returns this thread's part of its sum of squares.
 // A lane takes four columns; a group is a power of two of lanes, so shuffles stay inside it.
 // All loads of a stretch are on their way before the first is used.
-// rest: where what binary16 leaves out goes, or null.
 template <class M, int WARPS, int IN>
 __device__ __forceinline__ float product_load(const float *in, const float *gamma, u16 *x,
-                                              u16 *rest, float *scales) {
+                                              float *scales) {
     constexpr int GROUP_LANES = M::GROUP / 4, STEP = WARPS * 128;
     constexpr int STEPS = (M::K + STEP - 1) / STEP, STRETCH = STEPS < 3 ? STEPS : 3;
     float sum = 0;
@@ -211,14 +198,8 @@ __device__ __forceinline__ float product_load(const float *in, const float *gamm
             e = min(max(e, -100), 110);
             const float down = __uint_as_float((u32)(127 - e) << 23);
             if (i < M::K) {
-                const float a = v[k].x * down, b = v[k].y * down;
-                const float c = v[k].z * down, d = v[k].w * down;
-                const uint2 h = make_uint2(f32_to_f16x2(a, b), f32_to_f16x2(c, d));
-                *(uint2 *)(x + i) = h;
-                if (rest)
-                    *(uint2 *)(rest + i) = make_uint2(
-                        f32_to_f16x2(a - f16_to_f32((u16)h.x), b - f16_to_f32((u16)(h.x >> 16))),
-                        f32_to_f16x2(c - f16_to_f32((u16)h.y), d - f16_to_f32((u16)(h.y >> 16))));
+                *(uint2 *)(x + i) = make_uint2(f32_to_f16x2(v[k].x * down, v[k].y * down),
+                                               f32_to_f16x2(v[k].z * down, v[k].w * down));
                 if (threadIdx.x % GROUP_LANES == 0)
                     scales[i / M::GROUP] = __uint_as_float((u32)(127 + e) << 23);
             }
@@ -256,9 +237,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int tokens = T == 1 ? 1 : args.tokens;
     for (int t = 0; t < tokens; t++) {
         float sum = product_load<M, WARPS, IN>(args.in + (long long)t * M::K, args.gamma,
-                                               x + t * S::X_STRIDE,
-                                               S::SPLIT ? x + S::X_STRIDE : nullptr,
-                                               scales + t * S::S_STRIDE);
+                                               x + t * S::X_STRIDE, scales + t * S::S_STRIDE);
         if (IN == IN_NORM) {
             sum = warp_sum(sum);
             if (lane == 0) squares[t][warp] = sum;
@@ -267,7 +246,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     __syncthreads();
 
     // the columns of B: lane l holds column l / 4; columns beyond the last vector repeat one
-    const int t = S::SPLIT ? lane >> 2 & 1 : (lane >> 2) < tokens ? lane >> 2 : 0;
+    const int t = T > 1 && (lane >> 2) < tokens ? lane >> 2 : 0;
     const int t0 = 2 * (lane & 3) < tokens ? 2 * (lane & 3) : 0; // columns of this lane's sums
     const int t1 = 2 * (lane & 3) + 1 < tokens ? 2 * (lane & 3) + 1 : 0;
     const u32 column = keep(shared_address(x) + 2 * t * S::X_STRIDE + 16 * (lane & 3));
@@ -284,7 +263,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     };
     auto step = [&](int d) { // the unit in slot d, and the refill of the slot
         copy_async_wait<DEPTH - 1>();
-        matrix.template multiply<T, S::SPLIT>(d * M::SLOT, column + 2 * M::GROUP * unit,
+        matrix.template multiply<T>(d * M::SLOT, column + 2 * M::GROUP * unit,
                                     load_shared_f32(scale0 + 4 * unit),
                                     T == 1 ? 0 : load_shared_f32(scale1 + 4 * unit), acc);
         if (i + d + DEPTH < end) matrix.copy(d * M::SLOT);
