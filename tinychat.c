@@ -58,6 +58,9 @@ TC_INTERNAL int tc__fail(tc_error *err, int code, const char *format, ...) TC_PR
 /* The message for a failed allocation of `bytes` for `what`; returns TC_ERR_MEMORY. */
 TC_INTERNAL int tc__fail_memory(tc_error *err, const char *what, size_t bytes);
 
+/* TC_ERR_ARGUMENT, saying "`name` is NULL", unless `given`: what a caller must not leave out. */
+TC_INTERNAL int tc__need(bool given, const char *name, tc_error *err);
+
 /* Marks success in *err (NULL allowed); returns TC_OK. */
 TC_INTERNAL int tc__ok(tc_error *err);
 
@@ -1160,6 +1163,10 @@ int tc__fail(tc_error *err, int code, const char *format, ...) {
 
 int tc__fail_memory(tc_error *err, const char *what, size_t bytes) {
     return tc__fail(err, TC_ERR_MEMORY, "out of memory: %s needs %zu bytes", what, bytes);
+}
+
+int tc__need(bool given, const char *name, tc_error *err) {
+    return given ? TC_OK : tc__fail(err, TC_ERR_ARGUMENT, "%s is NULL", name);
 }
 
 int tc__ok(tc_error *err) {
@@ -6705,14 +6712,39 @@ static int cuda_decode(cuda_cache *cache, int32_t id, size_t pos, tc_error *err)
     return tc__cu_check(cu, result, "evaluating a token", err);
 }
 
+static const float *cuda_logits(tc__cache *handle) {
+    cuda_cache *cache = (cuda_cache *)handle;
+    tc__cu *cu = &cache->device->cu;
+    size_t bytes = 4 * (size_t)cache->device->weights->arch.vocab_size;
+    if (cache->logits_on_host) return cache->host_logits;
+    cuda_enter(cache->device);
+    tc__cu_result result = cu->copy_to_host(
+        cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes, bytes, cache->stream);
+    if (!result) result = cu->stream_wait(cache->stream);
+    cuda_leave(cache->device);
+    cache->logits_on_host = !result;
+    return result ? NULL : cache->host_logits;
+}
+
+/* The logits of one position to the caller of tc_eval_all. */
+static int cuda_hand_over(cuda_cache *cache, size_t pos, tc__logits_fn each, void *user,
+                          tc_error *err) {
+    const float *logits = cuda_logits((tc__cache *)cache);
+    if (!logits) return tc__fail(err, TC_ERR_DEVICE, "copying logits from the GPU failed");
+    if (each(user, pos, logits, (int)cache->device->weights->arch.vocab_size))
+        return tc__fail(err, TC_ERR_CANCELLED, "cancelled by the caller");
+    return TC_OK;
+}
+
 static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos, tc__logits_fn each,
                      void *user, const tc__flag *cancel, tc_error *err) {
     cuda_cache *cache = (cuda_cache *)handle;
     int code = TC_OK;
     cuda_enter(cache->device);
     cache->logits_on_host = false;
-    if (n == 1 && !each) {
+    if (n == 1) {
         code = cuda_decode(cache, ids[0], pos, err);
+        if (!code && each) code = cuda_hand_over(cache, pos, each, user, err);
     } else {
         cache->ahead = false;
         for (size_t at = 0; at < n && !code; at += (size_t)cache->chunk) {
@@ -6728,20 +6760,6 @@ static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos
     }
     cuda_leave(cache->device);
     return code;
-}
-
-static const float *cuda_logits(tc__cache *handle) {
-    cuda_cache *cache = (cuda_cache *)handle;
-    tc__cu *cu = &cache->device->cu;
-    size_t bytes = 4 * (size_t)cache->device->weights->arch.vocab_size;
-    if (cache->logits_on_host) return cache->host_logits;
-    cuda_enter(cache->device);
-    tc__cu_result result = cu->copy_to_host(
-        cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes, bytes, cache->stream);
-    if (!result) result = cu->stream_wait(cache->stream);
-    cuda_leave(cache->device);
-    cache->logits_on_host = !result;
-    return result ? NULL : cache->host_logits;
 }
 
 /* ---- sampling ---- */
@@ -6922,11 +6940,11 @@ static int session_choose_ctx(const tc_model *model, int asked, int *ctx_size, t
 
 int tc_session_open(tc_model *model, const tc_session_params *params, tc_session **session,
                     tc_error *err) {
-    if (!session) return tc__fail(err, TC_ERR_ARGUMENT, "tc_session_open: session is NULL");
+    int ctx_size = 0, code = tc__need(session, "session", err);
+    if (code) return code;
     *session = NULL;
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_session_open: model is NULL");
-    int ctx_size = 0;
-    int code = session_choose_ctx(model, params ? params->ctx_size : -1, &ctx_size, err);
+    code = tc__need(model, "model", err);
+    if (!code) code = session_choose_ctx(model, params ? params->ctx_size : -1, &ctx_size, err);
     if (code) return code;
     tc_session *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a session", sizeof *made);
@@ -6954,7 +6972,8 @@ void tc_session_close(tc_session *session) {
 }
 
 tc_session_info tc_session_get_info(const tc_session *session) {
-    tc_session_info info;
+    tc_session_info info = {0, 0, 0};
+    if (!session) return info;
     info.ctx_size = session->ctx_size;
     info.kv_bytes = session_kv_bytes(session->model, session->ctx_size);
     info.workspace_bytes = session_workspace_bytes(session->model, session->ctx_size);
@@ -6964,18 +6983,20 @@ tc_session_info tc_session_get_info(const tc_session *session) {
 /* ---- evaluating ---- */
 
 static int session_check(const tc_session *session, const int32_t *ids, size_t n, tc_error *err) {
+    int code = tc__need(session, "session", err);
+    if (code) return code;
     int vocab_size = (int)session->model->weights.arch.vocab_size;
     if (n == 0 || !ids) return tc__fail(err, TC_ERR_ARGUMENT, "evaluate: no token ids given");
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= vocab_size)
-            return tc__fail(err, TC_ERR_ARGUMENT,
-                            "evaluate: token id %d at index %zu; expected 0 to %d", (int)ids[i], i,
-                            vocab_size - 1);
     if (n > (size_t)session->ctx_size - session->length)
         return tc__fail(err, TC_ERR_CONTEXT,
                         "%zu tokens after the %zu in the context do not fit; the context has %d "
                         "positions; truncate it or open a larger one",
                         n, session->length, session->ctx_size);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return tc__fail(err, TC_ERR_ARGUMENT,
+                            "evaluate: token id %d at index %zu; expected 0 to %d", (int)ids[i], i,
+                            vocab_size - 1);
     return TC_OK;
 }
 
@@ -7005,12 +7026,12 @@ int tc_eval(tc_session *session, const int32_t *ids, size_t n, tc_error *err) {
 int tc_eval_all(tc_session *session, const int32_t *ids, size_t n,
                 int (*fn)(void *user, size_t position, const float *logits, int vocab_size),
                 void *user, tc_error *err) {
-    if (!fn) return tc__fail(err, TC_ERR_ARGUMENT, "tc_eval_all: fn is NULL");
-    return session_eval(session, ids, n, fn, user, err);
+    int code = tc__need(fn != NULL, "fn", err);
+    return code ? code : session_eval(session, ids, n, fn, user, err);
 }
 
 const float *tc_logits(tc_session *session) {
-    return session->has_logits ? session->model->backend->logits(session->cache) : NULL;
+    return session && session->has_logits ? session->model->backend->logits(session->cache) : NULL;
 }
 
 void tc_session_cancel(tc_session *session) {
@@ -7020,6 +7041,7 @@ void tc_session_cancel(tc_session *session) {
 /* ---- sampling ---- */
 
 uint64_t tc_session_seed(tc_session *session, uint64_t seed) {
+    if (!session) return seed;
     session->seed = seed == TC_SEED_RANDOM ? tc__random_seed() : seed;
     session->draws = 0;
     return session->seed;
@@ -7028,9 +7050,9 @@ uint64_t tc_session_seed(tc_session *session, uint64_t seed) {
 int tc_sample(tc_session *session, const tc_sampling *sampling, int32_t *id, tc_error *err) {
     tc_sampling defaults = tc_default_sampling();
     if (!sampling) sampling = &defaults;
-    int code = tc__sampling_check(sampling, err);
+    int code = tc__need(session && id, session ? "id" : "session", err);
+    if (!code) code = tc__sampling_check(sampling, err);
     if (code) return code;
-    if (!id) return tc__fail(err, TC_ERR_ARGUMENT, "tc_sample: id is NULL");
     if (!session->has_logits)
         return tc__fail(err, TC_ERR_ARGUMENT, "tc_sample: there are no logits; evaluate first");
     size_t n = session->length;
@@ -7047,15 +7069,15 @@ int tc_sample(tc_session *session, const tc_sampling *sampling, int32_t *id, tc_
 /* ---- the ids in the KV cache ---- */
 
 size_t tc_kv_length(const tc_session *session) {
-    return session->length;
+    return session ? session->length : 0;
 }
 
 const int32_t *tc_kv_ids(const tc_session *session) {
-    return session->ids;
+    return session ? session->ids : NULL;
 }
 
 void tc_kv_truncate(tc_session *session, size_t length) {
-    if (length >= session->length) return;
+    if (!session || length >= session->length) return;
     session->length = length;
     session->has_logits = false;
 }
@@ -7207,13 +7229,15 @@ static int chat_open(tc_chat *chat, const tc_chat_params *params, tc_error *err)
 
 int tc_chat_open(tc_model *model, const tc_chat_params *params, tc_chat **chat, tc_error *err) {
     tc_chat_params defaults = tc_chat_default_params();
-    if (!chat) return tc__fail(err, TC_ERR_ARGUMENT, "tc_chat_open: chat is NULL");
+    int code = tc__need(chat, "chat", err);
+    if (code) return code;
     *chat = NULL;
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_chat_open: model is NULL");
+    code = tc__need(model, "model", err);
+    if (code) return code;
     tc_chat *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a chat", sizeof *made);
     made->model = model;
-    int code = chat_open(made, params ? params : &defaults, err);
+    code = chat_open(made, params ? params : &defaults, err);
     if (code) {
         tc_chat_close(made);
         return code;
@@ -7266,9 +7290,13 @@ static int chat_render(const tc_chat *chat, size_t first, size_t base, const cha
 
 int tc_chat_render(const tc_chat *chat, const char *user_text, size_t len, int32_t *ids, size_t cap,
                    size_t *n, tc_error *err) {
+    int code = tc__need(chat && n, chat ? "n" : "chat", err);
+    if (code) return code;
     *n = 0;
+    code = tc__need(ids || !cap, "ids", err);
+    if (code) return code;
     tc__ids found = {NULL, 0, 0, false};
-    int code = chat_render(chat, 0, chat->turns.len, user_text, len, &found, err);
+    code = chat_render(chat, 0, chat->turns.len, user_text, len, &found, err);
     if (!code) {
         *n = found.len;
         if (found.len && found.len <= cap) memcpy(ids, found.data, found.len * sizeof *ids);
@@ -7542,13 +7570,18 @@ static int chat_reply(tc_chat *chat, size_t base, const char *text, size_t len, 
 
 int tc_chat_send(tc_chat *chat, const char *text, size_t len, tc_text_fn on_text, void *user,
                  tc_reply *reply, tc_error *err) {
+    int code = tc__need(chat && (text || !len), chat ? "text" : "chat", err);
+    if (code && reply) memset(reply, 0, sizeof *reply);
+    if (code) return code;
     return chat_reply(chat, chat->turns.len, text, len, on_text, user, reply, err);
 }
 
 int tc_chat_regenerate(tc_chat *chat, tc_text_fn on_text, void *user, tc_reply *reply,
                        tc_error *err) {
-    if (chat->turns.len == 0) {
+    if (tc_chat_turns(chat) == 0) {
         if (reply) memset(reply, 0, sizeof *reply);
+        int code = tc__need(chat, "chat", err);
+        if (code) return code;
         return tc__fail(err, TC_ERR_ARGUMENT, "there is no reply yet to generate again");
     }
     const chat_turn *last = &chat->turns.data[chat->turns.len - 1];
@@ -7564,6 +7597,9 @@ void tc_chat_cancel(tc_chat *chat) {
 
 int tc_chat_add_turn(tc_chat *chat, const char *user_text, size_t user_len, const char *reply_text,
                      size_t reply_len, tc_error *err) {
+    bool given = (user_text || !user_len) && (reply_text || !reply_len);
+    int code = tc__need(chat && given, chat ? "a text" : "chat", err);
+    if (code) return code;
     chat_turn turn;
     if (chat_turn_make(&turn, user_text, user_len, reply_text, reply_len) &&
         chat_turns_reserve(&chat->turns)) {
@@ -7575,16 +7611,18 @@ int tc_chat_add_turn(tc_chat *chat, const char *user_text, size_t user_len, cons
 }
 
 int tc_chat_undo(tc_chat *chat) {
-    if (chat->turns.len == 0) return 0;
+    if (tc_chat_turns(chat) == 0) return 0;
     chat_turns_remove(&chat->turns, chat->turns.len - 1, chat->turns.len);
     return 1;
 }
 
 void tc_chat_reset(tc_chat *chat) {
-    chat_turns_remove(&chat->turns, 0, chat->turns.len);
+    if (chat) chat_turns_remove(&chat->turns, 0, chat->turns.len);
 }
 
 int tc_chat_set_system(tc_chat *chat, const char *system, tc_error *err) {
+    int code = tc__need(chat, "chat", err);
+    if (code) return code;
     char *copy = system ? tc__copy(system, strlen(system)) : NULL;
     if (system && !copy) return tc__fail_memory(err, "the system text", strlen(system));
     free(chat->system);
@@ -7593,21 +7631,24 @@ int tc_chat_set_system(tc_chat *chat, const char *system, tc_error *err) {
 }
 
 const char *tc_chat_system(const tc_chat *chat) {
+    if (!chat) return "";
     return chat->system ? chat->system : chat->chat_template->system;
 }
 
 const char *tc_chat_template(const tc_chat *chat) {
-    return chat->chat_template->name;
+    return chat ? chat->chat_template->name : "";
 }
 
 tc_sampling tc_chat_get_sampling(const tc_chat *chat) {
+    if (!chat) return tc_default_sampling();
     tc_sampling sampling = chat->sampling;
     sampling.seed = chat->session->seed;
     return sampling;
 }
 
 int tc_chat_set_sampling(tc_chat *chat, const tc_sampling *sampling, tc_error *err) {
-    int code = tc__sampling_check(sampling, err);
+    int code = tc__need(chat && sampling, chat ? "sampling" : "chat", err);
+    if (!code) code = tc__sampling_check(sampling, err);
     if (code) return code;
     chat->sampling = *sampling;
     if (sampling->seed != chat->session->seed) tc_session_seed(chat->session, sampling->seed);
@@ -7615,11 +7656,11 @@ int tc_chat_set_sampling(tc_chat *chat, const tc_sampling *sampling, tc_error *e
 }
 
 void tc_chat_set_max_tokens(tc_chat *chat, int max_tokens) {
-    chat->max_tokens = max_tokens;
+    if (chat) chat->max_tokens = max_tokens;
 }
 
 size_t tc_chat_turns(const tc_chat *chat) {
-    return chat->turns.len;
+    return chat ? chat->turns.len : 0;
 }
 
 static const char *chat_text(const tc__buf *text, size_t *len) {
@@ -7628,15 +7669,15 @@ static const char *chat_text(const tc__buf *text, size_t *len) {
 }
 
 const char *tc_chat_user_text(const tc_chat *chat, size_t index, size_t *len) {
-    return chat_text(index < chat->turns.len ? &chat->turns.data[index].user : NULL, len);
+    return chat_text(index < tc_chat_turns(chat) ? &chat->turns.data[index].user : NULL, len);
 }
 
 const char *tc_chat_reply_text(const tc_chat *chat, size_t index, size_t *len) {
-    return chat_text(index < chat->turns.len ? &chat->turns.data[index].reply : NULL, len);
+    return chat_text(index < tc_chat_turns(chat) ? &chat->turns.data[index].reply : NULL, len);
 }
 
 tc_session *tc_chat_session(tc_chat *chat) {
-    return chat->session;
+    return chat ? chat->session : NULL;
 }
 
 /* ---- the conversation file (docs/format.md): writing ---- */
@@ -7661,7 +7702,8 @@ static void chat_write_turn(FILE *file, const chat_turn *turn) {
 
 int tc_chat_save(const tc_chat *chat, const char *path, tc_error *err) {
     tc__replace replace;
-    int code = tc__replace_open(&replace, path, err);
+    int code = tc__need(chat && path, chat ? "path" : "chat", err);
+    if (!code) code = tc__replace_open(&replace, path, err);
     if (code) return code;
     fprintf(replace.file, "%s\nmodel %016llx\n", CHAT_FILE_LINE,
             (unsigned long long)chat->model->file.fingerprint);
@@ -7796,7 +7838,8 @@ static int chat_read_head(chat_reader *reader, char **system) {
 
 int tc_chat_load(tc_chat *chat, const char *path, tc_error *err) {
     tc__map map;
-    int code = tc__map_open(path, &map, err);
+    int code = tc__need(chat && path, chat ? "path" : "chat", err);
+    if (!code) code = tc__map_open(path, &map, err);
     if (code) return code;
     chat_reader reader;
     memset(&reader, 0, sizeof reader);
@@ -8002,19 +8045,21 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
 int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
                   tc_error *err) {
     api_source source = {path, NULL, NULL, 0};
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: model is NULL");
+    int code = tc__need(model, "model", err);
+    if (code) return code;
     *model = NULL;
-    if (!path) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: path is NULL");
-    return api_open(&source, params, model, err);
+    code = tc__need(path, "path", err);
+    return code ? code : api_open(&source, params, model, err);
 }
 
 int tc_model_open_shape(const char *name, const char *precision, int group_size,
                         const tc_model_params *params, tc_model **model, tc_error *err) {
     api_source source = {NULL, name, precision ? precision : "w4a16", group_size};
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open_shape: model is NULL");
+    int code = tc__need(model, "model", err);
+    if (code) return code;
     *model = NULL;
-    if (!name) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open_shape: name is NULL");
-    return api_open(&source, params, model, err);
+    code = tc__need(name, "name", err);
+    return code ? code : api_open(&source, params, model, err);
 }
 
 void tc_model_close(tc_model *model) {
@@ -8033,8 +8078,10 @@ void tc_model_close(tc_model *model) {
 /* ---- facts about a model ---- */
 
 tc_model_info tc_model_get_info(const tc_model *model) {
-    const tc__arch *arch = &model->weights.arch;
     tc_model_info info;
+    memset(&info, 0, sizeof info);
+    if (!model) return info;
+    const tc__arch *arch = &model->weights.arch;
     info.name = model->name;
     info.family = model->family;
     info.precision = model->precision;
@@ -8058,7 +8105,7 @@ tc_model_info tc_model_get_info(const tc_model *model) {
 }
 
 int tc_is_stop_id(const tc_model *model, int32_t id) {
-    for (size_t i = 0; i < model->n_stop_ids; i++)
+    for (size_t i = 0; model && i < model->n_stop_ids; i++)
         if (model->stop_ids[i] == id) return 1;
     return 0;
 }
@@ -8066,6 +8113,8 @@ int tc_is_stop_id(const tc_model *model, int32_t id) {
 int tc_model_verify(const tc_model *model,
                     int (*progress)(void *user, double fraction, const char *what), void *user,
                     tc_error *err) {
+    int code = tc__need(model, "model", err);
+    if (code) return code;
     double done = 0, all = (double)model->weights.tensor_bytes;
     for (size_t i = 0; i < model->file.tensor_count; i++) {
         const tc__tensor *tensor = &model->file.tensors[i];
@@ -8091,6 +8140,8 @@ int tc_model_verify(const tc_model *model,
 
 int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_second,
                       tc_error *err) {
+    int code = tc__need(model && bytes_per_second, model ? "bytes_per_second" : "model", err);
+    if (code) return code;
     if (bytes == 0) {
         size_t half = model->backend->free_bytes(model->device) / 2;
         bytes = half < API_BANDWIDTH_BYTES ? half : API_BANDWIDTH_BYTES;
@@ -8101,7 +8152,7 @@ int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_sec
 /* ---- tokens ---- */
 
 int tc__need_tokenizer(const tc_model *model, tc_error *err) {
-    if (model->tokenizer) return TC_OK;
+    if (!model || model->tokenizer) return tc__need(model, "model", err);
     return tc__fail(err, TC_ERR_UNSUPPORTED,
                     "this model file has no tokenizer, only token ids can be used; convert the "
                     "checkpoint from a folder with its tokenizer");
@@ -8109,10 +8160,14 @@ int tc__need_tokenizer(const tc_model *model, tc_error *err) {
 
 int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, int32_t *ids,
                 size_t cap, size_t *n, tc_error *err) {
+    int code = tc__need(n, "n", err);
+    if (code) return code;
     *n = 0;
+    code = tc__need((text || !len) && (ids || !cap), text || !len ? "ids" : "text", err);
+    if (code) return code;
     if (flags & ~(TC_TOKENIZE_BOS | TC_TOKENIZE_SPECIAL | TC_TOKENIZE_CONTINUE))
         return tc__fail(err, TC_ERR_ARGUMENT, "tc_tokenize: unknown flags %#x", (unsigned)flags);
-    int code = tc__need_tokenizer(model, err);
+    code = tc__need_tokenizer(model, err);
     if (code) return code;
     tc__ids found = {NULL, 0, 0, false};
     tc__span span = {text, len, (flags & TC_TOKENIZE_SPECIAL) != 0};
@@ -8131,8 +8186,11 @@ int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, 
 
 int tc_detokenize(const tc_model *model, const int32_t *ids, size_t n, char *text, size_t cap,
                   size_t *len, tc_error *err) {
+    int code = tc__need(len, "len", err);
+    if (code) return code;
     *len = 0;
-    int code = tc__need_tokenizer(model, err);
+    code = tc__need((ids || !n) && (text || !cap), ids || !n ? "text" : "ids", err);
+    if (!code) code = tc__need_tokenizer(model, err);
     if (code) return code;
     tc__buf decoded = {NULL, 0, 0, false};
     code = tc__decode(model->tokenizer, ids, n, &decoded, err);

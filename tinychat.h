@@ -28,7 +28,10 @@
  * from a file, keep a pointer to an argument after the call returns (unless the function says so).
  *
  * Sizes are bytes and times are seconds unless a name says otherwise. Text is UTF-8 by length, not
- * by terminator; malformed UTF-8 is allowed everywhere. Every "close" accepts NULL.
+ * by terminator; malformed UTF-8 is allowed everywhere.
+ *
+ * NULL where a handle, text or result is needed is TC_ERR_ARGUMENT; functions that return no code
+ * do nothing then, or return 0, NULL, "" or defaults. Every "close" accepts NULL.
  */
 #ifndef TINYCHAT_H
 #define TINYCHAT_H

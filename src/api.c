@@ -176,19 +176,21 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
 int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
                   tc_error *err) {
     api_source source = {path, NULL, NULL, 0};
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: model is NULL");
+    int code = tc__need(model, "model", err);
+    if (code) return code;
     *model = NULL;
-    if (!path) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open: path is NULL");
-    return api_open(&source, params, model, err);
+    code = tc__need(path, "path", err);
+    return code ? code : api_open(&source, params, model, err);
 }
 
 int tc_model_open_shape(const char *name, const char *precision, int group_size,
                         const tc_model_params *params, tc_model **model, tc_error *err) {
     api_source source = {NULL, name, precision ? precision : "w4a16", group_size};
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open_shape: model is NULL");
+    int code = tc__need(model, "model", err);
+    if (code) return code;
     *model = NULL;
-    if (!name) return tc__fail(err, TC_ERR_ARGUMENT, "tc_model_open_shape: name is NULL");
-    return api_open(&source, params, model, err);
+    code = tc__need(name, "name", err);
+    return code ? code : api_open(&source, params, model, err);
 }
 
 void tc_model_close(tc_model *model) {
@@ -207,8 +209,10 @@ void tc_model_close(tc_model *model) {
 /* ---- facts about a model ---- */
 
 tc_model_info tc_model_get_info(const tc_model *model) {
-    const tc__arch *arch = &model->weights.arch;
     tc_model_info info;
+    memset(&info, 0, sizeof info);
+    if (!model) return info;
+    const tc__arch *arch = &model->weights.arch;
     info.name = model->name;
     info.family = model->family;
     info.precision = model->precision;
@@ -232,7 +236,7 @@ tc_model_info tc_model_get_info(const tc_model *model) {
 }
 
 int tc_is_stop_id(const tc_model *model, int32_t id) {
-    for (size_t i = 0; i < model->n_stop_ids; i++)
+    for (size_t i = 0; model && i < model->n_stop_ids; i++)
         if (model->stop_ids[i] == id) return 1;
     return 0;
 }
@@ -240,6 +244,8 @@ int tc_is_stop_id(const tc_model *model, int32_t id) {
 int tc_model_verify(const tc_model *model,
                     int (*progress)(void *user, double fraction, const char *what), void *user,
                     tc_error *err) {
+    int code = tc__need(model, "model", err);
+    if (code) return code;
     double done = 0, all = (double)model->weights.tensor_bytes;
     for (size_t i = 0; i < model->file.tensor_count; i++) {
         const tc__tensor *tensor = &model->file.tensors[i];
@@ -265,6 +271,8 @@ int tc_model_verify(const tc_model *model,
 
 int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_second,
                       tc_error *err) {
+    int code = tc__need(model && bytes_per_second, model ? "bytes_per_second" : "model", err);
+    if (code) return code;
     if (bytes == 0) {
         size_t half = model->backend->free_bytes(model->device) / 2;
         bytes = half < API_BANDWIDTH_BYTES ? half : API_BANDWIDTH_BYTES;
@@ -275,7 +283,7 @@ int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_sec
 /* ---- tokens ---- */
 
 int tc__need_tokenizer(const tc_model *model, tc_error *err) {
-    if (model->tokenizer) return TC_OK;
+    if (!model || model->tokenizer) return tc__need(model, "model", err);
     return tc__fail(err, TC_ERR_UNSUPPORTED,
                     "this model file has no tokenizer, only token ids can be used; convert the "
                     "checkpoint from a folder with its tokenizer");
@@ -283,10 +291,14 @@ int tc__need_tokenizer(const tc_model *model, tc_error *err) {
 
 int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, int32_t *ids,
                 size_t cap, size_t *n, tc_error *err) {
+    int code = tc__need(n, "n", err);
+    if (code) return code;
     *n = 0;
+    code = tc__need((text || !len) && (ids || !cap), text || !len ? "ids" : "text", err);
+    if (code) return code;
     if (flags & ~(TC_TOKENIZE_BOS | TC_TOKENIZE_SPECIAL | TC_TOKENIZE_CONTINUE))
         return tc__fail(err, TC_ERR_ARGUMENT, "tc_tokenize: unknown flags %#x", (unsigned)flags);
-    int code = tc__need_tokenizer(model, err);
+    code = tc__need_tokenizer(model, err);
     if (code) return code;
     tc__ids found = {NULL, 0, 0, false};
     tc__span span = {text, len, (flags & TC_TOKENIZE_SPECIAL) != 0};
@@ -305,8 +317,11 @@ int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, 
 
 int tc_detokenize(const tc_model *model, const int32_t *ids, size_t n, char *text, size_t cap,
                   size_t *len, tc_error *err) {
+    int code = tc__need(len, "len", err);
+    if (code) return code;
     *len = 0;
-    int code = tc__need_tokenizer(model, err);
+    code = tc__need((ids || !n) && (text || !cap), ids || !n ? "text" : "ids", err);
+    if (!code) code = tc__need_tokenizer(model, err);
     if (code) return code;
     tc__buf decoded = {NULL, 0, 0, false};
     code = tc__decode(model->tokenizer, ids, n, &decoded, err);

@@ -24,6 +24,10 @@ int tc__fail_memory(tc_error *err, const char *what, size_t bytes) {
     return tc__fail(err, TC_ERR_MEMORY, "out of memory: %s needs %zu bytes", what, bytes);
 }
 
+int tc__need(bool given, const char *name, tc_error *err) {
+    return given ? TC_OK : tc__fail(err, TC_ERR_ARGUMENT, "%s is NULL", name);
+}
+
 int tc__ok(tc_error *err) {
     if (err) {
         err->code = TC_OK;

@@ -49,6 +49,9 @@ TC_INTERNAL int tc__fail(tc_error *err, int code, const char *format, ...) TC_PR
 /* The message for a failed allocation of `bytes` for `what`; returns TC_ERR_MEMORY. */
 TC_INTERNAL int tc__fail_memory(tc_error *err, const char *what, size_t bytes);
 
+/* TC_ERR_ARGUMENT, saying "`name` is NULL", unless `given`: what a caller must not leave out. */
+TC_INTERNAL int tc__need(bool given, const char *name, tc_error *err);
+
 /* Marks success in *err (NULL allowed); returns TC_OK. */
 TC_INTERNAL int tc__ok(tc_error *err);
 

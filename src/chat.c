@@ -144,13 +144,15 @@ static int chat_open(tc_chat *chat, const tc_chat_params *params, tc_error *err)
 
 int tc_chat_open(tc_model *model, const tc_chat_params *params, tc_chat **chat, tc_error *err) {
     tc_chat_params defaults = tc_chat_default_params();
-    if (!chat) return tc__fail(err, TC_ERR_ARGUMENT, "tc_chat_open: chat is NULL");
+    int code = tc__need(chat, "chat", err);
+    if (code) return code;
     *chat = NULL;
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_chat_open: model is NULL");
+    code = tc__need(model, "model", err);
+    if (code) return code;
     tc_chat *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a chat", sizeof *made);
     made->model = model;
-    int code = chat_open(made, params ? params : &defaults, err);
+    code = chat_open(made, params ? params : &defaults, err);
     if (code) {
         tc_chat_close(made);
         return code;
@@ -203,9 +205,13 @@ static int chat_render(const tc_chat *chat, size_t first, size_t base, const cha
 
 int tc_chat_render(const tc_chat *chat, const char *user_text, size_t len, int32_t *ids, size_t cap,
                    size_t *n, tc_error *err) {
+    int code = tc__need(chat && n, chat ? "n" : "chat", err);
+    if (code) return code;
     *n = 0;
+    code = tc__need(ids || !cap, "ids", err);
+    if (code) return code;
     tc__ids found = {NULL, 0, 0, false};
-    int code = chat_render(chat, 0, chat->turns.len, user_text, len, &found, err);
+    code = chat_render(chat, 0, chat->turns.len, user_text, len, &found, err);
     if (!code) {
         *n = found.len;
         if (found.len && found.len <= cap) memcpy(ids, found.data, found.len * sizeof *ids);
@@ -479,13 +485,18 @@ static int chat_reply(tc_chat *chat, size_t base, const char *text, size_t len, 
 
 int tc_chat_send(tc_chat *chat, const char *text, size_t len, tc_text_fn on_text, void *user,
                  tc_reply *reply, tc_error *err) {
+    int code = tc__need(chat && (text || !len), chat ? "text" : "chat", err);
+    if (code && reply) memset(reply, 0, sizeof *reply);
+    if (code) return code;
     return chat_reply(chat, chat->turns.len, text, len, on_text, user, reply, err);
 }
 
 int tc_chat_regenerate(tc_chat *chat, tc_text_fn on_text, void *user, tc_reply *reply,
                        tc_error *err) {
-    if (chat->turns.len == 0) {
+    if (tc_chat_turns(chat) == 0) {
         if (reply) memset(reply, 0, sizeof *reply);
+        int code = tc__need(chat, "chat", err);
+        if (code) return code;
         return tc__fail(err, TC_ERR_ARGUMENT, "there is no reply yet to generate again");
     }
     const chat_turn *last = &chat->turns.data[chat->turns.len - 1];
@@ -501,6 +512,9 @@ void tc_chat_cancel(tc_chat *chat) {
 
 int tc_chat_add_turn(tc_chat *chat, const char *user_text, size_t user_len, const char *reply_text,
                      size_t reply_len, tc_error *err) {
+    bool given = (user_text || !user_len) && (reply_text || !reply_len);
+    int code = tc__need(chat && given, chat ? "a text" : "chat", err);
+    if (code) return code;
     chat_turn turn;
     if (chat_turn_make(&turn, user_text, user_len, reply_text, reply_len) &&
         chat_turns_reserve(&chat->turns)) {
@@ -512,16 +526,18 @@ int tc_chat_add_turn(tc_chat *chat, const char *user_text, size_t user_len, cons
 }
 
 int tc_chat_undo(tc_chat *chat) {
-    if (chat->turns.len == 0) return 0;
+    if (tc_chat_turns(chat) == 0) return 0;
     chat_turns_remove(&chat->turns, chat->turns.len - 1, chat->turns.len);
     return 1;
 }
 
 void tc_chat_reset(tc_chat *chat) {
-    chat_turns_remove(&chat->turns, 0, chat->turns.len);
+    if (chat) chat_turns_remove(&chat->turns, 0, chat->turns.len);
 }
 
 int tc_chat_set_system(tc_chat *chat, const char *system, tc_error *err) {
+    int code = tc__need(chat, "chat", err);
+    if (code) return code;
     char *copy = system ? tc__copy(system, strlen(system)) : NULL;
     if (system && !copy) return tc__fail_memory(err, "the system text", strlen(system));
     free(chat->system);
@@ -530,21 +546,24 @@ int tc_chat_set_system(tc_chat *chat, const char *system, tc_error *err) {
 }
 
 const char *tc_chat_system(const tc_chat *chat) {
+    if (!chat) return "";
     return chat->system ? chat->system : chat->chat_template->system;
 }
 
 const char *tc_chat_template(const tc_chat *chat) {
-    return chat->chat_template->name;
+    return chat ? chat->chat_template->name : "";
 }
 
 tc_sampling tc_chat_get_sampling(const tc_chat *chat) {
+    if (!chat) return tc_default_sampling();
     tc_sampling sampling = chat->sampling;
     sampling.seed = chat->session->seed;
     return sampling;
 }
 
 int tc_chat_set_sampling(tc_chat *chat, const tc_sampling *sampling, tc_error *err) {
-    int code = tc__sampling_check(sampling, err);
+    int code = tc__need(chat && sampling, chat ? "sampling" : "chat", err);
+    if (!code) code = tc__sampling_check(sampling, err);
     if (code) return code;
     chat->sampling = *sampling;
     if (sampling->seed != chat->session->seed) tc_session_seed(chat->session, sampling->seed);
@@ -552,11 +571,11 @@ int tc_chat_set_sampling(tc_chat *chat, const tc_sampling *sampling, tc_error *e
 }
 
 void tc_chat_set_max_tokens(tc_chat *chat, int max_tokens) {
-    chat->max_tokens = max_tokens;
+    if (chat) chat->max_tokens = max_tokens;
 }
 
 size_t tc_chat_turns(const tc_chat *chat) {
-    return chat->turns.len;
+    return chat ? chat->turns.len : 0;
 }
 
 static const char *chat_text(const tc__buf *text, size_t *len) {
@@ -565,15 +584,15 @@ static const char *chat_text(const tc__buf *text, size_t *len) {
 }
 
 const char *tc_chat_user_text(const tc_chat *chat, size_t index, size_t *len) {
-    return chat_text(index < chat->turns.len ? &chat->turns.data[index].user : NULL, len);
+    return chat_text(index < tc_chat_turns(chat) ? &chat->turns.data[index].user : NULL, len);
 }
 
 const char *tc_chat_reply_text(const tc_chat *chat, size_t index, size_t *len) {
-    return chat_text(index < chat->turns.len ? &chat->turns.data[index].reply : NULL, len);
+    return chat_text(index < tc_chat_turns(chat) ? &chat->turns.data[index].reply : NULL, len);
 }
 
 tc_session *tc_chat_session(tc_chat *chat) {
-    return chat->session;
+    return chat ? chat->session : NULL;
 }
 
 /* ---- the conversation file (docs/format.md): writing ---- */
@@ -598,7 +617,8 @@ static void chat_write_turn(FILE *file, const chat_turn *turn) {
 
 int tc_chat_save(const tc_chat *chat, const char *path, tc_error *err) {
     tc__replace replace;
-    int code = tc__replace_open(&replace, path, err);
+    int code = tc__need(chat && path, chat ? "path" : "chat", err);
+    if (!code) code = tc__replace_open(&replace, path, err);
     if (code) return code;
     fprintf(replace.file, "%s\nmodel %016llx\n", CHAT_FILE_LINE,
             (unsigned long long)chat->model->file.fingerprint);
@@ -733,7 +753,8 @@ static int chat_read_head(chat_reader *reader, char **system) {
 
 int tc_chat_load(tc_chat *chat, const char *path, tc_error *err) {
     tc__map map;
-    int code = tc__map_open(path, &map, err);
+    int code = tc__need(chat && path, chat ? "path" : "chat", err);
+    if (!code) code = tc__map_open(path, &map, err);
     if (code) return code;
     chat_reader reader;
     memset(&reader, 0, sizeof reader);

@@ -91,11 +91,11 @@ static int session_choose_ctx(const tc_model *model, int asked, int *ctx_size, t
 
 int tc_session_open(tc_model *model, const tc_session_params *params, tc_session **session,
                     tc_error *err) {
-    if (!session) return tc__fail(err, TC_ERR_ARGUMENT, "tc_session_open: session is NULL");
+    int ctx_size = 0, code = tc__need(session, "session", err);
+    if (code) return code;
     *session = NULL;
-    if (!model) return tc__fail(err, TC_ERR_ARGUMENT, "tc_session_open: model is NULL");
-    int ctx_size = 0;
-    int code = session_choose_ctx(model, params ? params->ctx_size : -1, &ctx_size, err);
+    code = tc__need(model, "model", err);
+    if (!code) code = session_choose_ctx(model, params ? params->ctx_size : -1, &ctx_size, err);
     if (code) return code;
     tc_session *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a session", sizeof *made);
@@ -123,7 +123,8 @@ void tc_session_close(tc_session *session) {
 }
 
 tc_session_info tc_session_get_info(const tc_session *session) {
-    tc_session_info info;
+    tc_session_info info = {0, 0, 0};
+    if (!session) return info;
     info.ctx_size = session->ctx_size;
     info.kv_bytes = session_kv_bytes(session->model, session->ctx_size);
     info.workspace_bytes = session_workspace_bytes(session->model, session->ctx_size);
@@ -133,18 +134,20 @@ tc_session_info tc_session_get_info(const tc_session *session) {
 /* ---- evaluating ---- */
 
 static int session_check(const tc_session *session, const int32_t *ids, size_t n, tc_error *err) {
+    int code = tc__need(session, "session", err);
+    if (code) return code;
     int vocab_size = (int)session->model->weights.arch.vocab_size;
     if (n == 0 || !ids) return tc__fail(err, TC_ERR_ARGUMENT, "evaluate: no token ids given");
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= vocab_size)
-            return tc__fail(err, TC_ERR_ARGUMENT,
-                            "evaluate: token id %d at index %zu; expected 0 to %d", (int)ids[i], i,
-                            vocab_size - 1);
     if (n > (size_t)session->ctx_size - session->length)
         return tc__fail(err, TC_ERR_CONTEXT,
                         "%zu tokens after the %zu in the context do not fit; the context has %d "
                         "positions; truncate it or open a larger one",
                         n, session->length, session->ctx_size);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return tc__fail(err, TC_ERR_ARGUMENT,
+                            "evaluate: token id %d at index %zu; expected 0 to %d", (int)ids[i], i,
+                            vocab_size - 1);
     return TC_OK;
 }
 
@@ -174,12 +177,12 @@ int tc_eval(tc_session *session, const int32_t *ids, size_t n, tc_error *err) {
 int tc_eval_all(tc_session *session, const int32_t *ids, size_t n,
                 int (*fn)(void *user, size_t position, const float *logits, int vocab_size),
                 void *user, tc_error *err) {
-    if (!fn) return tc__fail(err, TC_ERR_ARGUMENT, "tc_eval_all: fn is NULL");
-    return session_eval(session, ids, n, fn, user, err);
+    int code = tc__need(fn != NULL, "fn", err);
+    return code ? code : session_eval(session, ids, n, fn, user, err);
 }
 
 const float *tc_logits(tc_session *session) {
-    return session->has_logits ? session->model->backend->logits(session->cache) : NULL;
+    return session && session->has_logits ? session->model->backend->logits(session->cache) : NULL;
 }
 
 void tc_session_cancel(tc_session *session) {
@@ -189,6 +192,7 @@ void tc_session_cancel(tc_session *session) {
 /* ---- sampling ---- */
 
 uint64_t tc_session_seed(tc_session *session, uint64_t seed) {
+    if (!session) return seed;
     session->seed = seed == TC_SEED_RANDOM ? tc__random_seed() : seed;
     session->draws = 0;
     return session->seed;
@@ -197,9 +201,9 @@ uint64_t tc_session_seed(tc_session *session, uint64_t seed) {
 int tc_sample(tc_session *session, const tc_sampling *sampling, int32_t *id, tc_error *err) {
     tc_sampling defaults = tc_default_sampling();
     if (!sampling) sampling = &defaults;
-    int code = tc__sampling_check(sampling, err);
+    int code = tc__need(session && id, session ? "id" : "session", err);
+    if (!code) code = tc__sampling_check(sampling, err);
     if (code) return code;
-    if (!id) return tc__fail(err, TC_ERR_ARGUMENT, "tc_sample: id is NULL");
     if (!session->has_logits)
         return tc__fail(err, TC_ERR_ARGUMENT, "tc_sample: there are no logits; evaluate first");
     size_t n = session->length;
@@ -216,15 +220,15 @@ int tc_sample(tc_session *session, const tc_sampling *sampling, int32_t *id, tc_
 /* ---- the ids in the KV cache ---- */
 
 size_t tc_kv_length(const tc_session *session) {
-    return session->length;
+    return session ? session->length : 0;
 }
 
 const int32_t *tc_kv_ids(const tc_session *session) {
-    return session->ids;
+    return session ? session->ids : NULL;
 }
 
 void tc_kv_truncate(tc_session *session, size_t length) {
-    if (length >= session->length) return;
+    if (!session || length >= session->length) return;
     session->length = length;
     session->has_logits = false;
 }
