@@ -152,5 +152,5 @@ void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int s
 void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                             tc__buf *text) {
     programs_constants(weights, sm_count, text);
-    programs_prefill(weights, kinds, "wide", "256", text);
+    programs_prefill(weights, kinds, "wide", "WIDE_ROWS", text);
 }

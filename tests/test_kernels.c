@@ -1,117 +1,729 @@
-/* The kernels' source compiles for every architecture: NVRTC needs no GPU for that. Looks for NVRTC
- * in TINYCHAT_NVRTC (a file), then under the usual names of the dynamic linker. */
+/* The kernels' source compiles for every architecture, without register spills and within the
+ * architecture's shared memory; and the cache of compiled kernels. NVRTC needs no GPU for that; the
+ * engine's own search finds it. */
+#include "program.h"
+#include "src/gpu_programs.h"
+#include "src/jit.h"
+#include "src/threads.h"
 #include "test.h"
-#include "tinychat.h"
 
-#include <dlfcn.h>
+#include <elf.h>
+#include <pthread.h>
 
-typedef struct program_ *program;
-typedef struct nvrtc {
-    int (*version)(int *major, int *minor);
-    int (*create)(program *, const char *source, const char *name, int, const char *const *sources,
-                  const char *const *names);
-    int (*compile)(program, int n_options, const char *const *options);
-    int (*log_size)(program, size_t *);
-    int (*log)(program, char *);
-    int (*cubin_size)(program, size_t *);
-    int (*destroy)(program *);
-    int (*arch_count)(int *);
-    int (*archs)(int *);
-} nvrtc;
+/* A sanitizer finds nothing in NVRTC: there one architecture is enough. */
+#if defined(__SANITIZE_ADDRESS__)
+#define FEW 1
+#else
+#define FEW 0
+#endif
 
-/* ISO C has no cast from an object pointer to a function pointer; POSIX's dlsym needs one. */
-static int symbol(void *library, const char *name, void *function) {
-    void *address = dlsym(library, name);
-    memcpy(function, &address, sizeof address);
-    return address != NULL;
+/* Bytes of shared memory that a block may have (CUDA programming guide, compute capabilities), and
+ * the multiprocessors of a usual GPU. */
+static const struct arch {
+    int number, shared, sm_count;
+} archs[] = {
+    {80, 163 << 10, 108},  /* A100 */
+    {86, 99 << 10, 82},    /* RTX 3090 */
+    {87, 163 << 10, 16},   /* Orin */
+    {89, 99 << 10, 128},   /* RTX 4090 */
+    {90, 227 << 10, 132},  /* H100, H200 */
+    {100, 227 << 10, 148}, /* B200 */
+    {120, 99 << 10, 170},  /* RTX 5090 */
+};
+enum { ARCHS = sizeof archs / sizeof *archs };
+
+static bool nvrtc_knows(const tc__nvrtc *nvrtc, int arch) {
+    int count = 0, known[64];
+    if (nvrtc->arch_count(&count) || count > 64 || nvrtc->archs(known)) return false;
+    for (int i = 0; i < count; i++)
+        if (known[i] == arch) return true;
+    return false;
 }
 
-static int open_nvrtc(nvrtc *rtc) {
-    const char *names[] = {getenv("TINYCHAT_NVRTC"), "libnvrtc.so.13",   "libnvrtc.so.12",
-                           "libnvrtc.so.11.2",       "libnvrtc.so",
-                           "/usr/local/cuda/lib64/libnvrtc.so"};
-    void *library = NULL;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !library; i++)
-        if (names[i]) library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
-    return library && symbol(library, "nvrtcVersion", &rtc->version) &&
-           symbol(library, "nvrtcCreateProgram", &rtc->create) &&
-           symbol(library, "nvrtcCompileProgram", &rtc->compile) &&
-           symbol(library, "nvrtcGetProgramLogSize", &rtc->log_size) &&
-           symbol(library, "nvrtcGetProgramLog", &rtc->log) &&
-           symbol(library, "nvrtcGetCUBINSize", &rtc->cubin_size) &&
-           symbol(library, "nvrtcDestroyProgram", &rtc->destroy) &&
-           symbol(library, "nvrtcGetNumSupportedArchs", &rtc->arch_count) &&
-           symbol(library, "nvrtcGetSupportedArchs", &rtc->archs);
+/* ---- the source ---- */
+
+TEST(kernel_sources_stand_alone) {
+    const char *name = NULL, *text = tc_kernel_source(0, &name);
+    REQUIRE(text && name && strcmp(name, "prelude.cuh") == 0);
+    for (int i = 0; (text = tc_kernel_source(i, &name)) != NULL; i++) {
+        CHECK_MSG(!strstr(text, "#include <"), "%s includes a header from elsewhere", name);
+        CHECK_MSG(i == 0 || !strstr(text, "asm"), "%s has inline PTX; it belongs in the prelude",
+                  name);
+    }
+    CHECK(tc_kernel_source(-1, NULL) == NULL);
+    CHECK(tc_kernel_source(1000, NULL) == NULL);
 }
 
 /* Uses every function of the prelude, so that each one's PTX is assembled. */
 static const char probe[] =
     "#include \"prelude.cuh\"\n"
-    "extern \"C\" __global__ void probe(u32 *out, const u32 *in, float *sums) {\n"
-    "    __shared__ __align__(16) u32 tile[32 * 4 * 2];\n"
-    "    u32 lane = threadIdx.x, a[4], b[4];\n"
-    "    copy_async_16(shared_address(&tile[4 * lane]), in + 4 * lane);\n"
+    "extern \"C\" __global__ void probe(u32 *out, const u32 *in, float *sums, bool valid) {\n"
+    "    __shared__ __align__(16) u32 tile[32 * 4 * 4];\n"
+    "    const u32 lane = threadIdx.x, at = keep(shared_address(&tile[4 * lane]));\n"
+    "    u32 a[4], b[4], c[4];\n"
+    "    prefetch_l2(in);\n"
+    "    copy_async_16(at, in + 4 * lane);\n"
+    "    copy_async_8(at + 512, in + 2 * lane);\n"
+    "    copy_async_16_or_zero(at + 1024, in + 4 * lane, valid);\n"
     "    copy_async_commit();\n"
     "    copy_async_wait<0>();\n"
+    "    wait_for_previous();\n"
+    "    launch_dependents();\n"
     "    __syncthreads();\n"
-    "    load_matrix_x4(b, shared_address(&tile[4 * lane]));\n"
-    "    uint4 v = load_stream(in + 4 * lane);\n"
-    "    w4_to_f16x2(v.x, a);\n"
-    "    float d[4] = {0, 0, 0, 0};\n"
-    "    mma_16x8x16(d, a, b[0], f16x2_mul(b[1], b[2]));\n"
+    "    load_matrix_x4(b, at);\n"
+    "    load_matrix_x4_trans(c, at + 512);\n"
+    "    uint4 v = load_stream(in + 4 * lane), w = load_shared_16(at);\n"
+    "    uint2 u = load_shared_8(at);\n"
+    "    float4 f = load_float4_l2(sums + 4 * lane);\n"
+    "    w4_to_f16x2(v.x, f16x2_add(u.x, w.y), f16x2_high(w.z), a);\n"
+    "    float d[4] = {load_shared_f32(at), f.x, load_f32_l2(sums), 0};\n"
+    "    mma_16x8x16(d, a, f16x2_sub(b[0], c[0]), f16x2_mul(b[1], c[2]));\n"
     "    d[0] += f16_to_f32(f32_to_f16(d[1])) + bf16_to_f32((u16)v.y);\n"
-    "    out[lane] = f32_to_f16x2(d[0], d[1]) + f16x2_fma(a[0], a[1], b[3]);\n"
+    "    out[lane] = f32_to_f16x2(d[0], d[1]) + f16x2_fma(a[0], a[1], b[3]) + and_or(u.y, 15, "
+    "64);\n"
     "    sums[0] = warp_sum(d[2]);\n"
     "    sums[1] = warp_max(d[3]);\n"
     "}\n";
 
-static void compile_for(const nvrtc *rtc, int arch) {
-    char option[64];
-    snprintf(option, sizeof option, "--gpu-architecture=sm_%d", arch);
-    const char *options[] = {option, "--std=c++17"};
+TEST(the_probe_calls_every_function_of_the_prelude) {
+    static const char mark[] = "__device__ __forceinline__";
+    const char *text = tc_kernel_source(0, NULL);
+    int functions = 0;
+    for (const char *at = strstr(text, mark); at; at = strstr(at + 1, mark), functions++) {
+        const char *end = at + strcspn(at, "("), *begin = end;
+        char name[64];
+        while (begin[-1] != ' ' && begin[-1] != '*') begin--;
+        snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
+        CHECK_MSG(strstr(probe, name), "the probe does not call %s", name);
+    }
+    CHECK(functions > 20);
+}
+
+/* ---- model shapes ---- */
+
+/* What gpu_programs looks at: one layer for each kind of matrix. */
+typedef struct shape {
     const char *name;
-    const char *prelude = tc_kernel_source(0, &name);
-    program p = NULL;
-    REQUIRE(rtc->create(&p, probe, "probe.cu", 1, &prelude, &name) == 0);
-    int status = rtc->compile(p, 2, options);
+    int groups[TC__MAX_KINDS], kinds; /* group sizes; 0: binary16 */
+    int hidden, intermediate, heads, kv_heads, head_dim, vocab;
+    enum { TIGHT, TWO, ALL } where; /* on sm_86 (least shared memory), also sm_90, everywhere */
+} shape;
+
+static const shape shapes[] = {
+    {"llama-2-7b g128", {128}, 1, 4096, 11008, 32, 32, 128, 32000, ALL},
+    {"small g32, g64, w16", {32, 64, 0}, 3, 512, 1408, 8, 2, 64, 32000, ALL},
+    {"llama-2-13b g128", {128}, 1, 5120, 13824, 40, 40, 128, 32000, TWO},
+    {"llama-2-70b g128", {128}, 1, 8192, 28672, 64, 8, 128, 32000, TWO},
+    {"llama-3-8b g128", {128}, 1, 4096, 14336, 32, 8, 128, 128256, TWO},
+    {"llama-2-7b w16", {0}, 1, 4096, 11008, 32, 32, 128, 32000, TWO},
+    {"small, head 80", {128}, 1, 640, 1280, 8, 8, 80, 4000, TIGHT},
+    {"small, head 256", {64}, 1, 512, 1024, 9, 1, 256, 4000, TIGHT},
+};
+enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+typedef struct shape_weights {
+    tc__weights weights;
+    tc__layer layers[TC__MAX_KINDS];
+    tc__tensor matrices[TC__MAX_KINDS][TC__ROLES], head;
+} shape_weights;
+
+static void shape_fill(const shape *s, shape_weights *w) {
+    size_t hidden = (size_t)s->hidden, inner = (size_t)s->intermediate;
+    size_t attention = (size_t)(s->heads * s->head_dim);
+    const size_t sizes[TC__ROLES][2] = {
+        {attention + 2 * (size_t)(s->kv_heads * s->head_dim), hidden},
+        {hidden, attention},
+        {2 * inner, hidden},
+        {hidden, inner}};
+    memset(w, 0, sizeof *w);
+    for (int k = 0; k < s->kinds; k++) {
+        tc__tensor *m = w->matrices[k];
+        for (int role = 0; role < TC__ROLES; role++) {
+            m[role].type = s->groups[k] ? TC__W4 : TC__F16;
+            m[role].group_size = (uint32_t)s->groups[k];
+            m[role].rows = sizes[role][0], m[role].columns = sizes[role][1];
+        }
+        w->layers[k].qkv = &m[TC__QKV], w->layers[k].o = &m[TC__O];
+        w->layers[k].gate_up = &m[TC__GATE_UP], w->layers[k].down = &m[TC__DOWN];
+    }
+    w->head.type = TC__F16, w->head.rows = (size_t)s->vocab, w->head.columns = hidden;
+    w->weights.embed = w->weights.head = &w->head;
+    w->weights.layers = w->layers;
+    tc__arch arch = {(uint32_t)s->hidden,
+                     (uint32_t)s->intermediate,
+                     (uint32_t)s->kinds,
+                     (uint32_t)s->heads,
+                     (uint32_t)s->kv_heads,
+                     (uint32_t)s->head_dim,
+                     (uint32_t)s->vocab,
+                     4096,
+                     1e-5f,
+                     10000};
+    w->weights.arch = arch;
+}
+
+/* ---- compiling many ---- */
+
+typedef struct job {
+    const char *model, *program;
+    tc__buf text; /* owned */
+    const struct arch *arch;
+    /* out; read by the thread that checks */
+    int status;
+    char *log;
+    uint8_t *image;
+    size_t image_bytes;
+} job;
+
+typedef struct queue {
+    const tc__nvrtc *nvrtc;
+    pthread_mutex_t lock;
+    job *jobs;
+    size_t n, next;
+} queue;
+
+/* As src/jit.c does, but with the assembler's report. */
+static void job_compile(job *j, const tc__nvrtc *nvrtc) {
+    const char *names[16], *texts[16];
+    char arch[64], limit[64];
+    const char *options[] = {arch, limit, "--std=c++17", "--ptxas-options=-v"};
+    tc__nvrtc_program handle = NULL;
+    int count = 0;
     size_t size = 0;
-    if (status != 0 && rtc->log_size(p, &size) == 0) {
-        char *log = malloc(size + 1);
-        if (log && rtc->log(p, log) == 0) fprintf(stderr, "sm_%d: %s\n", arch, log);
-        free(log);
+    while (count < 16 && (texts[count] = tc_kernel_source(count, &names[count]))) count++;
+    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%d", j->arch->number);
+    snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", j->arch->shared);
+    j->status = nvrtc->create(&handle, j->text.data, "model.cu", count, texts, names);
+    if (j->status) return;
+    j->status = nvrtc->compile(handle, TC_COUNT(options), options);
+    if (!nvrtc->log_size(handle, &size) && (j->log = calloc(size + 1, 1)))
+        nvrtc->log(handle, j->log);
+    if (!j->status && !nvrtc->cubin_size(handle, &size) && (j->image = malloc(size))) {
+        j->image_bytes = size;
+        j->status = nvrtc->cubin(handle, (char *)j->image);
     }
-    CHECK_MSG(status == 0, "sm_%d does not compile", arch);
-    CHECK(rtc->cubin_size(p, &size) == 0 && size > 0);
-    rtc->destroy(&p);
+    nvrtc->destroy(&handle);
 }
 
-TEST(kernels_compile_for_every_architecture) {
-    nvrtc rtc;
-    if (!open_nvrtc(&rtc)) SKIP("NVRTC was not found (needs NVRTC)");
-    int major = 0, minor = 0, count = 0, archs[64];
-    REQUIRE(rtc.version(&major, &minor) == 0);
-    REQUIRE(rtc.arch_count(&count) == 0 && count > 0 && count <= 64 && rtc.archs(archs) == 0);
-    static const int wanted[] = {80, 86, 87, 89, 90, 100, 120};
-    printf("  NVRTC %d.%d:", major, minor);
-    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
-        int known = 0;
-        for (int k = 0; k < count; k++) known |= archs[k] == wanted[i];
-        if (known) printf(" sm_%d", wanted[i]);
+static void *queue_work(void *argument) {
+    queue *q = argument;
+    for (;;) {
+        pthread_mutex_lock(&q->lock);
+        job *j = q->next < q->n ? &q->jobs[q->next++] : NULL;
+        pthread_mutex_unlock(&q->lock);
+        if (!j) return NULL;
+        job_compile(j, q->nvrtc);
+    }
+}
+
+static void queue_run(queue *q) {
+    pthread_t threads[16];
+    int n = tc__processors() < 16 ? tc__processors() : 16, running = 0;
+    pthread_mutex_init(&q->lock, NULL);
+    while (running < n && !pthread_create(&threads[running], NULL, queue_work, q)) running++;
+    if (!running) queue_work(q);
+    while (running > 0) pthread_join(threads[--running], NULL);
+    pthread_mutex_destroy(&q->lock);
+}
+
+static job *queue_add(queue *q, const char *model, const char *program, const struct arch *arch) {
+    q->jobs = realloc(q->jobs, (q->n + 1) * sizeof *q->jobs);
+    job *j = &q->jobs[q->n++];
+    memset(j, 0, sizeof *j);
+    j->model = model, j->program = program, j->arch = arch;
+    return j;
+}
+
+/* The three programs of a model for one architecture. */
+static void queue_add_model(queue *q, const char *name, const tc__weights *weights,
+                            const struct arch *arch) {
+    static const struct {
+        const char *name;
+        void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
+    } programs[] = {{"decode", tc__write_decode},
+                    {"prefill", tc__write_prefill},
+                    {"wide", tc__write_prefill_wide}};
+    tc__kinds kinds;
+    tc_error err;
+    int code = tc__kinds_find(weights, &kinds, &err);
+    CHECK_MSG(code == TC_OK, "%s: %s", name, err.message);
+    for (size_t i = 0; i < TC_COUNT(programs) && !code; i++) {
+        job *j = queue_add(q, name, programs[i].name, arch);
+        programs[i].write(weights, &kinds, arch->sm_count, &j->text);
+    }
+}
+
+static void queue_free(queue *q) {
+    for (size_t i = 0; i < q->n; i++) {
+        tc__buf_free(&q->jobs[i].text);
+        free(q->jobs[i].log);
+        free(q->jobs[i].image);
+    }
+    free(q->jobs);
+}
+
+/* ---- checking what came out ---- */
+
+/* The four numbers of NAME_launch in a cubin: an initialised variable, found by its symbol. */
+static bool launch_numbers(const job *j, const char *kernel, int numbers[4]) {
+    const Elf64_Ehdr *header = (const void *)j->image;
+    const Elf64_Shdr *sections = (const void *)(j->image + header->e_shoff);
+    char name[80];
+    snprintf(name, sizeof name, "%s_launch", kernel);
+    for (int i = 0; i < header->e_shnum; i++) {
+        if (sections[i].sh_type != SHT_SYMTAB) continue;
+        const Elf64_Sym *symbols = (const void *)(j->image + sections[i].sh_offset);
+        const char *names = (const char *)j->image + sections[sections[i].sh_link].sh_offset;
+        for (size_t k = 0; k < sections[i].sh_size / sizeof *symbols; k++) {
+            if (strcmp(names + symbols[k].st_name, name)) continue;
+            const Elf64_Shdr *section = &sections[symbols[k].st_shndx];
+            if (section->sh_type == SHT_NOBITS || symbols[k].st_size != 16) return false;
+            memcpy(numbers, j->image + section->sh_offset + symbols[k].st_value, 16);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One kernel's part of the assembler's report:
+ *     Function properties for NAME / N bytes stack frame, N bytes spill stores, N bytes spill loads
+ *     Used N registers, used N barriers, N bytes smem, ... */
+static void check_kernel(const job *j, const char *report, const char *end) {
+    int stack = -1, stores = -1, loads = -1, registers = -1, fixed = 0, launch[4];
+    char kernel[64] = "";
+    sscanf(report, "Function properties for %63s", kernel);
+    for (const char *at = report; at < end; at++) {
+        if (!strncmp(at, "bytes stack", 11)) {
+            const char *line = at;
+            while (line[-1] != '\n') line--;
+            sscanf(line, "ptxas . %d bytes stack frame, %d bytes spill stores, %d", &stack, &stores,
+                   &loads);
+        }
+        sscanf(at, "Used %d registers", &registers);
+        if (!strncmp(at, " bytes smem", 11)) {
+            const char *number = at;
+            while (number[-1] >= '0' && number[-1] <= '9') number--;
+            fixed = atoi(number);
+        }
+    }
+    CHECK_MSG(registers > 0 && stack >= 0 && loads >= 0, "%s: no report of its registers", kernel);
+    /* choosing a token is not bound by its instructions; nothing else may use local memory */
+    bool hot = strcmp(kernel, "sample_token") != 0;
+    CHECK_MSG(!hot || (stack == 0 && stores == 0 && loads == 0),
+              "%s sm_%d: %s uses local memory: stack %d, spills %d and %d bytes", j->model,
+              j->arch->number, kernel, stack, stores, loads);
+    bool found = launch_numbers(j, kernel, launch);
+    CHECK_MSG(found, "%s sm_%d: there is no %s_launch", j->model, j->arch->number, kernel);
+    if (!found) return;
+    CHECK_MSG(launch[2] >= 0 && launch[2] + fixed <= j->arch->shared,
+              "%s sm_%d: %s needs %d + %d bytes of shared memory; there are %d", j->model,
+              j->arch->number, kernel, launch[2], fixed, j->arch->shared);
+    CHECK_MSG(launch[1] >= 32 && launch[1] <= 1024 && launch[1] * registers <= 65536,
+              "%s sm_%d: %s has %d threads of %d registers", j->model, j->arch->number, kernel,
+              launch[1], registers);
+}
+
+/* Returns the number of kernels. */
+static int check_job(const job *j) {
+    static const char mark[] = "Function properties for ";
+    int kernels = 0;
+    CHECK_MSG(j->status == 0 && j->image, "%s %s for sm_%d does not compile:\n%s", j->model,
+              j->program, j->arch->number, j->log ? j->log : "");
+    if (j->status || !j->image || !j->log) return 0;
+    for (const char *at = strstr(j->log, mark), *next; at; at = next) {
+        next = strstr(at + 1, mark);
+        check_kernel(j, at, next ? next : at + strlen(at));
+        kernels++;
+    }
+    CHECK_MSG(kernels > 0, "%s %s: the assembler reports no kernel", j->model, j->program);
+    return kernels;
+}
+
+static void queue_check(queue *q) {
+    double start = tc_seconds();
+    int kernels = 0;
+    queue_run(q);
+    for (size_t i = 0; i < q->n; i++) kernels += check_job(&q->jobs[i]);
+    printf("    %zu programs, %d kernels in %.0f s\n", q->n, kernels, tc_seconds() - start);
+}
+
+/* ---- the tests of the kernels ---- */
+
+TEST(prelude_assembles_for_every_architecture) {
+    tc__nvrtc nvrtc;
+    tc_error err;
+    if (tc__nvrtc_open(&nvrtc, &err)) SKIP("%s (needs NVRTC)", err.message);
+    printf("    NVRTC %d.%d, %s\n", nvrtc.major, nvrtc.minor, nvrtc.path);
+    for (size_t i = 0; i < ARCHS; i++) {
         /* 100 and 120 came with NVRTC 12.8; the others every supported NVRTC must know */
-        CHECK_MSG(known || wanted[i] >= 100, "this NVRTC does not know sm_%d", wanted[i]);
-        if (known) compile_for(&rtc, wanted[i]);
+        bool known = nvrtc_knows(&nvrtc, archs[i].number);
+        CHECK_MSG(known || archs[i].number >= 100, "this NVRTC does not know sm_%d",
+                  archs[i].number);
+        if (!known) continue;
+        job j = {"probe", "probe", {0}, &archs[i], 0, NULL, NULL, 0};
+        tc__buf_str(&j.text, probe);
+        job_compile(&j, &nvrtc);
+        CHECK_MSG(j.status == 0 && j.image_bytes > 0, "sm_%d: %s", archs[i].number,
+                  j.log ? j.log : "");
+        tc__buf_free(&j.text);
+        free(j.log);
+        free(j.image);
     }
-    printf("\n");
+    tc__nvrtc_close(&nvrtc);
 }
 
-TEST(kernel_sources_are_listed_by_name) {
-    const char *name = NULL;
-    const char *text = tc_kernel_source(0, &name);
-    REQUIRE(text && name);
-    CHECK(strcmp(name, "prelude.cuh") == 0);
-    CHECK(strstr(text, "#include <") == NULL);
-    CHECK(tc_kernel_source(-1, NULL) == NULL);
-    CHECK(tc_kernel_source(1000, NULL) == NULL);
+TEST(models_compile_for_every_architecture) {
+    static shape_weights weights[SHAPES];
+    queue q = {0};
+    tc__nvrtc nvrtc;
+    tc_error err;
+    if (tc__nvrtc_open(&nvrtc, &err)) SKIP("%s (needs NVRTC)", err.message);
+    q.nvrtc = &nvrtc;
+    for (size_t s = 0; s < SHAPES; s++) {
+        shape_fill(&shapes[s], &weights[s]);
+        for (size_t i = 0; i < ARCHS; i++) {
+            bool tight = archs[i].number == 86;
+            if (!nvrtc_knows(&nvrtc, archs[i].number) || (FEW && !tight)) continue;
+            if (tight || shapes[s].where == ALL ||
+                (shapes[s].where == TWO && archs[i].number == 90))
+                queue_add_model(&q, shapes[s].name, &weights[s].weights, &archs[i]);
+        }
+    }
+    queue_check(&q);
+    queue_free(&q);
+    tc__nvrtc_close(&nvrtc);
 }
 
-TEST_MAIN(RUN(kernels_compile_for_every_architecture) RUN(kernel_sources_are_listed_by_name))
+TEST(the_demo_model_compiles) {
+    queue q = {0};
+    tc__nvrtc nvrtc;
+    tc__model_file file;
+    tc__weights weights;
+    tc_error err;
+    if (tc__nvrtc_open(&nvrtc, &err)) SKIP("%s (needs NVRTC)", err.message);
+    q.nvrtc = &nvrtc;
+    int code = tc__model_file_open("models/demo.bin", &file, &err);
+    if (!code) code = tc__weights_open(&file, &weights, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    if (!code) {
+        for (size_t i = 0; i < ARCHS; i++)
+            if (archs[i].number == 86) queue_add_model(&q, "demo", &weights, &archs[i]);
+        queue_check(&q);
+        tc__weights_close(&weights);
+    }
+    queue_free(&q);
+    tc__model_file_close(&file);
+    tc__nvrtc_close(&nvrtc);
+}
+
+/* ---- the cache ---- */
+
+/* A folder for kernel sources and one for the cache, named in the environment. */
+typedef struct place {
+    char folder[PROGRAM_PATH], cache[PROGRAM_PATH + 8];
+} place;
+
+static const tc__jit_target jit_target = {80, false, 13000, 163 << 10};
+static const char jit_text[] =
+    "#include \"prelude.cuh\"\n"
+    "extern \"C\" __global__ void f(float *x) { x[0] = warp_sum(x[threadIdx.x]); }\n";
+
+static bool place_open(place *p) {
+    if (!program_folder(p->folder)) return false;
+    snprintf(p->cache, sizeof p->cache, "%s/cache", p->folder);
+    setenv("TINYCHAT_CACHE", p->cache, 1);
+    return true;
+}
+
+static void place_close(const place *p) {
+    unsetenv("TINYCHAT_CACHE");
+    unsetenv("TINYCHAT_KERNELS");
+    program_remove_folder(p->cache);
+    program_remove_folder(p->folder);
+}
+
+/* Compiles one program into `image`; `nvrtc` false: in a world without NVRTC. */
+static int jit_once(const char *text, const tc__jit_target *target, bool nvrtc, tc__buf *image,
+                    bool *cached, tc_error *err) {
+    const char *chosen = getenv("TINYCHAT_NVRTC");
+    char *kept = chosen ? tc__copy(chosen, strlen(chosen)) : NULL;
+    tc__jit_program program;
+    memset(&program, 0, sizeof program);
+    program.name = "test";
+    program.text = text;
+    if (!nvrtc) setenv("TINYCHAT_NVRTC", "/nonexistent/libnvrtc.so", 1);
+    int code = tc__jit(&program, 1, target, err);
+    if (!nvrtc && kept)
+        setenv("TINYCHAT_NVRTC", kept, 1);
+    else if (!nvrtc)
+        unsetenv("TINYCHAT_NVRTC");
+    free(kept);
+    *cached = program.cached;
+    tc__buf_free(image);
+    *image = program.image;
+    return code;
+}
+
+/* The only file in a folder. False unless there is exactly one. */
+static bool only_file(const char *folder, char path[3 * PROGRAM_PATH]) {
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+    int files = 0;
+    while (dir && (entry = readdir(dir)) != NULL)
+        if (entry->d_name[0] != '.' || strlen(entry->d_name) > 2) {
+            snprintf(path, 3 * PROGRAM_PATH, "%s/%s", folder, entry->d_name);
+            files++;
+        }
+    if (dir) closedir(dir);
+    return files == 1;
+}
+
+static void write_file(const char *path, const void *bytes, size_t len) {
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, len, file) == len);
+    if (file) CHECK(fclose(file) == 0);
+}
+
+static bool need_nvrtc(tc_error *err) {
+    tc__nvrtc nvrtc;
+    int code = tc__nvrtc_open(&nvrtc, err);
+    if (!code) tc__nvrtc_close(&nvrtc);
+    return code == TC_OK;
+}
+
+TEST(a_hit_needs_no_nvrtc) {
+    tc__jit_target other = jit_target;
+    tc__buf first = {0}, again = {0};
+    bool cached;
+    tc_error err;
+    place p;
+    char other_text[sizeof jit_text + 8];
+    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
+    REQUIRE(place_open(&p));
+    CHECK_MSG(jit_once(jit_text, &jit_target, true, &first, &cached, &err) == TC_OK, "%s",
+              err.message);
+    CHECK(!cached && first.len > 500 && !memcmp(first.data, "\177ELF", 4));
+    CHECK_MSG(jit_once(jit_text, &jit_target, false, &again, &cached, &err) == TC_OK, "%s",
+              err.message);
+    CHECK(cached && again.len == first.len && !memcmp(again.data, first.data, first.len));
+
+    /* whatever the image depends on is part of the key */
+    snprintf(other_text, sizeof other_text, "%s//\n", jit_text);
+    CHECK(jit_once(other_text, &jit_target, false, &again, &cached, &err) == TC_ERR_DEVICE);
+    CHECK_MSG(strstr(err.message, "TINYCHAT_NVRTC"), "%s", err.message);
+    other.arch = 86;
+    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
+    other = jit_target, other.driver++;
+    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
+    other = jit_target, other.shared_limit--;
+    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
+    other = jit_target, other.as_ptx = true;
+    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
+    CHECK(jit_once(jit_text, &other, true, &again, &cached, &err) == TC_OK && !cached);
+    CHECK(again.data && strstr(again.data, ".target sm_80"));
+    tc__buf_free(&first);
+    tc__buf_free(&again);
+    place_close(&p);
+}
+
+TEST(damaged_cache_files_are_compiled_anew) {
+    tc__buf good = {0}, image = {0};
+    char path[3 * PROGRAM_PATH] = "";
+    bool cached;
+    tc__map map;
+    tc_error err;
+    place p;
+    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
+    REQUIRE(place_open(&p));
+    CHECK(jit_once(jit_text, &jit_target, true, &good, &cached, &err) == TC_OK);
+    REQUIRE(only_file(p.cache, path));
+    REQUIRE(tc__map_open(path, &map, &err) == TC_OK);
+    size_t n = map.size;
+    uint8_t *entry = malloc(n + 1);
+    memcpy(entry, map.data, n);
+    entry[n] = 0;
+    tc__map_close(&map);
+
+    /* not trusted: without NVRTC every one of these is an error */
+    for (size_t at = 0; at < n; at += at < 64 ? 1 : n / 50) {
+        entry[at] ^= 0x10;
+        write_file(path, entry, n);
+        entry[at] ^= 0x10;
+        if (at >= 36 && at < 40) continue; /* NVRTC's version: for people */
+        CHECK_MSG(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE,
+                  "byte %zu of %zu may be wrong", at, n);
+    }
+    for (size_t length = 0; length <= n + 1; length += length < 64 ? 7 : n / 20) {
+        if (length == n) continue;
+        write_file(path, entry, length);
+        CHECK_MSG(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE,
+                  "%zu of %zu bytes are enough", length, n);
+    }
+    write_file(path, entry, n + 1);
+    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE);
+
+    /* compiled anew, and the file is whole again */
+    CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK && !cached);
+    CHECK(image.len == good.len && !memcmp(image.data, good.data, good.len));
+    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_OK && cached);
+
+    /* an intact entry under another's name */
+    CHECK(unlink(path) == 0);
+    CHECK(jit_once(probe, &jit_target, true, &image, &cached, &err) == TC_OK && !cached);
+    CHECK(only_file(p.cache, path));
+    write_file(path, entry, n);
+    CHECK(jit_once(probe, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE);
+    free(entry);
+    tc__buf_free(&good);
+    tc__buf_free(&image);
+    place_close(&p);
+}
+
+TEST(a_cache_that_cannot_be_written_costs_only_time) {
+    char path[3 * PROGRAM_PATH];
+    tc__buf image = {0};
+    bool cached;
+    tc_error err;
+    place p;
+    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
+    REQUIRE(place_open(&p));
+    snprintf(path, sizeof path, "%s/file", p.folder);
+    write_file(path, "", 0);
+    snprintf(path, sizeof path, "%s/file/below", p.folder); /* no folder can be made there */
+    const char *const folders[] = {path, "/proc/tinychat", "/dev/null"};
+    for (size_t i = 0; i < TC_COUNT(folders); i++) {
+        setenv("TINYCHAT_CACHE", folders[i], 1);
+        CHECK_MSG(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK, "%s: %s",
+                  folders[i], err.message);
+        CHECK(!cached && image.len > 500);
+    }
+    setenv("TINYCHAT_CACHE", p.cache, 1);
+    CHECK(mkdir(p.cache, 0700) == 0);
+    if (geteuid() != 0) { /* root may write anywhere */
+        CHECK(chmod(p.cache, 0500) == 0);
+        CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK && !cached);
+        CHECK(chmod(p.cache, 0700) == 0);
+    }
+    CHECK(!only_file(p.cache, path)); /* nothing is left behind */
+    tc__buf_free(&image);
+    place_close(&p);
+}
+
+/* The folders by which the cache is found, in this order; none at all is no error. */
+TEST(the_cache_is_where_it_is_expected) {
+    static const char *const names[] = {"TINYCHAT_CACHE", "XDG_CACHE_HOME", "HOME"};
+    static const char *const values[] = {"/a/own", "/a/xdg", "/a/home"};
+    static const char *const want[] = {"/a/own", "/a/xdg/tinychat", "/a/home/.cache/tinychat", ""};
+    char *kept[3], path[256];
+    for (int i = 0; i < 3; i++) {
+        const char *value = getenv(names[i]);
+        kept[i] = value ? tc__copy(value, strlen(value)) : NULL;
+        setenv(names[i], values[i], 1);
+    }
+    for (int i = 0; i <= 3; i++) {
+        tc__jit_folder(path, sizeof path);
+        CHECK_MSG(!strcmp(path, want[i]), "%s, not %s", path, want[i]);
+        if (i < 3) setenv(names[i], "", 1); /* empty is as good as not set */
+    }
+    for (int i = 0; i < 3; i++) {
+        unsetenv(names[i]);
+        if (kept[i]) setenv(names[i], kept[i], 1);
+        free(kept[i]);
+    }
+}
+
+TEST(processes_may_start_at_once) {
+    char path[3 * PROGRAM_PATH];
+    tc__buf image = {0};
+    bool cached;
+    tc_error err;
+    place p;
+    pid_t children[4];
+    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
+    REQUIRE(place_open(&p));
+    fflush(NULL);
+    for (size_t i = 0; i < TC_COUNT(children); i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            int code = jit_once(jit_text, &jit_target, true, &image, &cached, &err);
+            if (code) fprintf(stderr, "%s\n", err.message);
+            _exit(code || image.len < 500);
+        }
+    }
+    for (size_t i = 0; i < TC_COUNT(children); i++) {
+        int status = -1;
+        CHECK(waitpid(children[i], &status, 0) == children[i] && status == 0);
+    }
+    CHECK(only_file(p.cache, path));
+    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_OK && cached);
+    tc__buf_free(&image);
+    place_close(&p);
+}
+
+/* ---- messages ---- */
+
+/* Copies the kernel sources into the folder; line `broken` of the prelude becomes nonsense. */
+static void copy_sources(const char *folder, int broken) {
+    const char *name, *text;
+    char path[2 * PROGRAM_PATH];
+    for (int i = 0; (text = tc_kernel_source(i, &name)) != NULL; i++) {
+        tc__buf copy = {0};
+        int line = 1;
+        for (; *text; text++) {
+            if (i == 0 && line == broken) {
+                tc__buf_str(&copy, "this is no code;\n");
+                text = strchr(text, '\n');
+            } else {
+                tc__buf_add(&copy, text, 1);
+            }
+            line += *text == '\n';
+        }
+        snprintf(path, sizeof path, "%s/%s", folder, name);
+        write_file(path, copy.data, copy.len);
+        tc__buf_free(&copy);
+    }
+}
+
+TEST(a_mistake_in_the_source_is_named) {
+    char path[2 * PROGRAM_PATH];
+    tc__buf image = {0};
+    bool cached;
+    tc_error err;
+    place p;
+    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
+    REQUIRE(place_open(&p));
+    setenv("TINYCHAT_KERNELS", p.folder, 1);
+    copy_sources(p.folder, 0);
+    CHECK_MSG(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK, "%s",
+              err.message);
+    /* the files' text is part of the key, wherever it comes from */
+    unsetenv("TINYCHAT_KERNELS");
+    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_OK && cached);
+    setenv("TINYCHAT_KERNELS", p.folder, 1);
+    copy_sources(p.folder, 12);
+    CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_ERR_DEVICE);
+    CHECK_MSG(strstr(err.message, "prelude.cuh(12): error"), "%s", err.message);
+    CHECK_MSG(strstr(err.message, "sm_80"), "%s", err.message);
+    CHECK_MSG(!strchr(err.message, '\n'), "more than one line: %s", err.message);
+    /* the instances' own text has the program's name */
+    unsetenv("TINYCHAT_KERNELS");
+    CHECK(jit_once("\nnonsense;\n", &jit_target, true, &image, &cached, &err) == TC_ERR_DEVICE);
+    CHECK_MSG(strstr(err.message, "test.cu(2): error"), "%s", err.message);
+    /* a file that is missing */
+    setenv("TINYCHAT_KERNELS", p.folder, 1);
+    snprintf(path, sizeof path, "%s/rows.cuh", p.folder);
+    CHECK(unlink(path) == 0);
+    CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_ERR_IO);
+    CHECK_MSG(strstr(err.message, "rows.cuh"), "%s", err.message);
+    tc__buf_free(&image);
+    place_close(&p);
+}
+
+TEST_MAIN(RUN(kernel_sources_stand_alone) RUN(the_probe_calls_every_function_of_the_prelude)
+              RUN(prelude_assembles_for_every_architecture)
+                  RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
+                      RUN(a_hit_needs_no_nvrtc) RUN(damaged_cache_files_are_compiled_anew)
+                          RUN(a_cache_that_cannot_be_written_costs_only_time)
+                              RUN(the_cache_is_where_it_is_expected)
+                                  RUN(processes_may_start_at_once)
+                                      RUN(a_mistake_in_the_source_is_named))

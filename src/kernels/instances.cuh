@@ -63,6 +63,13 @@ template <class M, int RT, int TT> struct PrefillPick {
     static_assert(SMEM <= SHARED_LIMIT, "the tile is too large for this GPU");
 };
 
+// Rows of the larger tile. From sm_100 on the compiler lacks registers for 256.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define WIDE_ROWS 192
+#else
+#define WIDE_ROWS 256
+#endif
+
 #define PREFILL_PRODUCT(name, M, ROWS, RT, OUT)                                                    \
     KERNEL(name, 256, 1, GemmArgs,                                                                 \
            (product_prefill<M, ROWS, RT, 128, PrefillPick<M, RT, 128>::STAGES, OUT>(args)))        \
