@@ -4,7 +4,7 @@
  * how to use it. Only replies and results go to stdout, everything else to stderr.
  *
  * Contents: buffers - output - interrupts - flags - help - model - input - replies - commands -
- * conversation - tokens and logits - benchmark - main.
+ * conversation - tokens and logits - benchmark - doctor - main.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
@@ -50,13 +50,13 @@ static const struct {
 typedef struct options {
     const char *model, *device, *prompt, *file, *system, *template_name, *ids, *logits;
     const char *precision; /* NULL: not given */
-    const char **stop; /* NULL-terminated */
+    const char **stop;     /* NULL-terminated */
     size_t n_stop;
     tc_sampling sampling;
     int ctx_size, threads, predict, group_size; /* group_size 0: not given */
     int conversation, single_turn, multiline, no_context_shift;
     int quiet, color, raw_output; /* color: -1 = decide by the terminal */
-    int tokenize, detokenize, special, bench, json, help, version;
+    int tokenize, detokenize, special, bench, json, doctor, help, version;
     int shape; /* the model is the name of a built-in shape */
 } options;
 
@@ -398,6 +398,7 @@ static const flag flags[] = {
     STRING("--precision", "NAME", precision, "with --bench SHAPE: w4a16 or w16a16 [w4a16]"),
     INT("--group-size", NULL, group_size, 32, 128, "with --bench SHAPE: 32, 64 or 128 [128]"),
     ON("--json", json, "with --bench: print JSON"),
+    ON("--doctor", doctor, "what this machine has: driver, GPUs, NVRTC, cache, CPU; no MODEL"),
     ON("-h --help", help, "print this"),
     ON("--version", version, "print the version"),
 };
@@ -515,6 +516,9 @@ static int check_options(app *a) {
     for (int i = 0; o->bench && o->model && tc_shape_name(i, NULL); i++)
         o->shape = o->shape || strcmp(o->model, tc_shape_name(i, NULL)) == 0;
     int tools = o->tokenize + o->detokenize + o->bench + (o->ids || o->logits);
+    if (o->doctor && (o->model || tools))
+        return tell(a, USAGE, "--doctor looks at the machine only: no model, no other tool");
+    if (o->doctor) return GO_ON;
     if (!o->model) return tell(a, USAGE, "no model file given; --help explains");
     if (tools > 1) return tell(a, USAGE, "choose one of --tokenize, --detokenize, --ids, --bench");
     if (!o->ids != !o->logits) return tell(a, USAGE, "--ids and --logits need each other");
@@ -653,6 +657,8 @@ static int open_model(app *a) {
     if (rc == TC_ERR_IO && a->opt.bench)
         return tell(a, BAD_MODEL, "%s; it is no built-in shape either: --help lists them",
                     err.message);
+    if (rc == TC_ERR_DEVICE)
+        return tell(a, NO_DEVICE, "%s (%s --doctor says more)", err.message, a->name);
     if (rc == TC_ERR_IO) return tell(a, BAD_MODEL, "%s", err.message);
     if (rc != TC_OK) return fail_error(a, &err);
     a->info = tc_model_get_info(a->model);
@@ -1483,6 +1489,17 @@ static int bench(app *a) {
     return rc;
 }
 
+/* ---- doctor ---------------------------------------------------------------------------------- */
+
+static void on_line(void *user, const char *text) {
+    put_text(user, text, strlen(text));
+    put(user, "\n", 1);
+}
+
+static int doctor(app *a) {
+    return tc_doctor(on_line, a) ? DONE : NO_DEVICE;
+}
+
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static int run(app *a, int argc, char **argv) {
@@ -1493,6 +1510,7 @@ static int run(app *a, int argc, char **argv) {
     if (a->opt.version) return print_version(a);
     rc = check_options(a);
     if (rc != GO_ON) return rc;
+    if (a->opt.doctor) return doctor(a);
     int (*tool)(app *) = a->opt.tokenize     ? tokenize
                          : a->opt.detokenize ? detokenize
                          : a->opt.ids        ? write_logits

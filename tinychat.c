@@ -369,12 +369,13 @@ TC_INTERNAL void tc__precision_name(const tc__weights *weights, char *text, size
 #define TC_SHAPES_H
 
 
-/* How a tensor is filled, in words of 64 bits. Word i of the tensor, which is word n of the block of
- * all tensors' data, is
+/* How a tensor is filled, in words of 64 bits. Word i of the tensor, which is word n of the data of
+ * all tensors, is
  *
  *     i % unit < random ? (hash(n) & mask) | bits : tail
  *
- * where hash(n) is output n of SplitMix64 started at 0, counted from 1 (output 0: the hash of 0).
+ * where hash(n) is the output of SplitMix64 in the state n * 0x9e3779b97f4a7c15, for n >= 1 thus its
+ * n-th output when started at 0.
  * One rule for all types, so that the GPU needs one kernel:
  *     norm         1.0
  *     binary16     both signs, 2^-7 <= magnitude < 2^-6
@@ -386,13 +387,13 @@ typedef struct tc__pattern {
 TC_INTERNAL tc__pattern tc__shape_pattern(const tc__tensor *tensor);
 
 /* Makes the tables of a shape; release with tc__model_file_close. precision and group_size as in
- * tc_model_open_shape. With `in_memory` the tensors' data are made too, by `threads` threads (0: one
- * per processor), `progress` (NULL allowed) is told and may cancel; else they have no data.
+ * tc_model_open_shape. With `in_memory` the tensors' data are made too, by params->threads threads
+ * (0: one per processor), and params->progress is told and may cancel; else there are no data.
  * Errors: ARGUMENT (unknown name, precision or group size), UNSUPPORTED (a family that is to come),
  * MEMORY, CANCELLED. */
 TC_INTERNAL int tc__shape_open(const char *name, const char *precision, int group_size,
-                               bool in_memory, const tc_model_params *params,
-                               tc__model_file *file, tc_error *err);
+                               bool in_memory, const tc_model_params *params, tc__model_file *file,
+                               tc_error *err);
 
 #endif /* TC_SHAPES_H */
 
@@ -3718,26 +3719,28 @@ const char *tc_shape_name(int index, int *supported) {
     return shapes_table[index].name;
 }
 
-static int shapes_find(const char *name, const shapes_shape **shape, tc_error *err) {
+/* The refusal of an unknown name. */
+static int shapes_unknown(const char *name, tc_error *err) {
     tc__buf names = {NULL, 0, 0, false};
-    for (size_t i = 0; i < TC_COUNT(shapes_table); i++) {
-        *shape = &shapes_table[i];
-        bool known = (*shape)->sizes[SHAPES_HIDDEN] > 0;
-        if (known) tc__buf_printf(&names, "%s%s", names.len ? ", " : "", (*shape)->name);
-        if (strcmp((*shape)->name, name)) continue;
-        tc__buf_free(&names);
-        return known ? TC_OK
-                     : tc__fail(err, TC_ERR_UNSUPPORTED,
-                                "shape '%s' comes with the model family '%s', which this version "
-                                "lacks",
-                                name, (*shape)->family);
-    }
+    for (int i = 0, good; tc_shape_name(i, &good); i++)
+        if (good) tc__buf_printf(&names, "%s%s", names.len ? ", " : "", tc_shape_name(i, NULL));
     int code = names.failed ? tc__fail_memory(err, "a list of names", names.len)
                             : tc__fail(err, TC_ERR_ARGUMENT,
                                        "there is no built-in shape '%.80s'; expected one of %s",
                                        name, names.data);
     tc__buf_free(&names);
     return code;
+}
+
+static int shapes_find(const char *name, const shapes_shape **shape, tc_error *err) {
+    size_t i = 0;
+    while (i < TC_COUNT(shapes_table) && strcmp(shapes_table[i].name, name)) i++;
+    if (i == TC_COUNT(shapes_table)) return shapes_unknown(name, err);
+    *shape = &shapes_table[i];
+    if ((*shape)->sizes[SHAPES_HIDDEN]) return TC_OK;
+    return tc__fail(err, TC_ERR_UNSUPPORTED,
+                    "shape '%s' comes with the model family '%s', which this version lacks", name,
+                    (*shape)->family);
 }
 
 static int shapes_check_precision(const char *precision, int *group_size, uint32_t *type,
@@ -3937,7 +3940,10 @@ int tc__shape_open(const char *name, const char *precision, int group_size, bool
  * level cache. Their sums are loaded and stored once in 32 steps. */
 #define CPU_TILE(lanes) (32 * (lanes))
 
-#define CPU_AHEAD 2048 /* bytes that the software prefetch runs ahead of a product's reads */
+/* Bytes that the software prefetch runs ahead in a product with one vector: in the one stream of W4
+ * units, and in each of four streams of halves. */
+#define CPU_AHEAD_W4 8192
+#define CPU_AHEAD_HALVES 2048
 
 #define CPU_ALIGNED __attribute__((aligned(64))) /* a cache line, the longest vector */
 
@@ -4218,7 +4224,7 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
                 cpu_##level##_f high = cpu_##level##_load(sums + (i + 8) * LANES);                 \
                 for (unsigned column = 0; column < group_size; column += 4 * places) {             \
                     const uint8_t *words = unit + 8 * column + 4 * places * i;                     \
-                    __builtin_prefetch(words + CPU_AHEAD);                                         \
+                    __builtin_prefetch(words + CPU_AHEAD_W4);                                      \
                     CPU_TIMES(m, 4) CPU_TIMES(s, places / LANES) {                                 \
                         cpu_##level##_f xs =                                                       \
                             cpu_##level##_load(x + column + places * m + LANES * s);               \
@@ -4308,7 +4314,7 @@ CPU_AVX512 CPU_INLINE void cpu_avx512_w4_run(const uint8_t *unit, size_t groups,
             CPU_TIMES(chunk, chunks) {
                 const uint8_t *words = unit + 512 * chunk + 64 * i;
                 __m512i v = _mm512_loadu_si512(words);
-                __builtin_prefetch(words + CPU_AHEAD);
+                __builtin_prefetch(words + CPU_AHEAD_W4);
                 CPU_TIMES(m, 4) {
                     __m512 xs = _mm512_loadu_ps(x + 64 * chunk + 16 * m);
                     c[i] = _mm512_fmadd_ps(cpu_avx512_weight(v, 8 * m, low), xs, c[i]);
@@ -4371,7 +4377,7 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
             for (; i + LANES <= n; i += LANES) {                                                   \
                 cpu_##level##_f xs = cpu_##level##_load(x + i);                                    \
                 CPU_TIMES(k, 4) {                                                                  \
-                    __builtin_prefetch((const uint8_t *)(rows[k] + i) + CPU_AHEAD);                \
+                    __builtin_prefetch((const uint8_t *)(rows[k] + i) + CPU_AHEAD_HALVES);         \
                     c[k] = cpu_##level##_fma(cpu_##level##_##TYPE(rows[k] + i), xs, c[k]);         \
                 }                                                                                  \
             }                                                                                      \
@@ -5874,7 +5880,7 @@ void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int s
 void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                             tc__buf *text) {
     programs_constants(weights, sm_count, text);
-    programs_prefill(weights, kinds, "wide", "256", text);
+    programs_prefill(weights, kinds, "wide", "WIDE_ROWS", text);
 }
 
 /* ======== src/cuda.c ======== */
@@ -7867,6 +7873,241 @@ int tc_chat_load(tc_chat *chat, const char *path, tc_error *err) {
 
 #undef CHAT_FILE_LINE
 
+/* ======== src/doctor.c ======== */
+
+
+#include <errno.h>
+#include <unistd.h>
+
+typedef struct doctor_state {
+    void (*line)(void *user, const char *text);
+    void *user;
+    tc__cu cu;
+    int arch;   /* of GPU 0; 0 if it cannot be used */
+    bool nvrtc; /* it is there and compiles */
+} doctor_state;
+
+/* A line: what it is about, in a column of its own, and the facts. */
+static void doctor_say(const doctor_state *doctor, const char *what, const char *format, ...)
+    TC_PRINTF(3, 4);
+static void doctor_say(const doctor_state *doctor, const char *what, const char *format, ...) {
+    char facts[1280], text[1312];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(facts, sizeof facts, format, args);
+    va_end(args);
+    snprintf(text, sizeof text, "%-11s %s", what, facts);
+    doctor->line(doctor->user, text);
+}
+
+/* The file behind a library that is loaded (its name carries the driver's version), as Linux knows
+ * it; elsewhere, and if it is not found, `otherwise`. */
+static void doctor_file(const char *library, const char *otherwise, char *path, size_t size) {
+    char line[1024];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    snprintf(path, size, "%s", otherwise);
+    while (maps && fgets(line, sizeof line, maps)) {
+        char *name = strchr(line, '/'), *file = strrchr(line, '/');
+        if (!name || strncmp(file + 1, library, strlen(library))) continue;
+        snprintf(path, size, "%.*s", (int)strcspn(name, "\n"), name);
+        break;
+    }
+    if (maps) fclose(maps);
+}
+
+/* ---- the GPU's side ---- */
+
+/* Opens the GPU as a model would, which shows what is free, and leaves it as it was. */
+static int doctor_gpu_memory(const tc__cu *cu, tc__cu_device device, size_t *free_bytes,
+                             tc_error *err) {
+    tc__cu_context context;
+    size_t total;
+    int code = tc__cu_check(cu, cu->context_retain(&context, device), "opening the GPU", err);
+    if (code) return code;
+    tc__cu_result result = cu->context_push(context);
+    if (!result) {
+        tc__cu_context previous;
+        result = cu->memory_info(free_bytes, &total);
+        cu->context_pop(&previous);
+    }
+    cu->context_release(device);
+    return tc__cu_check(cu, result, "asking the GPU for its memory", err);
+}
+
+/* One GPU; its architecture, or 0 if it cannot be used. */
+static int doctor_gpu(const doctor_state *doctor, int index) {
+    const tc__cu *cu = &doctor->cu;
+    tc__cu_device device = 0;
+    char what[32], name[128] = "?";
+    int major = 0, minor = 0, sms = 0;
+    size_t total = 0, free_bytes = 0;
+    tc_error reason;
+    snprintf(what, sizeof what, "GPU %d", index);
+    tc__cu_result result = cu->device_get(&device, index);
+    if (!result) result = cu->device_name(name, sizeof name, device);
+    if (!result) result = cu->device_attribute(&major, TC__CU_ATTRIBUTE_MAJOR, device);
+    if (!result) result = cu->device_attribute(&minor, TC__CU_ATTRIBUTE_MINOR, device);
+    if (!result) result = cu->device_attribute(&sms, TC__CU_ATTRIBUTE_SM_COUNT, device);
+    if (!result) result = cu->device_memory(&total, device);
+    int code = tc__cu_check(cu, result, "asking the driver about the GPU", &reason);
+    int arch = 10 * major + minor;
+    if (!code && arch < 80)
+        code = tc__fail(&reason, TC_ERR_DEVICE, "compute capability 8.0 or newer is needed");
+    if (!code) code = doctor_gpu_memory(cu, device, &free_bytes, &reason);
+    doctor_say(doctor, what, "%s, compute capability %d.%d, %d SMs, %.1f GiB of memory", name,
+               major, minor, sms, (double)total / (1 << 30));
+    if (code)
+        doctor_say(doctor, "", "cannot be used: %s", reason.message);
+    else
+        doctor_say(doctor, "", "%.1f GiB of it are free", (double)free_bytes / (1 << 30));
+    return code ? 0 : arch;
+}
+
+static void doctor_driver(doctor_state *doctor) {
+    char path[1024];
+    int version = 0, count = 0;
+    tc_error reason;
+    if (tc__cu_open(&doctor->cu, &reason)) {
+        doctor_say(doctor, "driver", "%s", reason.message);
+        return;
+    }
+    doctor->cu.driver_version(&version);
+    doctor_file("libcuda.so", "libcuda.so.1", path, sizeof path);
+    doctor_say(doctor, "driver", "CUDA %d.%d, %s", version / 1000, version % 1000 / 10, path);
+    tc__cu_result result = doctor->cu.device_count(&count);
+    if (tc__cu_check(&doctor->cu, result, "counting GPUs", &reason))
+        doctor_say(doctor, "GPU", "%s", reason.message);
+    else if (count == 0)
+        doctor_say(doctor, "GPU", "the driver shows none (CUDA_VISIBLE_DEVICES hides GPUs)");
+    for (int i = 0; i < count; i++) {
+        int arch = doctor_gpu(doctor, i);
+        if (i == 0) doctor->arch = arch;
+    }
+    tc__cu_close(&doctor->cu);
+}
+
+/* ---- NVRTC ---- */
+
+/* Compiles a kernel: only that shows whether its libnvrtc-builtins is there. */
+static bool doctor_compiles(const tc__nvrtc *nvrtc, int arch, char *complaint, size_t size) {
+    static const char source[] =
+        "extern \"C\" __global__ void probe(float *x) { *x = __expf(*x); }\n";
+    tc__nvrtc_program program = NULL;
+    char option[48];
+    size_t length = 0;
+    snprintf(option, sizeof option, "--gpu-architecture=sm_%d", arch);
+    const char *options[] = {option};
+    int status = nvrtc->create(&program, source, "probe.cu", 0, NULL, NULL);
+    snprintf(complaint, size, "error %d", status);
+    if (status) return false;
+    status = nvrtc->compile(program, 1, options);
+    snprintf(complaint, size, "error %d", status);
+    if (status && !nvrtc->log_size(program, &length) && length > 1 && length < size)
+        nvrtc->log(program, complaint);
+    complaint[strcspn(complaint, "\n")] = 0;
+    nvrtc->destroy(&program);
+    return status == 0;
+}
+
+static void doctor_nvrtc(doctor_state *doctor) {
+    tc__nvrtc nvrtc;
+    tc_error err;
+    char path[1024], complaint[1024];
+    int count = 0, archs[128] = {0}, newest = 0;
+    if (tc__nvrtc_open(&nvrtc, &err)) {
+        doctor_say(doctor, "NVRTC", "%s", err.message);
+        return;
+    }
+    if (!nvrtc.arch_count(&count) && count > 0 && count <= (int)TC_COUNT(archs) &&
+        !nvrtc.archs(archs))
+        for (int i = 0; i < count; i++) newest = archs[i] > newest ? archs[i] : newest;
+    doctor_file("libnvrtc.so", nvrtc.path, path, sizeof path);
+    doctor_say(doctor, "NVRTC", "%d.%d, %s, for GPUs up to sm_%d", nvrtc.major, nvrtc.minor, path,
+               newest);
+    doctor->nvrtc = doctor_compiles(&nvrtc, newest, complaint, sizeof complaint);
+    if (!doctor->nvrtc) doctor_say(doctor, "", "cannot compile: %s", complaint);
+    if (doctor->nvrtc && doctor->arch > newest)
+        doctor_say(doctor, "", "older than GPU 0: the driver translates kernels for sm_%d", newest);
+    tc__nvrtc_close(&nvrtc);
+}
+
+/* ---- the rest ---- */
+
+/* Cuts a path down to the folder that exists. */
+static void doctor_existing(char *path) {
+    while (access(path, F_OK)) {
+        char *slash = strrchr(path, '/');
+        if (!slash) {
+            strcpy(path, ".");
+        } else if (slash == path) {
+            path[1] = 0;
+            return;
+        } else {
+            *slash = 0;
+        }
+    }
+}
+
+/* Whether files can be made in the cache's folder, or the folder itself if it is not there yet. */
+static void doctor_cache(const doctor_state *doctor) {
+    char folder[768], parent[768];
+    tc__jit_folder(folder, sizeof folder);
+    if (!*folder) {
+        doctor_say(doctor, "cache", "none: HOME is not set; every start on a GPU compiles");
+        return;
+    }
+    snprintf(parent, sizeof parent, "%s", folder);
+    doctor_existing(parent);
+    if (access(parent, W_OK | X_OK) == 0)
+        doctor_say(doctor, "cache", "%s, %s", folder,
+                   strcmp(parent, folder) ? "will be made when it is needed" : "writable");
+    else
+        doctor_say(doctor, "cache", "%s cannot be written: %s: %s; every start on a GPU compiles",
+                   folder, parent, strerror(errno));
+}
+
+static void doctor_cpu(const doctor_state *doctor) {
+    const char *level = getenv("TINYCHAT_CPU");
+    const tc__kernels *kernels;
+    tc_error err;
+    if (tc__kernels_choose(level && *level ? level : NULL, &kernels, &err))
+        doctor_say(doctor, "CPU", "%s", err.message);
+    else
+        doctor_say(doctor, "CPU", "%s kernels, %d threads, %.1f GiB of memory available",
+                   kernels->name, tc__processors(), (double)tc__available_memory() / (1 << 30));
+}
+
+static void doctor_environment(const doctor_state *doctor) {
+    static const char *const names[] = {
+        "CUDA_VISIBLE_DEVICES", "CUDA_HOME",      "TINYCHAT_ARCH", "TINYCHAT_NVRTC",
+        "TINYCHAT_KERNELS",     "TINYCHAT_CACHE", "TINYCHAT_CPU"};
+    for (size_t i = 0; i < TC_COUNT(names); i++)
+        if (getenv(names[i]))
+            doctor_say(doctor, "environment", "%s=%s", names[i], getenv(names[i]));
+}
+
+int tc_doctor(void (*line)(void *user, const char *text), void *user) {
+    doctor_state doctor;
+    memset(&doctor, 0, sizeof doctor);
+    doctor.line = line;
+    doctor.user = user;
+    doctor_say(&doctor, "tinychat", "%s", TC_VERSION);
+    doctor_driver(&doctor);
+    doctor_nvrtc(&doctor);
+    doctor_cache(&doctor);
+    doctor_cpu(&doctor);
+    doctor_environment(&doctor);
+    if (doctor.arch && doctor.nvrtc)
+        doctor_say(&doctor, "device auto", "takes GPU 0");
+    else if (doctor.arch)
+        doctor_say(&doctor, "device auto",
+                   "takes GPU 0 for models whose kernels are in the cache, "
+                   "else the CPU: NVRTC cannot be used");
+    else
+        doctor_say(&doctor, "device auto", "takes the CPU: there is no GPU 0 that can be used");
+    return doctor.arch && doctor.nvrtc;
+}
+
 /* ======== src/api.c ======== */
 
 
@@ -8039,7 +8280,8 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
         return api_open_on(tc__cpu_backend(), source, params, model, err);
     if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)
         return api_open_cuda(source, params, model, err);
-    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N", device);
+    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N",
+                    device);
 }
 
 int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
@@ -8116,6 +8358,8 @@ int tc_model_verify(const tc_model *model,
     int code = tc__need(model, "model", err);
     if (code) return code;
     double done = 0, all = (double)model->weights.tensor_bytes;
+    if (!model->file.map.data)
+        return tc__fail(err, TC_ERR_ARGUMENT, "a shape has no file that could be verified");
     for (size_t i = 0; i < model->file.tensor_count; i++) {
         const tc__tensor *tensor = &model->file.tensors[i];
         uint32_t crc = 0;

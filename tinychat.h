@@ -137,7 +137,8 @@ typedef struct tc_model_info {
 TC_API tc_model_info tc_model_get_info(const tc_model *model);
 
 /* Compares every tensor's bytes with its checksum; reads the whole file once.
- * Errors: FORMAT (names the first bad tensor), CANCELLED (by `progress`, which may be NULL). */
+ * Errors: FORMAT (names the first bad tensor), CANCELLED (by `progress`, which may be NULL),
+ * ARGUMENT (a built-in shape, which has no file). */
 TC_API int tc_model_verify(const tc_model *model,
                            int (*progress)(void *user, double fraction, const char *what),
                            void *user, tc_error *err);
@@ -423,6 +424,12 @@ TC_API const char *tc_shape_name(int index, int *supported);
  * the median. Errors: MEMORY. */
 TC_API int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_second,
                              tc_error *err);
+
+/* What this machine has to run models with: driver, GPUs, NVRTC, the cache of compiled kernels, the
+ * CPU, and what the device "auto" takes. Hands over one line of text after the other, without
+ * newlines. Opens each GPU for a moment and has NVRTC compile a small kernel. Returns 1 if "auto"
+ * takes a GPU for any model that the GPU engine can run, else 0; a line says why not. */
+TC_API int tc_doctor(void (*line)(void *user, const char *text), void *user);
 
 /* The CUDA source that is compiled for the GPU, file by file: index 0, 1, ... until NULL; *name
  * (NULL allowed) is the file's name. It is free-standing: NVRTC and nvcc compile it without any

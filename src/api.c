@@ -170,7 +170,8 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
         return api_open_on(tc__cpu_backend(), source, params, model, err);
     if (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)
         return api_open_cuda(source, params, model, err);
-    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N", device);
+    return tc__fail(err, TC_ERR_ARGUMENT, "device '%s'; expected auto, cpu, cuda or cuda:N",
+                    device);
 }
 
 int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
@@ -247,6 +248,8 @@ int tc_model_verify(const tc_model *model,
     int code = tc__need(model, "model", err);
     if (code) return code;
     double done = 0, all = (double)model->weights.tensor_bytes;
+    if (!model->file.map.data)
+        return tc__fail(err, TC_ERR_ARGUMENT, "a shape has no file that could be verified");
     for (size_t i = 0; i < model->file.tensor_count; i++) {
         const tc__tensor *tensor = &model->file.tensors[i];
         uint32_t crc = 0;

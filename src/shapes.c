@@ -39,26 +39,28 @@ const char *tc_shape_name(int index, int *supported) {
     return shapes_table[index].name;
 }
 
-static int shapes_find(const char *name, const shapes_shape **shape, tc_error *err) {
+/* The refusal of an unknown name. */
+static int shapes_unknown(const char *name, tc_error *err) {
     tc__buf names = {NULL, 0, 0, false};
-    for (size_t i = 0; i < TC_COUNT(shapes_table); i++) {
-        *shape = &shapes_table[i];
-        bool known = (*shape)->sizes[SHAPES_HIDDEN] > 0;
-        if (known) tc__buf_printf(&names, "%s%s", names.len ? ", " : "", (*shape)->name);
-        if (strcmp((*shape)->name, name)) continue;
-        tc__buf_free(&names);
-        return known ? TC_OK
-                     : tc__fail(err, TC_ERR_UNSUPPORTED,
-                                "shape '%s' comes with the model family '%s', which this version "
-                                "lacks",
-                                name, (*shape)->family);
-    }
+    for (int i = 0, good; tc_shape_name(i, &good); i++)
+        if (good) tc__buf_printf(&names, "%s%s", names.len ? ", " : "", tc_shape_name(i, NULL));
     int code = names.failed ? tc__fail_memory(err, "a list of names", names.len)
                             : tc__fail(err, TC_ERR_ARGUMENT,
                                        "there is no built-in shape '%.80s'; expected one of %s",
                                        name, names.data);
     tc__buf_free(&names);
     return code;
+}
+
+static int shapes_find(const char *name, const shapes_shape **shape, tc_error *err) {
+    size_t i = 0;
+    while (i < TC_COUNT(shapes_table) && strcmp(shapes_table[i].name, name)) i++;
+    if (i == TC_COUNT(shapes_table)) return shapes_unknown(name, err);
+    *shape = &shapes_table[i];
+    if ((*shape)->sizes[SHAPES_HIDDEN]) return TC_OK;
+    return tc__fail(err, TC_ERR_UNSUPPORTED,
+                    "shape '%s' comes with the model family '%s', which this version lacks", name,
+                    (*shape)->family);
 }
 
 static int shapes_check_precision(const char *precision, int *group_size, uint32_t *type,

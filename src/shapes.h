@@ -10,12 +10,13 @@
 
 #include "model_file.h"
 
-/* How a tensor is filled, in words of 64 bits. Word i of the tensor, which is word n of the block of
- * all tensors' data, is
+/* How a tensor is filled, in words of 64 bits. Word i of the tensor, which is word n of the data of
+ * all tensors, is
  *
  *     i % unit < random ? (hash(n) & mask) | bits : tail
  *
- * where hash(n) is output n of SplitMix64 started at 0, counted from 1 (output 0: the hash of 0).
+ * where hash(n) is the output of SplitMix64 in the state n * 0x9e3779b97f4a7c15, for n >= 1 thus its
+ * n-th output when started at 0.
  * One rule for all types, so that the GPU needs one kernel:
  *     norm         1.0
  *     binary16     both signs, 2^-7 <= magnitude < 2^-6
@@ -27,12 +28,12 @@ typedef struct tc__pattern {
 TC_INTERNAL tc__pattern tc__shape_pattern(const tc__tensor *tensor);
 
 /* Makes the tables of a shape; release with tc__model_file_close. precision and group_size as in
- * tc_model_open_shape. With `in_memory` the tensors' data are made too, by `threads` threads (0: one
- * per processor), `progress` (NULL allowed) is told and may cancel; else they have no data.
+ * tc_model_open_shape. With `in_memory` the tensors' data are made too, by params->threads threads
+ * (0: one per processor), and params->progress is told and may cancel; else there are no data.
  * Errors: ARGUMENT (unknown name, precision or group size), UNSUPPORTED (a family that is to come),
  * MEMORY, CANCELLED. */
 TC_INTERNAL int tc__shape_open(const char *name, const char *precision, int group_size,
-                               bool in_memory, const tc_model_params *params,
-                               tc__model_file *file, tc_error *err);
+                               bool in_memory, const tc_model_params *params, tc__model_file *file,
+                               tc_error *err);
 
 #endif /* TC_SHAPES_H */

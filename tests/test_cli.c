@@ -104,8 +104,12 @@ static void put_tokenizer(writer *w) {
     }
     put_text(w, "tokenizer.type", "spm-bpe");
     writer_strings(w, "tokenizer.pieces", &strings, (size_t)vocab);
-    tc__meta meta = {"tokenizer.scores", 16, TC__META_F32, (size_t)vocab,
-                     (const uint8_t *)scores, sizeof *scores * (size_t)vocab};
+    tc__meta meta = {"tokenizer.scores",
+                     16,
+                     TC__META_F32,
+                     (size_t)vocab,
+                     (const uint8_t *)scores,
+                     sizeof *scores * (size_t)vocab};
     writer_meta(w, &meta);
     writer_text(w, "tokenizer.types", types, (size_t)vocab);
     put_u32(w, "tokenizer.unk_id", 0);
@@ -492,6 +496,7 @@ TEST(help_is_complete_and_fits_80_columns) {
                                         "--logits",
                                         "--bench",
                                         "--json",
+                                        "--doctor",
                                         "--precision",
                                         "--group-size",
                                         "llama-2-7b",
@@ -564,7 +569,8 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "--ids", "x"}, "--ids and --logits need each other"},
         {{"M", "--json"}, "--json belongs to --bench"},
         {{"tiny", "--precision", "w4a16"}, "belong to --bench"},
-        {{"M", "--bench", "--group-size", "16"}, "--group-size: expected a whole number from 32 to"},
+        {{"M", "--bench", "--group-size", "16"},
+         "--group-size: expected a whole number from 32 to"},
         {{"M", "--special"}, "--special belongs to --tokenize"},
         {{"M", "--tokenize", "--bench"}, "choose one of"},
         {{"M", "--tokenize", "-p", "x"}, "not for the tools"},
@@ -1133,6 +1139,19 @@ TEST(the_benchmark_knows_shapes) {
     RUNS(ARGS(model_path, "--bench", "--group-size", "64"), 2, "", "a shape's name");
 }
 
+TEST(the_doctor_looks_at_the_machine) {
+    static const char *const parts[] = {"tinychat ", "\ndriver ", "\nNVRTC ",
+                                        "\ncache ",  "\nCPU ",    "\ndevice auto takes the CPU"};
+    setenv("CUDA_VISIBLE_DEVICES", "", 1); /* no GPU, if there is one */
+    result r = run(ARGS("--doctor"));
+    unsetenv("CUDA_VISIBLE_DEVICES");
+    EXPECT(r, 4, ANY, "");
+    for (size_t i = 0; i < TC_COUNT(parts); i++) CHECK_MSG(has(&r.out, parts[i]), "%s", parts[i]);
+    done(&r);
+    RUNS(ARGS("--doctor", model_path), 2, "", "--doctor looks at the machine only");
+    RUNS(ARGS("--doctor", "--bench"), 2, "", "--doctor looks at the machine only");
+}
+
 /* ---- main ---- */
 
 TEST(no_file_is_left_behind) {
@@ -1175,4 +1194,5 @@ TEST_MAIN(
                                                     a_failed_evaluation_leaves_the_old_file)
                                                     RUN(the_benchmark_reports_decode_and_prefill)
                                                         RUN(the_benchmark_knows_shapes)
-                                                            RUN(no_file_is_left_behind))
+                                                            RUN(the_doctor_looks_at_the_machine)
+                                                                RUN(no_file_is_left_behind))

@@ -85,6 +85,7 @@ static int memory_thread(pthread_t *thread, const pthread_attr_t *attributes, vo
 #include "src/cuda.c"
 #include "src/session.c"
 #include "src/chat.c"
+#include "src/doctor.c"
 #include "src/api.c"
 /* clang-format on */
 
@@ -166,7 +167,7 @@ static int live(tc_error *err) {
     model_params.device = "cpu"; /* auto would answer a failure of the GPU's side with the CPU */
     tc_chat_params chat_params = tc_chat_default_params();
     tc_session_params session_params = tc_session_default_params();
-    tc_model *model = NULL;
+    tc_model *model = NULL, *shape = NULL;
     tc_session *session = NULL;
     tc_chat *chat = NULL;
     int32_t ids[64], id = 0;
@@ -187,10 +188,12 @@ static int live(tc_error *err) {
     LIVE(tc_sample(session, NULL, &id, err));
     LIVE(tc_eval(session, &id, 1, err));
     LIVE(tc_read_bandwidth(model, 1 << 16, &rate, err));
+    LIVE(tc_model_open_shape("tiny", "w4a16", 64, &model_params, &shape, err));
     LIVE(tc_chat_open(model, &chat_params, &chat, err));
     LIVE(live_chat(chat, err));
     tc_chat_close(chat);
     tc_session_close(session);
+    tc_model_close(shape);
     tc_model_close(model);
     return code;
 }
