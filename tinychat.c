@@ -1207,7 +1207,9 @@ void *tc__alloc_aligned(size_t bytes) {
     return memory;
 }
 
-void tc__free_aligned(void *memory) { free(memory); }
+void tc__free_aligned(void *memory) {
+    free(memory);
+}
 
 size_t tc__available_memory(void) {
     unsigned long long bytes = 0, kib;
@@ -1252,7 +1254,9 @@ void tc__buf_add(tc__buf *buf, const void *bytes, size_t len) {
     data[buf->len] = 0;
 }
 
-void tc__buf_str(tc__buf *buf, const char *text) { tc__buf_add(buf, text, strlen(text)); }
+void tc__buf_str(tc__buf *buf, const char *text) {
+    tc__buf_add(buf, text, strlen(text));
+}
 
 void tc__buf_printf(tc__buf *buf, const char *format, ...) {
     char text[1024];
@@ -1283,7 +1287,9 @@ void tc__ids_add(tc__ids *ids, const int32_t *more, size_t n) {
     ids->len += n;
 }
 
-void tc__ids_push(tc__ids *ids, int32_t id) { tc__ids_add(ids, &id, 1); }
+void tc__ids_push(tc__ids *ids, int32_t id) {
+    tc__ids_add(ids, &id, 1);
+}
 
 void tc__ids_free(tc__ids *ids) {
     free(ids->data);
@@ -1307,7 +1313,9 @@ tc__cursor tc__cursor_make(const void *bytes, size_t len) {
     return cursor;
 }
 
-size_t tc__cursor_left(const tc__cursor *cursor) { return (size_t)(cursor->end - cursor->at); }
+size_t tc__cursor_left(const tc__cursor *cursor) {
+    return (size_t)(cursor->end - cursor->at);
+}
 
 const uint8_t *tc__take(tc__cursor *cursor, size_t len) {
     if (tc__cursor_left(cursor) < len) {
@@ -1423,7 +1431,8 @@ static float base_float_of_bits(uint32_t bits) {
 
 float tc__f16_to_f32(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7FFF;
-    if (magnitude >= 0x7C00) return base_float_of_bits(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
+    if (magnitude >= 0x7C00)
+        return base_float_of_bits(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
     if (magnitude >= 0x0400) return base_float_of_bits(sign | (magnitude + (112u << 10)) << 13);
     float value = (float)magnitude * 0x1p-24f; /* subnormal */
     return sign ? -value : value;
@@ -1434,9 +1443,9 @@ uint16_t tc__f32_to_f16(float value) {
     memcpy(&bits, &value, sizeof bits);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     bits &= 0x7FFFFFFF;
-    if (bits > 0x7F800000) return sign | 0x7E00;  /* NaN */
-    if (bits >= 0x477FF000) return sign | 0x7C00; /* rounds to 2^16 or more */
-    if (bits < 0x38800000) {                      /* below 2^-14: a multiple of 2^-24 */
+    if (bits > 0x7F800000) return sign | 0x7E00;           /* NaN */
+    if (bits >= 0x477FF000) return sign | 0x7C00;          /* rounds to 2^16 or more */
+    if (bits < 0x38800000) {                               /* below 2^-14: a multiple of 2^-24 */
         float magnitude = base_float_of_bits(bits) + 0.5f; /* the addition rounds to even */
         memcpy(&bits, &magnitude, sizeof bits);
         return sign | (uint16_t)(bits - 0x3F000000);
@@ -1445,7 +1454,9 @@ uint16_t tc__f32_to_f16(float value) {
     return sign | (uint16_t)((bits >> 13) - (112u << 10));
 }
 
-float tc__bf16_to_f32(uint16_t bf16) { return base_float_of_bits((uint32_t)bf16 << 16); }
+float tc__bf16_to_f32(uint16_t bf16) {
+    return base_float_of_bits((uint32_t)bf16 << 16);
+}
 
 /* ---- files ---- */
 
@@ -1464,8 +1475,8 @@ int tc__map_open(const char *path, tc__map *map, tc_error *err) {
         code = tc__fail(err, TC_ERR_IO, "%s: not a regular file", path);
     else if ((uintmax_t)st.st_size > SIZE_MAX)
         code = tc__fail(err, TC_ERR_IO, "%s: too large for this machine's addresses", path);
-    else if (st.st_size && (data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) ==
-                               MAP_FAILED)
+    else if (st.st_size &&
+             (data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         code = tc__fail(err, TC_ERR_IO, "%s: cannot map: %s", path, strerror(errno));
     close(fd);
     if (code) return code;
@@ -1518,8 +1529,8 @@ int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
 
 int tc__replace_commit(tc__replace *replace, tc_error *err) {
     errno = 0;
-    bool good = fflush(replace->file) == 0 && !ferror(replace->file) &&
-                fsync(fileno(replace->file)) == 0;
+    bool good =
+        fflush(replace->file) == 0 && !ferror(replace->file) && fsync(fileno(replace->file)) == 0;
     int reason = errno;
     if (fclose(replace->file) && good) good = false, reason = errno;
     replace->file = NULL;
@@ -1854,9 +1865,9 @@ bool tc__next_string(tc__cursor *cursor, const char **text, size_t *len) {
 
 /* Every arch.* key of the family; an unknown one would change the numbers, so it is refused. */
 static const char *const arch_keys[] = {
-    "arch.family",     "arch.hidden_size", "arch.intermediate_size", "arch.layers",
-    "arch.heads",      "arch.kv_heads",    "arch.head_dim",          "arch.vocab_size",
-    "arch.max_seq_len", "arch.norm_eps",   "arch.rope_theta",
+    "arch.family",      "arch.hidden_size", "arch.intermediate_size", "arch.layers",
+    "arch.heads",       "arch.kv_heads",    "arch.head_dim",          "arch.vocab_size",
+    "arch.max_seq_len", "arch.norm_eps",    "arch.rope_theta",
 };
 
 static int arch_check_keys(const tc__model_file *file, tc_error *err) {
@@ -1924,8 +1935,9 @@ static int arch_read(const tc__model_file *file, tc__arch *arch, tc_error *err) 
     if (code) return code;
     arch->norm_eps = (float)eps;
     if (!(eps > 0 && eps < 1) || !(arch->rope_theta >= 1 && isfinite(arch->rope_theta)))
-        return tc__fail(err, TC_ERR_FORMAT, "model file: norm_eps %g or rope_theta %g is impossible",
-                        eps, arch->rope_theta);
+        return tc__fail(err, TC_ERR_FORMAT,
+                        "model file: norm_eps %g or rope_theta %g is impossible", eps,
+                        arch->rope_theta);
     return TC_OK;
 }
 
@@ -1951,10 +1963,11 @@ static int arch_tensor(const tc__model_file *file, long layer, const char *name,
     const tc__tensor *tensor = tc__find_tensor(file, full);
     if (!tensor) return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' is missing", full);
     if (!arch_type_suits(kind, tensor->type))
-        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' has type %s; expected %s", full,
-                        arch_type_name(tensor->type),
-                        kind == ARCH_NORM ? "F32"
-                                          : kind == ARCH_TABLE ? "F16 or BF16" : "W4, F16 or BF16");
+        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' has type %s; expected %s",
+                        full, arch_type_name(tensor->type),
+                        kind == ARCH_NORM    ? "F32"
+                        : kind == ARCH_TABLE ? "F16 or BF16"
+                                             : "W4, F16 or BF16");
     if (tensor->rows != rows || tensor->columns != columns)
         return tc__fail(err, TC_ERR_FORMAT,
                         "model file: tensor '%s' has shape [%zu, %zu]; expected [%zu, %zu]", full,
@@ -3940,10 +3953,7 @@ int tc__shape_open(const char *name, const char *precision, int group_size, bool
  * level cache. Their sums are loaded and stored once in 32 steps. */
 #define CPU_TILE(lanes) (32 * (lanes))
 
-/* Bytes that the software prefetch runs ahead in a product with one vector: in the one stream of W4
- * units, and in each of four streams of halves. */
-#define CPU_AHEAD_W4 8192
-#define CPU_AHEAD_HALVES 2048
+#define CPU_AHEAD 2048 /* bytes that the software prefetch runs ahead of a product's reads */
 
 #define CPU_ALIGNED __attribute__((aligned(64))) /* a cache line, the longest vector */
 
@@ -4224,7 +4234,7 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
                 cpu_##level##_f high = cpu_##level##_load(sums + (i + 8) * LANES);                 \
                 for (unsigned column = 0; column < group_size; column += 4 * places) {             \
                     const uint8_t *words = unit + 8 * column + 4 * places * i;                     \
-                    __builtin_prefetch(words + CPU_AHEAD_W4);                                      \
+                    __builtin_prefetch(words + CPU_AHEAD);                                         \
                     CPU_TIMES(m, 4) CPU_TIMES(s, places / LANES) {                                 \
                         cpu_##level##_f xs =                                                       \
                             cpu_##level##_load(x + column + places * m + LANES * s);               \
@@ -4314,7 +4324,7 @@ CPU_AVX512 CPU_INLINE void cpu_avx512_w4_run(const uint8_t *unit, size_t groups,
             CPU_TIMES(chunk, chunks) {
                 const uint8_t *words = unit + 512 * chunk + 64 * i;
                 __m512i v = _mm512_loadu_si512(words);
-                __builtin_prefetch(words + CPU_AHEAD_W4);
+                __builtin_prefetch(words + CPU_AHEAD);
                 CPU_TIMES(m, 4) {
                     __m512 xs = _mm512_loadu_ps(x + 64 * chunk + 16 * m);
                     c[i] = _mm512_fmadd_ps(cpu_avx512_weight(v, 8 * m, low), xs, c[i]);
@@ -4377,7 +4387,7 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
             for (; i + LANES <= n; i += LANES) {                                                   \
                 cpu_##level##_f xs = cpu_##level##_load(x + i);                                    \
                 CPU_TIMES(k, 4) {                                                                  \
-                    __builtin_prefetch((const uint8_t *)(rows[k] + i) + CPU_AHEAD_HALVES);         \
+                    __builtin_prefetch((const uint8_t *)(rows[k] + i) + CPU_AHEAD);                \
                     c[k] = cpu_##level##_fma(cpu_##level##_##TYPE(rows[k] + i), xs, c[k]);         \
                 }                                                                                  \
             }                                                                                      \

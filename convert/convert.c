@@ -430,8 +430,8 @@ static int convert_check_output(const convert_job *job) {
     if (S_ISDIR(out.st_mode))
         return tc__fail(job->err, TC_ERR_ARGUMENT, "%s: is a folder; give -o a file name", path);
     if (!S_ISREG(out.st_mode))
-        return tc__fail(job->err, TC_ERR_ARGUMENT, "%s: is not a regular file; give -o another name",
-                        path);
+        return tc__fail(job->err, TC_ERR_ARGUMENT,
+                        "%s: is not a regular file; give -o another name", path);
     const char *last = NULL;
     for (size_t i = 0; i < job->ckpt.count; i++) {
         const char *file = job->ckpt.tensors[i].file;

@@ -4,9 +4,9 @@
 
 /* Every arch.* key of the family; an unknown one would change the numbers, so it is refused. */
 static const char *const arch_keys[] = {
-    "arch.family",     "arch.hidden_size", "arch.intermediate_size", "arch.layers",
-    "arch.heads",      "arch.kv_heads",    "arch.head_dim",          "arch.vocab_size",
-    "arch.max_seq_len", "arch.norm_eps",   "arch.rope_theta",
+    "arch.family",      "arch.hidden_size", "arch.intermediate_size", "arch.layers",
+    "arch.heads",       "arch.kv_heads",    "arch.head_dim",          "arch.vocab_size",
+    "arch.max_seq_len", "arch.norm_eps",    "arch.rope_theta",
 };
 
 static int arch_check_keys(const tc__model_file *file, tc_error *err) {
@@ -74,8 +74,9 @@ static int arch_read(const tc__model_file *file, tc__arch *arch, tc_error *err) 
     if (code) return code;
     arch->norm_eps = (float)eps;
     if (!(eps > 0 && eps < 1) || !(arch->rope_theta >= 1 && isfinite(arch->rope_theta)))
-        return tc__fail(err, TC_ERR_FORMAT, "model file: norm_eps %g or rope_theta %g is impossible",
-                        eps, arch->rope_theta);
+        return tc__fail(err, TC_ERR_FORMAT,
+                        "model file: norm_eps %g or rope_theta %g is impossible", eps,
+                        arch->rope_theta);
     return TC_OK;
 }
 
@@ -101,10 +102,11 @@ static int arch_tensor(const tc__model_file *file, long layer, const char *name,
     const tc__tensor *tensor = tc__find_tensor(file, full);
     if (!tensor) return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' is missing", full);
     if (!arch_type_suits(kind, tensor->type))
-        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' has type %s; expected %s", full,
-                        arch_type_name(tensor->type),
-                        kind == ARCH_NORM ? "F32"
-                                          : kind == ARCH_TABLE ? "F16 or BF16" : "W4, F16 or BF16");
+        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' has type %s; expected %s",
+                        full, arch_type_name(tensor->type),
+                        kind == ARCH_NORM    ? "F32"
+                        : kind == ARCH_TABLE ? "F16 or BF16"
+                                             : "W4, F16 or BF16");
     if (tensor->rows != rows || tensor->columns != columns)
         return tc__fail(err, TC_ERR_FORMAT,
                         "model file: tensor '%s' has shape [%zu, %zu]; expected [%zu, %zu]", full,

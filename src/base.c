@@ -65,7 +65,9 @@ void *tc__alloc_aligned(size_t bytes) {
     return memory;
 }
 
-void tc__free_aligned(void *memory) { free(memory); }
+void tc__free_aligned(void *memory) {
+    free(memory);
+}
 
 size_t tc__available_memory(void) {
     unsigned long long bytes = 0, kib;
@@ -110,7 +112,9 @@ void tc__buf_add(tc__buf *buf, const void *bytes, size_t len) {
     data[buf->len] = 0;
 }
 
-void tc__buf_str(tc__buf *buf, const char *text) { tc__buf_add(buf, text, strlen(text)); }
+void tc__buf_str(tc__buf *buf, const char *text) {
+    tc__buf_add(buf, text, strlen(text));
+}
 
 void tc__buf_printf(tc__buf *buf, const char *format, ...) {
     char text[1024];
@@ -141,7 +145,9 @@ void tc__ids_add(tc__ids *ids, const int32_t *more, size_t n) {
     ids->len += n;
 }
 
-void tc__ids_push(tc__ids *ids, int32_t id) { tc__ids_add(ids, &id, 1); }
+void tc__ids_push(tc__ids *ids, int32_t id) {
+    tc__ids_add(ids, &id, 1);
+}
 
 void tc__ids_free(tc__ids *ids) {
     free(ids->data);
@@ -165,7 +171,9 @@ tc__cursor tc__cursor_make(const void *bytes, size_t len) {
     return cursor;
 }
 
-size_t tc__cursor_left(const tc__cursor *cursor) { return (size_t)(cursor->end - cursor->at); }
+size_t tc__cursor_left(const tc__cursor *cursor) {
+    return (size_t)(cursor->end - cursor->at);
+}
 
 const uint8_t *tc__take(tc__cursor *cursor, size_t len) {
     if (tc__cursor_left(cursor) < len) {
@@ -281,7 +289,8 @@ static float base_float_of_bits(uint32_t bits) {
 
 float tc__f16_to_f32(uint16_t half) {
     uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7FFF;
-    if (magnitude >= 0x7C00) return base_float_of_bits(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
+    if (magnitude >= 0x7C00)
+        return base_float_of_bits(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
     if (magnitude >= 0x0400) return base_float_of_bits(sign | (magnitude + (112u << 10)) << 13);
     float value = (float)magnitude * 0x1p-24f; /* subnormal */
     return sign ? -value : value;
@@ -292,9 +301,9 @@ uint16_t tc__f32_to_f16(float value) {
     memcpy(&bits, &value, sizeof bits);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     bits &= 0x7FFFFFFF;
-    if (bits > 0x7F800000) return sign | 0x7E00;  /* NaN */
-    if (bits >= 0x477FF000) return sign | 0x7C00; /* rounds to 2^16 or more */
-    if (bits < 0x38800000) {                      /* below 2^-14: a multiple of 2^-24 */
+    if (bits > 0x7F800000) return sign | 0x7E00;           /* NaN */
+    if (bits >= 0x477FF000) return sign | 0x7C00;          /* rounds to 2^16 or more */
+    if (bits < 0x38800000) {                               /* below 2^-14: a multiple of 2^-24 */
         float magnitude = base_float_of_bits(bits) + 0.5f; /* the addition rounds to even */
         memcpy(&bits, &magnitude, sizeof bits);
         return sign | (uint16_t)(bits - 0x3F000000);
@@ -303,7 +312,9 @@ uint16_t tc__f32_to_f16(float value) {
     return sign | (uint16_t)((bits >> 13) - (112u << 10));
 }
 
-float tc__bf16_to_f32(uint16_t bf16) { return base_float_of_bits((uint32_t)bf16 << 16); }
+float tc__bf16_to_f32(uint16_t bf16) {
+    return base_float_of_bits((uint32_t)bf16 << 16);
+}
 
 /* ---- files ---- */
 
@@ -322,8 +333,8 @@ int tc__map_open(const char *path, tc__map *map, tc_error *err) {
         code = tc__fail(err, TC_ERR_IO, "%s: not a regular file", path);
     else if ((uintmax_t)st.st_size > SIZE_MAX)
         code = tc__fail(err, TC_ERR_IO, "%s: too large for this machine's addresses", path);
-    else if (st.st_size && (data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) ==
-                               MAP_FAILED)
+    else if (st.st_size &&
+             (data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         code = tc__fail(err, TC_ERR_IO, "%s: cannot map: %s", path, strerror(errno));
     close(fd);
     if (code) return code;
@@ -376,8 +387,8 @@ int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
 
 int tc__replace_commit(tc__replace *replace, tc_error *err) {
     errno = 0;
-    bool good = fflush(replace->file) == 0 && !ferror(replace->file) &&
-                fsync(fileno(replace->file)) == 0;
+    bool good =
+        fflush(replace->file) == 0 && !ferror(replace->file) && fsync(fileno(replace->file)) == 0;
     int reason = errno;
     if (fclose(replace->file) && good) good = false, reason = errno;
     replace->file = NULL;
