@@ -812,14 +812,12 @@ typedef struct setting {
     int last_n;
 } setting;
 
-/* Draws 50 times along a continuation and 50 times from the same logits. Returns the choices that
- * differ from the CPU's. */
+/* Draws 100 times along a continuation. Returns the choices that differ from the CPU's. */
 static int differing_choices(tc_session *session, chooser *c, const setting *s, uint64_t seed) {
     tc_sampling sampling = {s->temperature, s->top_p,  s->top_k, s->min_p,
                             s->penalty,     s->last_n, seed};
     int32_t prompt[64], id, want;
     int different = 0;
-    float *logits = tc__calloc((size_t)c->vocab, 4);
     uint64_t draw = 0;
     tc_error err;
     random_ids(prompt, TC_COUNT(prompt), c->vocab, seed);
@@ -827,20 +825,16 @@ static int differing_choices(tc_session *session, chooser *c, const setting *s, 
     tc_session_seed(session, seed);
     bool good = evaluate(session, prompt, TC_COUNT(prompt));
     for (int i = 0; i < 100 && good; i++) {
-        const float *now = tc_logits(session);
-        CHECK(now);
-        if (now && i <= 50) memcpy(logits, now, (size_t)c->vocab * 4);
+        const float *logits = tc_logits(session);
+        CHECK(logits);
+        if (!logits) break;
         want = choose_on_cpu(c, logits, session, &sampling, tc__random(seed, draw));
         draw += s->temperature >= 1e-5f;
-        good = now && tc_sample(session, &sampling, &id, &err) == TC_OK;
-        CHECK_MSG(good, "%s: %s", s->what, now ? err.message : "no logits");
+        good = tc_sample(session, &sampling, &id, &err) == TC_OK;
+        CHECK_MSG(good, "%s: %s", s->what, err.message);
         different += good && id != want;
-        if (i < 50 && good) good = evaluate(session, &id, 1);
+        good = good && evaluate(session, &id, 1);
     }
-    const float *after = tc_logits(session);
-    CHECK_MSG(after && !memcmp(after, logits, (size_t)c->vocab * 4),
-              "%s: choosing a token changed the logits", s->what);
-    free(logits);
     return different;
 }
 
@@ -895,6 +889,49 @@ TEST(choices_are_those_of_the_documented_order) {
     static const int vocabularies[] = {394, 32000,
                                        50001}; /* the last one's keys fill no registers */
     in_parallel(check_sampling, vocabularies, sizeof *vocabularies, TC_COUNT(vocabularies));
+}
+
+/* A choice does not evaluate the token: the logits stay, and further choices come from them. */
+TEST(choices_leave_the_logits_alone) {
+    tc_sampling sampling = tc_default_sampling();
+    tc_model *model = open_usual();
+    tc__candidate candidates[TINY_VOCAB];
+    uint8_t seen[TINY_VOCAB] = {0};
+    chooser c = {candidates, seen, TINY_VOCAB};
+    float want[TINY_VOCAB];
+    enum { N = 40 };
+    int32_t prompt[N], id;
+    tc_error err;
+    REQUIRE(model);
+    sampling.temperature = 2;
+    random_ids(prompt, N, TINY_VOCAB, 19);
+    tc_session *session = new_session(model);
+    REQUIRE(session);
+    for (size_t cut = N - 1; cut <= N; cut++) {    /* behind a decode, behind a prefill */
+        for (int asked = 0; asked < 2; asked++) {  /* the logits: afterwards only, and before too */
+            for (int turn = 0; turn < 2; turn++) { /* twice; bit-equal for the same cut */
+                tc_kv_truncate(session, 0);
+                REQUIRE(evaluate(session, prompt, cut));
+                REQUIRE(cut == N || evaluate(session, prompt + cut, N - cut));
+                if (!turn) REQUIRE(tc_logits(session));
+                if (!turn) memcpy(want, tc_logits(session), sizeof want);
+            }
+            if (asked) CHECK(!memcmp(tc_logits(session), want, sizeof want));
+            tc_session_seed(session, 23);
+            for (uint64_t draw = 0; draw < 20; draw++) {
+                int32_t expected =
+                    choose_on_cpu(&c, want, session, &sampling, tc__random(23, draw));
+                CHECK(tc_sample(session, &sampling, &id, &err) == TC_OK);
+                CHECK_MSG(id == expected, "choice %d from the same logits is %d, not %d",
+                          (int)draw + 1, (int)id, (int)expected);
+            }
+            CHECK(tc_kv_length(session) == N);
+            const float *after = tc_logits(session);
+            CHECK_MSG(after && !memcmp(after, want, sizeof want), "a choice changed the logits");
+        }
+    }
+    tc_session_close(session);
+    tc_model_close(model);
 }
 
 /* ---- resources ---- */
@@ -1381,6 +1418,7 @@ int main(int argc, char **argv) {
     APART(massive_activations_stay_finite, 2);
     APART(seeded_replies_repeat_bit_by_bit, 0);
     APART(choices_are_those_of_the_documented_order, 0);
+    APART(choices_leave_the_logits_alone, 1);
     APART(a_second_turn_only_needs_its_own_tokens, 1);
     APART(logits_that_are_no_numbers_are_an_error, 1);
     APART(two_threads_do_not_disturb_each_other, 0);
