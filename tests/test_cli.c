@@ -1143,8 +1143,10 @@ TEST(the_doctor_looks_at_the_machine) {
     static const char *const parts[] = {"tinychat ", "\ndriver ", "\nNVRTC ",
                                         "\ncache ",  "\nCPU ",    "\ndevice auto takes the CPU"};
     setenv("CUDA_VISIBLE_DEVICES", "", 1); /* no GPU, if there is one */
+    setenv("TINYCHAT_NVRTC", in_folder("no-nvrtc"), 1);
     result r = run(ARGS("--doctor"));
     unsetenv("CUDA_VISIBLE_DEVICES");
+    unsetenv("TINYCHAT_NVRTC");
     EXPECT(r, 4, ANY, "");
     for (size_t i = 0; i < TC_COUNT(parts); i++) CHECK_MSG(has(&r.out, parts[i]), "%s", parts[i]);
     done(&r);
