@@ -7,13 +7,13 @@
 #include <unistd.h>
 
 /* The CPU backend. Weights are used where they lie, in the mapped file. All workers of a session's
- * team run the same forward pass and share out the items of each step (row blocks, positions, heads);
- * a barrier ends the step. No number depends on who computes it or on what is computed beside it, so
- * results are bit-equal for any number of threads and any cut of the ids into calls.
+ * team run the same forward pass and share out the items of each step (row blocks, positions,
+ * heads); a barrier ends the step. No number depends on who computes it or on what is computed
+ * beside it, so results are bit-equal for any number of threads and any cut of the ids into calls.
  *
- * Activations, sums and the KV cache are fp32; angles and the mean squares of norms are double. (With
- * keys and values rounded to binary16 the small models of tests/data miss the accuracy of 1e-3 that
- * the tests ask for: 2.7e-3 instead of 1e-5.) */
+ * Activations, sums and the KV cache are fp32; angles and the mean squares of norms are double.
+ * (With keys and values rounded to binary16 the small models of tests/data miss the accuracy of
+ * 1e-3 that the tests ask for: 2.7e-3 instead of 1e-5.) */
 
 #define CPU_BATCH 64   /* positions that go through a layer together */
 #define CPU_PIECE 8    /* positions whose logits are computed together */
@@ -245,9 +245,9 @@ typedef struct cpu_worker {
     size_t pos, count; /* of the current batch */
 } cpu_worker;
 
-/* Ends a step; false if all are to stop. Worker 0 decides: its verdict is written before the barrier
- * and read after it, into alternating places, as it may already be at the next barrier when a slow
- * worker reads. */
+/* Ends a step; false if all are to stop. Worker 0 decides: its verdict is written before the
+ * barrier and read after it, into alternating places, as it may already be at the next barrier when
+ * a slow worker reads. */
 static bool cpu_step(cpu_worker *worker) {
     cpu_task *task = worker->task;
     bool *stop = &task->stop[worker->steps++ % 2];
@@ -341,7 +341,7 @@ typedef struct cpu_gate {
     tc__order order;
 } cpu_gate;
 
-/* A block of gate_up is 8 rows of gate and the same 8 of up: silu(g) * u = g / (1 + exp(-g)) * u. */
+/* A block of gate_up is 8 rows of gate and the same 8 of up: silu(g) u = g / (1 + exp(-g)) u. */
 static void cpu_silu(void *user, size_t vector, size_t row, size_t rows, const float *y) {
     const cpu_gate *gate = user;
     float e[TC__LANES_MAX] = {0};
@@ -398,8 +398,8 @@ static bool cpu_place_heads(cpu_worker *worker, size_t layer) {
     return cpu_step(worker);
 }
 
-/* Softmax goes on: `n` more scores and their values, given the largest score and the total weight so
- * far. `out` is the weighted sum of the values, not yet divided by the total. */
+/* Softmax goes on: `n` more scores and their values, given the largest score and the total weight
+ * so far. `out` is the weighted sum of the values, not yet divided by the total. */
 static void cpu_absorb(const tc__kernels *kernels, float *scores, size_t n, const float *values,
                        size_t stride, float *largest, float *total, float *out) {
     float top = *largest;
@@ -415,9 +415,9 @@ static void cpu_absorb(const tc__kernels *kernels, float *scores, size_t n, cons
     kernels->blend(scores, n, values, stride, stride, out);
 }
 
-/* Attention of queries first .. first + count - 1 of a KV head (positions and the heads of its group,
- * the latter varying faster), position by position of the cache in spans that begin at multiples of
- * CPU_SPAN whatever the batch is. */
+/* Attention of queries first .. first + count - 1 of a KV head (positions and the heads of its
+ * group, the latter varying faster), position by position of the cache in spans that begin at
+ * multiples of CPU_SPAN whatever the batch is. */
 static void cpu_attend_queries(cpu_worker *worker, size_t layer, size_t kv_head, size_t first,
                                size_t count, tc__order order) {
     const tc__cache *cache = worker->cache;

@@ -11,8 +11,8 @@
 #include <arm_neon.h>
 #endif
 
-/* Columns expanded at a time, a multiple of every group size: 16 rows of them stay in the first
- * level cache. Their sums are loaded and stored once in 32 steps. */
+/* Columns expanded at a time, a multiple of every group size: 16 rows of them stay in the nearest
+ * caches. Their sums are loaded and stored once in 32 steps. */
 #define CPU_TILE(lanes) (32 * (lanes))
 
 /* Bytes that the software prefetch runs ahead in a product with one vector: in the one stream of W4
@@ -32,8 +32,8 @@
 #define CPU_TIMES(i, n) _Pragma("GCC unroll 16") for (unsigned i = 0; i < (n); i++)
 #endif
 
-/* Keeps 32 floats in memory, from where a broadcast is free: compilers like to hold them in registers
- * and spend a shuffle on each. */
+/* Keeps 32 floats in memory, from where a broadcast is free: compilers like to hold them in
+ * registers and spend a shuffle on each. */
 #define CPU_IN_MEMORY(array) __asm__("" : "+m"(*(float(*)[32])(array)))
 
 /* ---- the operations of a level ----
@@ -243,13 +243,13 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
 
 /* ---- 4-bit weights ----
  *
- * A unit's words lie in chunks of 64 columns with 16 places, or of 32 columns with 8 places when the
- * group size is 32. In a chunk the words of rows i and i + 8 are one run of `places` words. Of word p
- * bits 8 m .. 8 m + 3 belong to row i, the next four to row i + 8; both to element places * m + p of
- * the chunk's ordered vector.
+ * A unit's words lie in chunks of 64 columns with 16 places, or of 32 columns with 8 places when
+ * the group size is 32. In a chunk the words of rows i and i + 8 are one run of `places` words. Of
+ * word p bits 8 m .. 8 m + 3 belong to row i, the next four to row i + 8; both belong to element
+ * `places * m + p` of the chunk's ordered vector.
  *
- * A weight scale * (q - zero) is computed as q * scale + (-zero * scale), without any rounding error:
- * scale has 11 bits, q and zero have 4. */
+ * A weight scale * (q - zero) is computed as q * scale + (-zero * scale), without any rounding
+ * error: scale has 11 bits, q and zero have 4. */
 
 #define CPU_PLACES(group_size) ((group_size) == 32 ? 8u : 16u)
 
@@ -642,8 +642,8 @@ static void cpu_product(const tc__kernels *kernels, const tc__tensor *matrix, si
     kernels->reduce(sums, y);
 }
 
-/* A block's columns column .. column + n - 1 to rows of ordered floats, `stride` apart. `column` is a
- * multiple of the group size. */
+/* A block's columns column .. column + n - 1 to rows of ordered floats, `stride` apart. `column` is
+ * a multiple of the group size. */
 static void cpu_expand(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
                        size_t column, size_t n, float *tile, size_t stride) {
     if (matrix->type == TC__W4) {
@@ -680,8 +680,8 @@ static void cpu_fetch(const uint8_t *bytes, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
-/* Products of a block with several vectors: a piece of the weights is expanded to floats in the first
- * level cache and then multiplied with all vectors. */
+/* Products of a block with several vectors: a piece of the weights is expanded to floats in the
+ * first level cache and then multiplied with all vectors. */
 static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
                          const float *x, size_t x_stride, size_t count, float *scratch) {
     const size_t lanes = kernels->lanes, columns = matrix->columns, width = CPU_TILE(lanes);

@@ -56,8 +56,8 @@ static inline void tc__put4(tc__order order, float *x, size_t column, const floa
     x[3 * step] = values[3];
 }
 
-/* One set of kernels. Vectors `x` are ordered and padded with zeros. A tile is 16 rows of floats. The
- * sums of a row are `lanes` floats: what each lane of its dot product has added up. */
+/* One set of kernels. Vectors `x` are ordered and padded with zeros. A tile is 16 rows of floats.
+ * The sums of a row are `lanes` floats: what each lane of its dot product has added up. */
 typedef struct tc__kernels {
     const char *name;  /* for people: "AVX-512" */
     const char *level; /* for TINYCHAT_CPU: "avx512" */
@@ -65,13 +65,13 @@ typedef struct tc__kernels {
     unsigned single;   /* up to so many vectors it is fastest to read the weights once for each */
     unsigned most;     /* vectors that `multiply` takes at most */
 
-    /* sums[16][lanes] of a row block of `groups` W4 units, and of 16 rows of n halves: [0] binary16,
-     * [1] bfloat16. */
+    /* sums[16][lanes] of a row block of `groups` W4 units, and of 16 rows of n halves: [0]
+     * binary16, [1] bfloat16. */
     void (*w4_sums)(const uint8_t *unit, size_t groups, unsigned group_size, const float *x,
                     float *sums);
     void (*half_sums[2])(const uint16_t *const rows[16], size_t n, const float *x, float *sums);
-    /* The same weights as a tile with rows `stride` apart, in x's order; rows of halves are completed
-     * with zeros to a multiple of `lanes`. */
+    /* The same weights as a tile with rows `stride` apart, in x's order; rows of halves are
+     * completed with zeros to a multiple of `lanes`. */
     void (*w4_expand)(const uint8_t *unit, unsigned group_size, float *tile, size_t stride);
     void (*half_expand[2])(const uint16_t *const rows[16], size_t n, float *tile, size_t stride);
     /* multiply[c - 1]: sums[c][16][lanes] += a tile's n columns (a multiple of `lanes`) times c
@@ -105,7 +105,9 @@ typedef void (*tc__rows_fn)(void *user, size_t vector, size_t row, size_t rows, 
 /* Floats of scratch memory (64-byte aligned) that tc__multiply_rows needs for `count` vectors. */
 TC_INTERNAL size_t tc__multiply_scratch(size_t count);
 
-/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. */
+/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. Every
+ * weight is read from memory once and in the file's order: 17/32 bytes each for W4 with group size
+ * 128, 2 bytes each for halves; vectors, tiles and sums are to stay in the caches. */
 TC_INTERNAL void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix,
                                    size_t begin, size_t end, const float *x, size_t x_stride,
                                    size_t count, float *scratch, tc__rows_fn take, void *user);
