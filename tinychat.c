@@ -736,8 +736,8 @@ static inline void tc__put4(tc__order order, float *x, size_t column, const floa
     x[3 * step] = values[3];
 }
 
-/* One set of kernels. Vectors `x` are ordered and padded with zeros. A tile is 16 rows of floats. The
- * sums of a row are `lanes` floats: what each lane of its dot product has added up. */
+/* One set of kernels. Vectors `x` are ordered and padded with zeros. A tile is 16 rows of floats.
+ * The sums of a row are `lanes` floats: what each lane of its dot product has added up. */
 typedef struct tc__kernels {
     const char *name;  /* for people: "AVX-512" */
     const char *level; /* for TINYCHAT_CPU: "avx512" */
@@ -745,13 +745,13 @@ typedef struct tc__kernels {
     unsigned single;   /* up to so many vectors it is fastest to read the weights once for each */
     unsigned most;     /* vectors that `multiply` takes at most */
 
-    /* sums[16][lanes] of a row block of `groups` W4 units, and of 16 rows of n halves: [0] binary16,
-     * [1] bfloat16. */
+    /* sums[16][lanes] of a row block of `groups` W4 units, and of 16 rows of n halves: [0]
+     * binary16, [1] bfloat16. */
     void (*w4_sums)(const uint8_t *unit, size_t groups, unsigned group_size, const float *x,
                     float *sums);
     void (*half_sums[2])(const uint16_t *const rows[16], size_t n, const float *x, float *sums);
-    /* The same weights as a tile with rows `stride` apart, in x's order; rows of halves are completed
-     * with zeros to a multiple of `lanes`. */
+    /* The same weights as a tile with rows `stride` apart, in x's order; rows of halves are
+     * completed with zeros to a multiple of `lanes`. */
     void (*w4_expand)(const uint8_t *unit, unsigned group_size, float *tile, size_t stride);
     void (*half_expand[2])(const uint16_t *const rows[16], size_t n, float *tile, size_t stride);
     /* multiply[c - 1]: sums[c][16][lanes] += a tile's n columns (a multiple of `lanes`) times c
@@ -785,7 +785,9 @@ typedef void (*tc__rows_fn)(void *user, size_t vector, size_t row, size_t rows, 
 /* Floats of scratch memory (64-byte aligned) that tc__multiply_rows needs for `count` vectors. */
 TC_INTERNAL size_t tc__multiply_scratch(size_t count);
 
-/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. */
+/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. Every
+ * weight is read from memory once and in the file's order: 17/32 bytes each for W4 with group size
+ * 128, 2 bytes each for halves; vectors, tiles and sums are to stay in the caches. */
 TC_INTERNAL void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix,
                                    size_t begin, size_t end, const float *x, size_t x_stride,
                                    size_t count, float *scratch, tc__rows_fn take, void *user);
@@ -3949,8 +3951,8 @@ int tc__shape_open(const char *name, const char *precision, int group_size, bool
 #include <arm_neon.h>
 #endif
 
-/* Columns expanded at a time, a multiple of every group size: 16 rows of them stay in the first
- * level cache. Their sums are loaded and stored once in 32 steps. */
+/* Columns expanded at a time, a multiple of every group size: 16 rows of them stay in the nearest
+ * caches. Their sums are loaded and stored once in 32 steps. */
 #define CPU_TILE(lanes) (32 * (lanes))
 
 /* Bytes that the software prefetch runs ahead in a product with one vector: in the one stream of W4
@@ -3970,8 +3972,8 @@ int tc__shape_open(const char *name, const char *precision, int group_size, bool
 #define CPU_TIMES(i, n) _Pragma("GCC unroll 16") for (unsigned i = 0; i < (n); i++)
 #endif
 
-/* Keeps 32 floats in memory, from where a broadcast is free: compilers like to hold them in registers
- * and spend a shuffle on each. */
+/* Keeps 32 floats in memory, from where a broadcast is free: compilers like to hold them in
+ * registers and spend a shuffle on each. */
 #define CPU_IN_MEMORY(array) __asm__("" : "+m"(*(float(*)[32])(array)))
 
 /* ---- the operations of a level ----
@@ -4181,13 +4183,13 @@ CPU_MULTIPLY_6(avx512, CPU_AVX512, 16)
 
 /* ---- 4-bit weights ----
  *
- * A unit's words lie in chunks of 64 columns with 16 places, or of 32 columns with 8 places when the
- * group size is 32. In a chunk the words of rows i and i + 8 are one run of `places` words. Of word p
- * bits 8 m .. 8 m + 3 belong to row i, the next four to row i + 8; both to element places * m + p of
- * the chunk's ordered vector.
+ * A unit's words lie in chunks of 64 columns with 16 places, or of 32 columns with 8 places when
+ * the group size is 32. In a chunk the words of rows i and i + 8 are one run of `places` words. Of
+ * word p bits 8 m .. 8 m + 3 belong to row i, the next four to row i + 8; both belong to element
+ * `places * m + p` of the chunk's ordered vector.
  *
- * A weight scale * (q - zero) is computed as q * scale + (-zero * scale), without any rounding error:
- * scale has 11 bits, q and zero have 4. */
+ * A weight scale * (q - zero) is computed as q * scale + (-zero * scale), without any rounding
+ * error: scale has 11 bits, q and zero have 4. */
 
 #define CPU_PLACES(group_size) ((group_size) == 32 ? 8u : 16u)
 
@@ -4580,8 +4582,8 @@ static void cpu_product(const tc__kernels *kernels, const tc__tensor *matrix, si
     kernels->reduce(sums, y);
 }
 
-/* A block's columns column .. column + n - 1 to rows of ordered floats, `stride` apart. `column` is a
- * multiple of the group size. */
+/* A block's columns column .. column + n - 1 to rows of ordered floats, `stride` apart. `column` is
+ * a multiple of the group size. */
 static void cpu_expand(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
                        size_t column, size_t n, float *tile, size_t stride) {
     if (matrix->type == TC__W4) {
@@ -4618,8 +4620,8 @@ static void cpu_fetch(const uint8_t *bytes, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i, 0, 2);
 }
 
-/* Products of a block with several vectors: a piece of the weights is expanded to floats in the first
- * level cache and then multiplied with all vectors. */
+/* Products of a block with several vectors: a piece of the weights is expanded to floats in the
+ * first level cache and then multiplied with all vectors. */
 static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
                          const float *x, size_t x_stride, size_t count, float *scratch) {
     const size_t lanes = kernels->lanes, columns = matrix->columns, width = CPU_TILE(lanes);
@@ -4661,13 +4663,13 @@ void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix, siz
 #include <unistd.h>
 
 /* The CPU backend. Weights are used where they lie, in the mapped file. All workers of a session's
- * team run the same forward pass and share out the items of each step (row blocks, positions, heads);
- * a barrier ends the step. No number depends on who computes it or on what is computed beside it, so
- * results are bit-equal for any number of threads and any cut of the ids into calls.
+ * team run the same forward pass and share out the items of each step (row blocks, positions,
+ * heads); a barrier ends the step. No number depends on who computes it or on what is computed
+ * beside it, so results are bit-equal for any number of threads and any cut of the ids into calls.
  *
- * Activations, sums and the KV cache are fp32; angles and the mean squares of norms are double. (With
- * keys and values rounded to binary16 the small models of tests/data miss the accuracy of 1e-3 that
- * the tests ask for: 2.7e-3 instead of 1e-5.) */
+ * Activations, sums and the KV cache are fp32; angles and the mean squares of norms are double.
+ * (With keys and values rounded to binary16 the small models of tests/data miss the accuracy of
+ * 1e-3 that the tests ask for: 2.7e-3 instead of 1e-5.) */
 
 #define CPU_BATCH 64   /* positions that go through a layer together */
 #define CPU_PIECE 8    /* positions whose logits are computed together */
@@ -4899,9 +4901,9 @@ typedef struct cpu_worker {
     size_t pos, count; /* of the current batch */
 } cpu_worker;
 
-/* Ends a step; false if all are to stop. Worker 0 decides: its verdict is written before the barrier
- * and read after it, into alternating places, as it may already be at the next barrier when a slow
- * worker reads. */
+/* Ends a step; false if all are to stop. Worker 0 decides: its verdict is written before the
+ * barrier and read after it, into alternating places, as it may already be at the next barrier when
+ * a slow worker reads. */
 static bool cpu_step(cpu_worker *worker) {
     cpu_task *task = worker->task;
     bool *stop = &task->stop[worker->steps++ % 2];
@@ -4995,7 +4997,7 @@ typedef struct cpu_gate {
     tc__order order;
 } cpu_gate;
 
-/* A block of gate_up is 8 rows of gate and the same 8 of up: silu(g) * u = g / (1 + exp(-g)) * u. */
+/* A block of gate_up is 8 rows of gate and the same 8 of up: silu(g) u = g / (1 + exp(-g)) u. */
 static void cpu_silu(void *user, size_t vector, size_t row, size_t rows, const float *y) {
     const cpu_gate *gate = user;
     float e[TC__LANES_MAX] = {0};
@@ -5052,8 +5054,8 @@ static bool cpu_place_heads(cpu_worker *worker, size_t layer) {
     return cpu_step(worker);
 }
 
-/* Softmax goes on: `n` more scores and their values, given the largest score and the total weight so
- * far. `out` is the weighted sum of the values, not yet divided by the total. */
+/* Softmax goes on: `n` more scores and their values, given the largest score and the total weight
+ * so far. `out` is the weighted sum of the values, not yet divided by the total. */
 static void cpu_absorb(const tc__kernels *kernels, float *scores, size_t n, const float *values,
                        size_t stride, float *largest, float *total, float *out) {
     float top = *largest;
@@ -5069,9 +5071,9 @@ static void cpu_absorb(const tc__kernels *kernels, float *scores, size_t n, cons
     kernels->blend(scores, n, values, stride, stride, out);
 }
 
-/* Attention of queries first .. first + count - 1 of a KV head (positions and the heads of its group,
- * the latter varying faster), position by position of the cache in spans that begin at multiples of
- * CPU_SPAN whatever the batch is. */
+/* Attention of queries first .. first + count - 1 of a KV head (positions and the heads of its
+ * group, the latter varying faster), position by position of the cache in spans that begin at
+ * multiples of CPU_SPAN whatever the batch is. */
 static void cpu_attend_queries(cpu_worker *worker, size_t layer, size_t kv_head, size_t first,
                                size_t count, tc__order order) {
     const tc__cache *cache = worker->cache;
