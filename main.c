@@ -340,7 +340,7 @@ static const flag flags[] = {
     INT("-c --ctx-size --max-seq-len", NULL, ctx_size, 0, INT_MAX,
         "positions of the KV cache; 0 = the model's maximum [the smallest of that, 4096 and what "
         "fits into memory]"),
-    INT("-t --threads", NULL, threads, 0, 1024, "CPU threads; 0 = one per processor"),
+    INT("-t --threads", NULL, threads, 0, 512, "CPU threads; 0 = one per processor"),
     STRING("--device", "NAME", device, "auto, cpu, cuda or cuda:N"),
 
     SECTION("Conversation"),

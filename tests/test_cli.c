@@ -559,7 +559,7 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "--repeat-last-n", "-2"}, "--repeat-last-n: expected a whole number of at least -1"},
         {{"M", "-n", "-2"}, "-n: expected"},
         {{"M", "-c", "-1"}, "-c: expected"},
-        {{"M", "--threads", "5000"}, "--threads: expected a whole number from 0 to 1024"},
+        {{"M", "--threads", "5000"}, "--threads: expected a whole number from 0 to 512"},
         {{"M", "--seed", "18446744073709551615"}, "--seed: expected -1 or a whole number below"},
         {{"M", "--seed", "-2"}, "--seed: expected"},
         {{"M", "--stop", ""}, "--stop: expected a text"},
