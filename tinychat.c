@@ -5482,6 +5482,11 @@ static int jit_read_file(const char *folder, const char *name, tc__buf *out, tc_
     return out->failed ? tc__fail_memory(err, "a kernel source", out->len) : TC_OK;
 }
 
+static void jit_free_sources(jit_sources *sources) {
+    for (int i = 0; i < JIT_MAX_FILES; i++) tc__buf_free(&sources->files[i]);
+}
+
+/* On failure nothing is held. */
 static int jit_read_sources(jit_sources *sources, tc_error *err) {
     const char *folder = getenv("TINYCHAT_KERNELS");
     memset(sources, 0, sizeof *sources);
@@ -5493,14 +5498,13 @@ static int jit_read_sources(jit_sources *sources, tc_error *err) {
         sources->count = i + 1;
         if (!folder || !*folder) continue;
         int code = jit_read_file(folder, name, &sources->files[i], err);
-        if (code) return code;
+        if (code) {
+            jit_free_sources(sources);
+            return code;
+        }
         sources->texts[i] = sources->files[i].data;
     }
     return TC_OK;
-}
-
-static void jit_free_sources(jit_sources *sources) {
-    for (int i = 0; i < JIT_MAX_FILES; i++) tc__buf_free(&sources->files[i]);
 }
 
 /* ---- the cache ---- */
