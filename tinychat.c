@@ -312,27 +312,46 @@ TC_INTERNAL bool tc__next_string(tc__cursor *cursor, const char **text, size_t *
 #define TC_ARCH_H
 
 
+/* What a block computes is data: no code asks for a family's name. The values are those of the model
+ * file's keys (docs/format.md). */
+enum { TC__NORM_RMS, TC__NORM_LAYER };
+enum { TC__POSITION_ROPE, TC__POSITION_ALIBI };
+enum { TC__ACT_SILU, TC__ACT_GELU };
+
 typedef struct tc__arch {
     uint32_t hidden_size, intermediate_size, layers;
     uint32_t heads, kv_heads, head_dim;
     uint32_t vocab_size, max_seq_len;
+    uint32_t norm, position, activation; /* TC__NORM_RMS, ... */
+    bool gated, parallel;
+    uint32_t sliding_window; /* 0: none; for messages */
     float norm_eps;
-    double rope_theta;
+    float clip_qkv;      /* 0: no clipping */
+    float rope_scale;    /* of cosines and sines */
+    double *frequencies; /* [head_dim / 2] radians per position, with RoPE; owned */
+    float *slopes;       /* [heads], with ALiBi; owned */
 } tc__arch;
 
+/* Optional tensors are NULL. Vectors are F32. */
 typedef struct tc__layer {
-    const tc__tensor *attn_norm; /* [hidden] F32 */
-    const tc__tensor *qkv;       /* [(heads + 2 kv_heads) * head_dim, hidden] */
-    const tc__tensor *o;         /* [hidden, heads * head_dim] */
-    const tc__tensor *mlp_norm;  /* [hidden] F32 */
-    const tc__tensor *gate_up;   /* [2 * intermediate, hidden], rows interleaved in eights */
-    const tc__tensor *down;      /* [hidden, intermediate] */
+    const tc__tensor *attn_norm, *attn_norm_bias; /* [hidden] */
+    const tc__tensor *qkv;                        /* [(heads + 2 kv_heads) * head_dim, hidden] */
+    const tc__tensor *qkv_bias;                   /* [(heads + 2 kv_heads) * head_dim] */
+    const tc__tensor *q_norm, *k_norm;            /* [head_dim], both or none */
+    const tc__tensor *o;                          /* [hidden, heads * head_dim] */
+    const tc__tensor *mlp_norm, *mlp_norm_bias;   /* [hidden]; none: attention's normed input */
+    /* Gated: [2 * intermediate, hidden], rows of gate and up interleaved in eights; else
+     * [intermediate, hidden]. */
+    const tc__tensor *gate_up;
+    const tc__tensor *act_scales; /* [intermediate] */
+    const tc__tensor *down;       /* [hidden, intermediate] */
 } tc__layer;
 
 /* A model file understood: pointers into the mapped file. */
 typedef struct tc__weights {
     tc__arch arch;
-    const tc__tensor *embed, *norm, *head; /* head == embed when tied */
+    const tc__tensor *embed, *head;       /* head == embed when tied */
+    const tc__tensor *norm, *norm_bias;   /* [hidden], the final norm */
     tc__layer *layers;                     /* [arch.layers] */
     /* Of all tensors, in the file's order, gaps included; NULL: random numbers, made on the device
      * (shapes.h). */
@@ -1928,19 +1947,30 @@ static int arch_read_sizes(const tc__model_file *file, tc__arch *arch, tc_error 
     return TC_OK;
 }
 
+/* Angles per position: theta^(-2i / head_dim). */
+static int arch_frequencies(tc__arch *arch, double theta, tc_error *err) {
+    size_t half = arch->head_dim / 2;
+    arch->frequencies = tc__calloc(half, sizeof *arch->frequencies);
+    if (!arch->frequencies) return tc__fail_memory(err, "RoPE's frequencies", half * sizeof(double));
+    for (size_t i = 0; i < half; i++)
+        arch->frequencies[i] = pow(theta, -2.0 * (double)i / arch->head_dim);
+    return TC_OK;
+}
+
 static int arch_read(const tc__model_file *file, tc__arch *arch, tc_error *err) {
-    double eps = 0;
+    double eps = 0, theta = 0;
     int code = arch_check_keys(file, err);
     if (!code) code = arch_read_sizes(file, arch, err);
     if (!code) code = tc__meta_f64(file, "arch.norm_eps", &eps, err);
-    if (!code) code = tc__meta_f64(file, "arch.rope_theta", &arch->rope_theta, err);
+    if (!code) code = tc__meta_f64(file, "arch.rope_theta", &theta, err);
     if (code) return code;
     arch->norm_eps = (float)eps;
-    if (!(eps > 0 && eps < 1) || !(arch->rope_theta >= 1 && isfinite(arch->rope_theta)))
+    if (!(eps > 0 && eps < 1) || !(theta >= 1 && isfinite(theta)))
         return tc__fail(err, TC_ERR_FORMAT,
-                        "model file: norm_eps %g or rope_theta %g is impossible", eps,
-                        arch->rope_theta);
-    return TC_OK;
+                        "model file: norm_eps %g or rope_theta %g is impossible", eps, theta);
+    arch->gated = true;
+    arch->rope_scale = 1;
+    return arch_frequencies(arch, theta, err);
 }
 
 static const char *arch_type_name(uint32_t type) {
@@ -2025,10 +2055,13 @@ int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error 
     memset(weights, 0, sizeof *weights);
     tc__arch *arch = &weights->arch;
     int code = arch_read(file, arch, err);
-    if (code) return code;
-    weights->layers = tc__calloc(arch->layers, sizeof *weights->layers);
-    if (!weights->layers)
-        return tc__fail_memory(err, "the table of layers", arch->layers * sizeof(tc__layer));
+    if (!code) weights->layers = tc__calloc(arch->layers, sizeof *weights->layers);
+    if (!code && !weights->layers)
+        code = tc__fail_memory(err, "the table of layers", arch->layers * sizeof(tc__layer));
+    if (code) {
+        tc__weights_close(weights);
+        return code;
+    }
     size_t hidden = arch->hidden_size, vocab = arch->vocab_size;
     code = arch_tensor(file, -1, "embed", ARCH_TABLE, vocab, hidden, &weights->embed, err);
     for (uint32_t i = 0; i < arch->layers && !code; i++)
@@ -2047,6 +2080,8 @@ int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error 
 
 void tc__weights_close(tc__weights *weights) {
     free(weights->layers);
+    free(weights->arch.frequencies);
+    free(weights->arch.slopes);
     memset(weights, 0, sizeof *weights);
 }
 
@@ -4705,7 +4740,6 @@ struct tc__cache {
     cpu_vectors angles;  /* [CPU_BATCH][head_dim] cosines, then sines, of the positions' angles */
     cpu_vectors scratch; /* [threads] */
     float *queries;      /* [kv_heads][positions][heads / kv_heads][head_stride], scaled */
-    double *frequencies; /* [head_dim / 2] radians per position */
     tc__candidate *candidates;
     uint8_t *seen;
     const float *last; /* the logits of the last position evaluated */
@@ -4755,7 +4789,6 @@ static size_t cpu_lay_out(const tc__device *device, tc__cache *cache, unsigned c
     cpu_place_vectors(memory, &used, (size_t)device->threads, scratch, &cache->scratch);
     cache->queries =
         cpu_place(memory, &used, CPU_BATCH * arch->heads * cache->head_stride * sizeof(float));
-    cache->frequencies = cpu_place(memory, &used, arch->head_dim / 2 * sizeof(double));
     cache->candidates = cpu_place(memory, &used, arch->vocab_size * sizeof(tc__candidate));
     cache->seen = cpu_place(memory, &used, arch->vocab_size);
     return used;
@@ -4843,7 +4876,6 @@ static void cpu_cache_close(tc__cache *cache) {
 }
 
 static int cpu_cache_open(tc__device *device, int ctx_size, tc__cache **cache, tc_error *err) {
-    const tc__arch *arch = &device->weights->arch;
     *cache = NULL;
     tc__cache *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a session", sizeof *made);
@@ -4866,8 +4898,6 @@ static int cpu_cache_open(tc__device *device, int ctx_size, tc__cache **cache, t
     }
     made->keys = (float *)(((uintptr_t)made->kv_memory + 63) / 64 * 64);
     made->values = made->keys + kv_bytes / 2 / sizeof(float);
-    for (uint32_t i = 0; i < arch->head_dim / 2; i++)
-        made->frequencies[i] = pow(arch->rope_theta, -2.0 * i / arch->head_dim);
     int code = tc__team_open(device->threads, &made->team, err);
     if (code) {
         cpu_cache_close(made);
@@ -4932,7 +4962,7 @@ static bool cpu_embed(cpu_worker *worker, const int32_t *ids) {
             h[i] = embed->type == TC__F16 ? tc__f16_to_f32(row[i]) : tc__bf16_to_f32(row[i]);
         float *angles = worker->cache->angles.data + p * worker->cache->angles.stride;
         for (size_t i = 0; i < half; i++) {
-            double angle = (double)(worker->pos + p) * worker->cache->frequencies[i];
+            double angle = (double)(worker->pos + p) * worker->arch->frequencies[i];
             angles[i] = (float)cos(angle);
             angles[half + i] = (float)sin(angle);
         }
@@ -6318,7 +6348,7 @@ static int cuda_load_turns(cuda_device *device, tc_error *err) {
     double turns[512]; /* head_dim is at most 1024 */
     size_t half = arch->head_dim / 2;
     for (size_t i = 0; i < half; i++)
-        turns[i] = pow(arch->rope_theta, -2.0 * (double)i / arch->head_dim) * 0.15915494309189535;
+        turns[i] = arch->frequencies[i] * 0.15915494309189535; /* 1 / (2 pi) */
     tc__cu_result result = device->cu.copy_to_device(device->turns, turns, 8 * half, NULL);
     return tc__cu_check(&device->cu, result, "copying RoPE's frequencies", err);
 }

@@ -65,19 +65,30 @@ static int arch_read_sizes(const tc__model_file *file, tc__arch *arch, tc_error 
     return TC_OK;
 }
 
+/* Angles per position: theta^(-2i / head_dim). */
+static int arch_frequencies(tc__arch *arch, double theta, tc_error *err) {
+    size_t half = arch->head_dim / 2;
+    arch->frequencies = tc__calloc(half, sizeof *arch->frequencies);
+    if (!arch->frequencies) return tc__fail_memory(err, "RoPE's frequencies", half * sizeof(double));
+    for (size_t i = 0; i < half; i++)
+        arch->frequencies[i] = pow(theta, -2.0 * (double)i / arch->head_dim);
+    return TC_OK;
+}
+
 static int arch_read(const tc__model_file *file, tc__arch *arch, tc_error *err) {
-    double eps = 0;
+    double eps = 0, theta = 0;
     int code = arch_check_keys(file, err);
     if (!code) code = arch_read_sizes(file, arch, err);
     if (!code) code = tc__meta_f64(file, "arch.norm_eps", &eps, err);
-    if (!code) code = tc__meta_f64(file, "arch.rope_theta", &arch->rope_theta, err);
+    if (!code) code = tc__meta_f64(file, "arch.rope_theta", &theta, err);
     if (code) return code;
     arch->norm_eps = (float)eps;
-    if (!(eps > 0 && eps < 1) || !(arch->rope_theta >= 1 && isfinite(arch->rope_theta)))
+    if (!(eps > 0 && eps < 1) || !(theta >= 1 && isfinite(theta)))
         return tc__fail(err, TC_ERR_FORMAT,
-                        "model file: norm_eps %g or rope_theta %g is impossible", eps,
-                        arch->rope_theta);
-    return TC_OK;
+                        "model file: norm_eps %g or rope_theta %g is impossible", eps, theta);
+    arch->gated = true;
+    arch->rope_scale = 1;
+    return arch_frequencies(arch, theta, err);
 }
 
 static const char *arch_type_name(uint32_t type) {
@@ -162,10 +173,13 @@ int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error 
     memset(weights, 0, sizeof *weights);
     tc__arch *arch = &weights->arch;
     int code = arch_read(file, arch, err);
-    if (code) return code;
-    weights->layers = tc__calloc(arch->layers, sizeof *weights->layers);
-    if (!weights->layers)
-        return tc__fail_memory(err, "the table of layers", arch->layers * sizeof(tc__layer));
+    if (!code) weights->layers = tc__calloc(arch->layers, sizeof *weights->layers);
+    if (!code && !weights->layers)
+        code = tc__fail_memory(err, "the table of layers", arch->layers * sizeof(tc__layer));
+    if (code) {
+        tc__weights_close(weights);
+        return code;
+    }
     size_t hidden = arch->hidden_size, vocab = arch->vocab_size;
     code = arch_tensor(file, -1, "embed", ARCH_TABLE, vocab, hidden, &weights->embed, err);
     for (uint32_t i = 0; i < arch->layers && !code; i++)
@@ -184,6 +198,8 @@ int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error 
 
 void tc__weights_close(tc__weights *weights) {
     free(weights->layers);
+    free(weights->arch.frequencies);
+    free(weights->arch.slopes);
     memset(weights, 0, sizeof *weights);
 }
 

@@ -5,27 +5,46 @@
 
 #include "model_file.h"
 
+/* What a block computes is data: no code asks for a family's name. The values are those of the model
+ * file's keys (docs/format.md). */
+enum { TC__NORM_RMS, TC__NORM_LAYER };
+enum { TC__POSITION_ROPE, TC__POSITION_ALIBI };
+enum { TC__ACT_SILU, TC__ACT_GELU };
+
 typedef struct tc__arch {
     uint32_t hidden_size, intermediate_size, layers;
     uint32_t heads, kv_heads, head_dim;
     uint32_t vocab_size, max_seq_len;
+    uint32_t norm, position, activation; /* TC__NORM_RMS, ... */
+    bool gated, parallel;
+    uint32_t sliding_window; /* 0: none; for messages */
     float norm_eps;
-    double rope_theta;
+    float clip_qkv;      /* 0: no clipping */
+    float rope_scale;    /* of cosines and sines */
+    double *frequencies; /* [head_dim / 2] radians per position, with RoPE; owned */
+    float *slopes;       /* [heads], with ALiBi; owned */
 } tc__arch;
 
+/* Optional tensors are NULL. Vectors are F32. */
 typedef struct tc__layer {
-    const tc__tensor *attn_norm; /* [hidden] F32 */
-    const tc__tensor *qkv;       /* [(heads + 2 kv_heads) * head_dim, hidden] */
-    const tc__tensor *o;         /* [hidden, heads * head_dim] */
-    const tc__tensor *mlp_norm;  /* [hidden] F32 */
-    const tc__tensor *gate_up;   /* [2 * intermediate, hidden], rows interleaved in eights */
-    const tc__tensor *down;      /* [hidden, intermediate] */
+    const tc__tensor *attn_norm, *attn_norm_bias; /* [hidden] */
+    const tc__tensor *qkv;                        /* [(heads + 2 kv_heads) * head_dim, hidden] */
+    const tc__tensor *qkv_bias;                   /* [(heads + 2 kv_heads) * head_dim] */
+    const tc__tensor *q_norm, *k_norm;            /* [head_dim], both or none */
+    const tc__tensor *o;                          /* [hidden, heads * head_dim] */
+    const tc__tensor *mlp_norm, *mlp_norm_bias;   /* [hidden]; none: attention's normed input */
+    /* Gated: [2 * intermediate, hidden], rows of gate and up interleaved in eights; else
+     * [intermediate, hidden]. */
+    const tc__tensor *gate_up;
+    const tc__tensor *act_scales; /* [intermediate] */
+    const tc__tensor *down;       /* [hidden, intermediate] */
 } tc__layer;
 
 /* A model file understood: pointers into the mapped file. */
 typedef struct tc__weights {
     tc__arch arch;
-    const tc__tensor *embed, *norm, *head; /* head == embed when tied */
+    const tc__tensor *embed, *head;       /* head == embed when tied */
+    const tc__tensor *norm, *norm_bias;   /* [hidden], the final norm */
     tc__layer *layers;                     /* [arch.layers] */
     /* Of all tensors, in the file's order, gaps included; NULL: random numbers, made on the device
      * (shapes.h). */

@@ -49,7 +49,6 @@ struct tc__cache {
     cpu_vectors angles;  /* [CPU_BATCH][head_dim] cosines, then sines, of the positions' angles */
     cpu_vectors scratch; /* [threads] */
     float *queries;      /* [kv_heads][positions][heads / kv_heads][head_stride], scaled */
-    double *frequencies; /* [head_dim / 2] radians per position */
     tc__candidate *candidates;
     uint8_t *seen;
     const float *last; /* the logits of the last position evaluated */
@@ -99,7 +98,6 @@ static size_t cpu_lay_out(const tc__device *device, tc__cache *cache, unsigned c
     cpu_place_vectors(memory, &used, (size_t)device->threads, scratch, &cache->scratch);
     cache->queries =
         cpu_place(memory, &used, CPU_BATCH * arch->heads * cache->head_stride * sizeof(float));
-    cache->frequencies = cpu_place(memory, &used, arch->head_dim / 2 * sizeof(double));
     cache->candidates = cpu_place(memory, &used, arch->vocab_size * sizeof(tc__candidate));
     cache->seen = cpu_place(memory, &used, arch->vocab_size);
     return used;
@@ -187,7 +185,6 @@ static void cpu_cache_close(tc__cache *cache) {
 }
 
 static int cpu_cache_open(tc__device *device, int ctx_size, tc__cache **cache, tc_error *err) {
-    const tc__arch *arch = &device->weights->arch;
     *cache = NULL;
     tc__cache *made = tc__calloc(1, sizeof *made);
     if (!made) return tc__fail_memory(err, "a session", sizeof *made);
@@ -210,8 +207,6 @@ static int cpu_cache_open(tc__device *device, int ctx_size, tc__cache **cache, t
     }
     made->keys = (float *)(((uintptr_t)made->kv_memory + 63) / 64 * 64);
     made->values = made->keys + kv_bytes / 2 / sizeof(float);
-    for (uint32_t i = 0; i < arch->head_dim / 2; i++)
-        made->frequencies[i] = pow(arch->rope_theta, -2.0 * i / arch->head_dim);
     int code = tc__team_open(device->threads, &made->team, err);
     if (code) {
         cpu_cache_close(made);
@@ -276,7 +271,7 @@ static bool cpu_embed(cpu_worker *worker, const int32_t *ids) {
             h[i] = embed->type == TC__F16 ? tc__f16_to_f32(row[i]) : tc__bf16_to_f32(row[i]);
         float *angles = worker->cache->angles.data + p * worker->cache->angles.stride;
         for (size_t i = 0; i < half; i++) {
-            double angle = (double)(worker->pos + p) * worker->cache->frequencies[i];
+            double angle = (double)(worker->pos + p) * worker->arch->frequencies[i];
             angles[i] = (float)cos(angle);
             angles[half + i] = (float)sin(angle);
         }

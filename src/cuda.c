@@ -418,7 +418,7 @@ static int cuda_load_turns(cuda_device *device, tc_error *err) {
     double turns[512]; /* head_dim is at most 1024 */
     size_t half = arch->head_dim / 2;
     for (size_t i = 0; i < half; i++)
-        turns[i] = pow(arch->rope_theta, -2.0 * (double)i / arch->head_dim) * 0.15915494309189535;
+        turns[i] = arch->frequencies[i] * 0.15915494309189535; /* 1 / (2 pi) */
     tc__cu_result result = device->cu.copy_to_device(device->turns, turns, 8 * half, NULL);
     return tc__cu_check(&device->cu, result, "copying RoPE's frequencies", err);
 }
