@@ -159,6 +159,7 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
         if (cuda_shared_limit(arch) < limit) limit = cuda_shared_limit(arch);
     }
     device->target.arch = arch;
+    device->target.specific = arch == 90 && !device->target.as_ptx; /* wgmma: in sm_90a only */
     device->target.shared_limit = limit;
     device->overlap = arch >= 90;
     return TC_OK;

@@ -132,7 +132,7 @@ static void jit_cache_write(const char *path, const uint64_t key[2], const tc__b
 typedef struct jit_job {
     tc__jit_program *program;
     const tc__jit_target *target;
-    int arch;    /* what NVRTC is asked for: the target's, or the newest it knows */
+    char arch[32]; /* what NVRTC is asked for: "sm_90a", or of the newest it knows "compute_90" */
     bool as_ptx;
     const tc__nvrtc *nvrtc;
     const jit_sources *sources;
@@ -152,9 +152,8 @@ static int jit_complaint(const jit_job *job, tc__nvrtc_program handle, int statu
             for (line = at; line > log && line[-1] != '\n';) line--;
             break;
         }
-    tc__fail(err, TC_ERR_DEVICE, "NVRTC %d.%d (%s) cannot compile the %s kernels for %s_%d: %.600s",
-             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->program->name,
-             job->as_ptx ? "compute" : "sm", job->arch,
+    tc__fail(err, TC_ERR_DEVICE, "NVRTC %d.%d (%s) cannot compile the %s kernels for %s: %.600s",
+             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->program->name, job->arch,
              line ? line : status == 5 ? "an option was not accepted" : "no message");
     free(log);
     return TC_ERR_DEVICE;
@@ -182,8 +181,7 @@ static void *jit_compile(void *argument) {
     tc_error *err = &job->program->error;
     tc__nvrtc_program handle = NULL;
     char arch[64], limit[64];
-    snprintf(arch, sizeof arch, "--gpu-architecture=%s_%d", job->as_ptx ? "compute" : "sm",
-             job->arch);
+    snprintf(arch, sizeof arch, "--gpu-architecture=%s", job->arch);
     snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", job->target->shared_limit);
     const char *options[] = {arch, limit, "--std=c++17"};
     char name[64];
@@ -208,8 +206,8 @@ static void jit_key(uint64_t key[2], const tc__jit_program *program, const tc__j
     char numbers[128];
     key[0] = 0xCBF29CE484222325ull;
     key[1] = 0x84222325CBF29CE4ull;
-    snprintf(numbers, sizeof numbers, "%d %d %d %d " TC_VERSION, target->arch, target->as_ptx,
-             target->driver, target->shared_limit);
+    snprintf(numbers, sizeof numbers, "%d %d %d %d %d " TC_VERSION, target->arch, target->as_ptx,
+             target->specific, target->driver, target->shared_limit);
     jit_hash(key, numbers);
     jit_hash(key, program->name);
     jit_hash(key, program->text);
@@ -219,8 +217,8 @@ static void jit_key(uint64_t key[2], const tc__jit_program *program, const tc__j
     }
 }
 
-/* NVRTC older than the GPU: the newest architecture that it knows, as PTX, which the driver turns
- * into machine code. */
+/* What NVRTC is asked for. Older than the GPU: the newest architecture that it knows, as PTX, which
+ * the driver turns into machine code. The targets of one architecture only came with NVRTC 12. */
 static int jit_fit(jit_job *job, tc_error *err) {
     int count = 0, archs[128], newest = 0;
     bool known = false;
@@ -237,8 +235,10 @@ static int jit_fit(jit_job *job, tc_error *err) {
                         "newer one: pip install nvidia-cuda-nvrtc-cu12",
                         job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path,
                         job->target->arch / 10, job->target->arch % 10);
-    job->arch = known ? job->target->arch : newest;
     job->as_ptx = job->target->as_ptx || !known;
+    bool specific = job->target->specific && !job->as_ptx && job->nvrtc->major >= 12;
+    snprintf(job->arch, sizeof job->arch, "%s_%d%s", job->as_ptx ? "compute" : "sm",
+             known ? job->target->arch : newest, specific ? "a" : "");
     return TC_OK;
 }
 
@@ -278,8 +278,9 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target, t
     tc__jit_folder(folder, sizeof folder);
     for (size_t i = 0; i < n; i++) {
         jit_key(keys[i], &programs[i], target, &sources);
-        snprintf(paths[i], sizeof paths[i], "%s/%s-%s%d-%016llx.bin", folder, programs[i].name,
-                 target->as_ptx ? "compute" : "sm", target->arch, (unsigned long long)keys[i][0]);
+        snprintf(paths[i], sizeof paths[i], "%s/%s-%s%d%s-%016llx.bin", folder, programs[i].name,
+                 target->as_ptx ? "compute" : "sm", target->arch, target->specific ? "a" : "",
+                 (unsigned long long)keys[i][0]);
         programs[i].cached = folder[0] && jit_cache_read(paths[i], keys[i], &programs[i].image);
         missing |= !programs[i].cached;
         jobs[i].program = &programs[i];

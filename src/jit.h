@@ -13,6 +13,8 @@
 typedef struct tc__jit_target {
     int arch;         /* 90 for compute capability 9.0 */
     bool as_ptx;      /* PTX instead of machine code (TINYCHAT_ARCH, or NVRTC older than the GPU) */
+    bool specific;    /* machine code with what only this very architecture has: sm_90a, where the
+                         kernels see __CUDA_ARCH_FEAT_SM90_ALL; plain sm_90 if NVRTC is too old */
     int driver;       /* the driver's version: part of the key */
     int shared_limit; /* bytes of dynamic shared memory a block may ask for */
 } tc__jit_target;

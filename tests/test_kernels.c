@@ -20,23 +20,26 @@
 /* Bytes of shared memory that a block may have (CUDA programming guide, compute capabilities), and
  * the multiprocessors of a usual GPU. */
 static const struct arch {
+    const char *name;
     int number, shared, sm_count;
 } archs[] = {
-    {80, 163 << 10, 108},  /* A100 */
-    {86, 99 << 10, 82},    /* RTX 3090 */
-    {87, 163 << 10, 16},   /* Orin */
-    {89, 99 << 10, 128},   /* RTX 4090 */
-    {90, 227 << 10, 132},  /* H100, H200 */
-    {100, 227 << 10, 148}, /* B200 */
-    {120, 99 << 10, 170},  /* RTX 5090 */
+    {"sm_80", 80, 163 << 10, 108},   /* A100 */
+    {"sm_86", 86, 99 << 10, 82},     /* RTX 3090 */
+    {"sm_87", 87, 163 << 10, 16},    /* Orin */
+    {"sm_89", 89, 99 << 10, 128},    /* RTX 4090 */
+    {"sm_90", 90, 227 << 10, 132},   /* the portable path of H100 and H200 */
+    {"sm_90a", 90, 227 << 10, 132},  /* H100, H200 */
+    {"sm_100", 100, 227 << 10, 148}, /* B200 */
+    {"sm_120", 120, 99 << 10, 170},  /* RTX 5090 */
 };
 enum { ARCHS = sizeof archs / sizeof *archs };
 
-static bool nvrtc_knows(const tc__nvrtc *nvrtc, int arch) {
+static bool nvrtc_knows(const tc__nvrtc *nvrtc, const struct arch *arch) {
     int count = 0, known[64];
     if (nvrtc->arch_count(&count) || count > 64 || nvrtc->archs(known)) return false;
+    if (strchr(arch->name, 'a') && nvrtc->major < 12) return false;
     for (int i = 0; i < count; i++)
-        if (known[i] == arch) return true;
+        if (known[i] == arch->number) return true;
     return false;
 }
 
@@ -106,7 +109,7 @@ typedef struct shape {
     const char *name;
     int groups[TC__MAX_KINDS], kinds; /* group sizes; 0: binary16 */
     int hidden, intermediate, heads, kv_heads, head_dim, vocab;
-    enum { TIGHT, TWO, ALL } where; /* on sm_86 (least shared memory), also sm_90, everywhere */
+    enum { TIGHT, TWO, ALL } where; /* on sm_86 (least shared memory), also sm_90a, everywhere */
 } shape;
 
 static const shape shapes[] = {
@@ -191,7 +194,7 @@ static void job_compile(job *j, const tc__nvrtc *nvrtc) {
     int count = 0;
     size_t size = 0;
     while (count < 16 && (texts[count] = tc_kernel_source(count, &names[count]))) count++;
-    snprintf(arch, sizeof arch, "--gpu-architecture=sm_%d", j->arch->number);
+    snprintf(arch, sizeof arch, "--gpu-architecture=%s", j->arch->name);
     snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", j->arch->shared);
     j->status = nvrtc->create(&handle, j->text.data, "model.cu", count, texts, names);
     if (j->status) return;
@@ -310,16 +313,16 @@ static void check_kernel(const job *j, const char *report, const char *end) {
     /* choosing a token is not bound by its instructions; nothing else may use local memory */
     bool hot = strcmp(kernel, "sample_token") != 0;
     CHECK_MSG(!hot || (stack == 0 && stores == 0 && loads == 0),
-              "%s sm_%d: %s uses local memory: stack %d, spills %d and %d bytes", j->model,
-              j->arch->number, kernel, stack, stores, loads);
+              "%s %s: %s uses local memory: stack %d, spills %d and %d bytes", j->model,
+              j->arch->name, kernel, stack, stores, loads);
     bool found = launch_numbers(j, kernel, launch);
-    CHECK_MSG(found, "%s sm_%d: there is no %s_launch", j->model, j->arch->number, kernel);
+    CHECK_MSG(found, "%s %s: there is no %s_launch", j->model, j->arch->name, kernel);
     if (!found) return;
     CHECK_MSG(launch[2] >= 0 && launch[2] + fixed <= j->arch->shared,
-              "%s sm_%d: %s needs %d + %d bytes of shared memory; there are %d", j->model,
-              j->arch->number, kernel, launch[2], fixed, j->arch->shared);
+              "%s %s: %s needs %d + %d bytes of shared memory; there are %d", j->model,
+              j->arch->name, kernel, launch[2], fixed, j->arch->shared);
     CHECK_MSG(launch[1] >= 32 && launch[1] <= 1024 && launch[1] * registers <= 65536,
-              "%s sm_%d: %s has %d threads of %d registers", j->model, j->arch->number, kernel,
+              "%s %s: %s has %d threads of %d registers", j->model, j->arch->name, kernel,
               launch[1], registers);
 }
 
@@ -327,8 +330,8 @@ static void check_kernel(const job *j, const char *report, const char *end) {
 static int check_job(const job *j) {
     static const char mark[] = "Function properties for ";
     int kernels = 0;
-    CHECK_MSG(j->status == 0 && j->image, "%s %s for sm_%d does not compile:\n%s", j->model,
-              j->program, j->arch->number, j->log ? j->log : "");
+    CHECK_MSG(j->status == 0 && j->image, "%s %s for %s does not compile:\n%s", j->model,
+              j->program, j->arch->name, j->log ? j->log : "");
     if (j->status || !j->image || !j->log) return 0;
     for (const char *at = strstr(j->log, mark), *next; at; at = next) {
         next = strstr(at + 1, mark);
@@ -355,15 +358,15 @@ TEST(prelude_assembles_for_every_architecture) {
     if (tc__nvrtc_open(&nvrtc, &err)) SKIP("%s (needs NVRTC)", err.message);
     printf("    NVRTC %d.%d, %s\n", nvrtc.major, nvrtc.minor, nvrtc.path);
     for (size_t i = 0; i < ARCHS; i++) {
-        /* 100 and 120 came with NVRTC 12.8; the others every supported NVRTC must know */
-        bool known = nvrtc_knows(&nvrtc, archs[i].number);
-        CHECK_MSG(known || archs[i].number >= 100, "this NVRTC does not know sm_%d",
-                  archs[i].number);
+        /* 90a came with NVRTC 12, 100 and 120 with 12.8; the others every NVRTC must know */
+        bool known = nvrtc_knows(&nvrtc, &archs[i]);
+        CHECK_MSG(known || archs[i].number >= 100 || strchr(archs[i].name, 'a'), "this NVRTC does not know %s",
+                  archs[i].name);
         if (!known) continue;
         job j = {"probe", "probe", {0}, &archs[i], 0, NULL, NULL, 0};
         tc__buf_str(&j.text, probe);
         job_compile(&j, &nvrtc);
-        CHECK_MSG(j.status == 0 && j.image_bytes > 0, "sm_%d: %s", archs[i].number,
+        CHECK_MSG(j.status == 0 && j.image_bytes > 0, "%s: %s", archs[i].name,
                   j.log ? j.log : "");
         tc__buf_free(&j.text);
         free(j.log);
@@ -383,9 +386,9 @@ TEST(models_compile_for_every_architecture) {
         shape_fill(&shapes[s], &weights[s]);
         for (size_t i = 0; i < ARCHS; i++) {
             bool tight = archs[i].number == 86;
-            if (!nvrtc_knows(&nvrtc, archs[i].number) || (FEW && !tight)) continue;
+            if (!nvrtc_knows(&nvrtc, &archs[i]) || (FEW && !tight)) continue;
             if (tight || shapes[s].where == ALL ||
-                (shapes[s].where == TWO && archs[i].number == 90))
+                (shapes[s].where == TWO && !strcmp(archs[i].name, "sm_90a")))
                 queue_add_model(&q, shapes[s].name, &weights[s].weights, &archs[i]);
         }
     }
@@ -423,7 +426,7 @@ typedef struct place {
     char folder[PROGRAM_PATH], cache[PROGRAM_PATH + 8];
 } place;
 
-static const tc__jit_target jit_target = {80, false, 13000, 163 << 10};
+static const tc__jit_target jit_target = {80, false, false, 13000, 163 << 10};
 static const char jit_text[] =
     "#include \"prelude.cuh\"\n"
     "extern \"C\" __global__ void f(float *x) { x[0] = warp_sum(x[threadIdx.x]); }\n";
@@ -523,6 +526,35 @@ TEST(a_hit_needs_no_nvrtc) {
     CHECK(again.data && strstr(again.data, ".target sm_80"));
     tc__buf_free(&first);
     tc__buf_free(&again);
+    place_close(&p);
+}
+
+/* What only sm_90a has is there where it is asked for, in an image of its own. */
+TEST(the_target_of_one_architecture_is_apart) {
+    static const char text[] = "extern \"C\" __global__ void f(int *x) {\n"
+                               "#ifdef __CUDA_ARCH_FEAT_SM90_ALL\n"
+                               "    asm volatile(\"wgmma.fence.sync.aligned;\");\n"
+                               "#endif\n"
+                               "}\n";
+    tc__jit_target target = {90, false, false, 13000, 227 << 10};
+    tc__buf plain = {0}, specific = {0};
+    bool cached;
+    place p;
+    tc__nvrtc nvrtc;
+    tc_error err;
+    if (tc__nvrtc_open(&nvrtc, &err)) SKIP("%s (needs NVRTC)", err.message);
+    int major = nvrtc.major;
+    tc__nvrtc_close(&nvrtc);
+    if (major < 12) SKIP("NVRTC %d does not know sm_90a", major);
+    REQUIRE(place_open(&p));
+    CHECK(jit_once(text, &target, true, &plain, &cached, &err) == TC_OK && !cached);
+    target.specific = true;
+    CHECK_MSG(jit_once(text, &target, true, &specific, &cached, &err) == TC_OK, "%s", err.message);
+    CHECK(!cached);
+    CHECK(plain.len && specific.len &&
+          (plain.len != specific.len || memcmp(plain.data, specific.data, plain.len)));
+    tc__buf_free(&plain);
+    tc__buf_free(&specific);
     place_close(&p);
 }
 
@@ -722,7 +754,9 @@ TEST(a_mistake_in_the_source_is_named) {
 TEST_MAIN(RUN(kernel_sources_stand_alone) RUN(the_probe_calls_every_function_of_the_prelude)
               RUN(prelude_assembles_for_every_architecture)
                   RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
-                      RUN(a_hit_needs_no_nvrtc) RUN(damaged_cache_files_are_compiled_anew)
+                      RUN(a_hit_needs_no_nvrtc)
+                          RUN(the_target_of_one_architecture_is_apart)
+                          RUN(damaged_cache_files_are_compiled_anew)
                           RUN(a_cache_that_cannot_be_written_costs_only_time)
                               RUN(the_cache_is_where_it_is_expected)
                                   RUN(processes_may_start_at_once)
