@@ -1,12 +1,16 @@
 #include "arch.h"
 
 #include <math.h>
+#include <stddef.h>
 
-/* Every arch.* key of the family; an unknown one would change the numbers, so it is refused. */
+/* Every arch.* key; an unknown one would change the numbers, so it is refused. */
 static const char *const arch_keys[] = {
     "arch.family",      "arch.hidden_size", "arch.intermediate_size", "arch.layers",
     "arch.heads",       "arch.kv_heads",    "arch.head_dim",          "arch.vocab_size",
-    "arch.max_seq_len", "arch.norm_eps",    "arch.rope_theta",
+    "arch.max_seq_len", "arch.norm_eps",    "arch.norm",              "arch.position",
+    "arch.rope_theta",  "arch.rope_scale",  "arch.rope_frequencies",  "arch.alibi_slopes",
+    "arch.activation",  "arch.gated",       "arch.parallel",          "arch.clip_qkv",
+    "arch.sliding_window",
 };
 
 static int arch_check_keys(const tc__model_file *file, tc_error *err) {
@@ -22,14 +26,6 @@ static int arch_check_keys(const tc__model_file *file, tc_error *err) {
                             "for the file",
                             (int)meta->key_len, meta->key);
     }
-    const char *family;
-    size_t len;
-    int code = tc__meta_text(file, "arch.family", &family, &len, err);
-    if (code) return code;
-    if (len != 5 || memcmp(family, "llama", 5) != 0)
-        return tc__fail(err, TC_ERR_UNSUPPORTED,
-                        "model file: model family '%.*s' is not supported; supported: llama",
-                        (int)(len < 64 ? len : 64), family);
     return TC_OK;
 }
 
@@ -65,91 +61,286 @@ static int arch_read_sizes(const tc__model_file *file, tc__arch *arch, tc_error 
     return TC_OK;
 }
 
-/* Angles per position: theta^(-2i / head_dim). */
-static int arch_frequencies(tc__arch *arch, double theta, tc_error *err) {
-    size_t half = arch->head_dim / 2;
+/* What a block is made of: numbers that name a kind, 0 or 1 each. */
+static int arch_read_kinds(const tc__model_file *file, tc__arch *arch, tc_error *err) {
+    uint32_t gated, parallel;
+    const struct {
+        const char *key;
+        uint32_t missing, *value;
+        const char *kinds;
+    } kinds[] = {
+        {"arch.norm", TC__NORM_RMS, &arch->norm, "0 (RMSNorm) and 1 (LayerNorm)"},
+        {"arch.position", TC__POSITION_ROPE, &arch->position, "0 (RoPE) and 1 (ALiBi)"},
+        {"arch.activation", TC__ACT_SILU, &arch->activation, "0 (SiLU) and 1 (GELU)"},
+        {"arch.gated", 1, &gated, "0 (no) and 1 (yes)"},
+        {"arch.parallel", 0, &parallel, "0 (no) and 1 (yes)"},
+    };
+    for (size_t i = 0; i < TC_COUNT(kinds); i++) {
+        int code = tc__meta_u32_or(file, kinds[i].key, kinds[i].missing, kinds[i].value, err);
+        if (code) return code;
+        if (*kinds[i].value > 1)
+            return tc__fail(err, TC_ERR_UNSUPPORTED, "model file: %s is %u; supported: %s",
+                            kinds[i].key, (unsigned)*kinds[i].value, kinds[i].kinds);
+    }
+    arch->gated = gated != 0;
+    arch->parallel = parallel != 0;
+    return tc__meta_u32_or(file, "arch.sliding_window", 0, &arch->sliding_window, err);
+}
+
+/* `missing` is the value of a missing key; NAN: the key is required. */
+static int arch_number(const tc__model_file *file, const char *key, double missing, double least,
+                       double most, double *value, tc_error *err) {
+    *value = missing;
+    if (!isnan(missing) && !tc__find_meta(file, key)) return TC_OK;
+    int code = tc__meta_f64(file, key, value, err);
+    if (code || (*value >= least && *value <= most)) return code;
+    return tc__fail(err, TC_ERR_FORMAT, "model file: %s is %g; expected %g to %g", key, *value,
+                    least, most);
+}
+
+/* The `count` numbers of a key; NULL: there is no such key. */
+static int arch_array(const tc__model_file *file, const char *key, uint32_t type, size_t count,
+                      const uint8_t **values, tc_error *err) {
+    const tc__meta *meta = tc__find_meta(file, key);
+    *values = meta ? meta->value : NULL;
+    if (!meta || (meta->type == type && meta->count == count)) return TC_OK;
+    return tc__fail(err, TC_ERR_FORMAT,
+                    "model file: %s has type %u and %zu elements; expected type %u and %zu", key,
+                    (unsigned)meta->type, meta->count, (unsigned)type, count);
+}
+
+static int arch_bad_number(const char *what, size_t index, double value, const char *expected,
+                           tc_error *err) {
+    return tc__fail(err, TC_ERR_FORMAT, "model file: %s[%zu] is %g; expected %s", what, index,
+                    value, expected);
+}
+
+/* Angles per position: the file's, or theta^(-2i / head_dim). */
+static int arch_read_rope(const tc__model_file *file, tc__arch *arch, tc_error *err) {
+    const char *key = "arch.rope_frequencies";
+    const size_t half = arch->head_dim / 2;
+    const uint8_t *given = NULL;
+    double theta = 0, scale = 1;
+    int code = arch_number(file, "arch.rope_theta", NAN, 1, 1e15, &theta, err);
+    if (!code) code = arch_number(file, "arch.rope_scale", 1, 1e-3, 1e3, &scale, err);
+    if (!code) code = arch_array(file, key, TC__META_F64, half, &given, err);
+    if (code) return code;
+    arch->rope_scale = (float)scale;
     arch->frequencies = tc__calloc(half, sizeof *arch->frequencies);
     if (!arch->frequencies) return tc__fail_memory(err, "RoPE's frequencies", half * sizeof(double));
-    for (size_t i = 0; i < half; i++)
-        arch->frequencies[i] = pow(theta, -2.0 * (double)i / arch->head_dim);
+    for (size_t i = 0; i < half; i++) {
+        double *frequency = &arch->frequencies[i];
+        *frequency = pow(theta, -2.0 * (double)i / arch->head_dim);
+        if (given) memcpy(frequency, given + i * sizeof *frequency, sizeof *frequency);
+        if (!(*frequency >= 0 && *frequency <= 4))
+            return arch_bad_number(key, i, *frequency, "0 to 4 radians per position", err);
+    }
     return TC_OK;
 }
 
+static int arch_read_alibi(const tc__model_file *file, tc__arch *arch, tc_error *err) {
+    const char *key = "arch.alibi_slopes";
+    const size_t bytes = arch->heads * sizeof *arch->slopes;
+    const uint8_t *given = NULL;
+    int code = arch_array(file, key, TC__META_F32, arch->heads, &given, err);
+    if (code) return code;
+    if (!given)
+        return tc__fail(err, TC_ERR_FORMAT, "model file: metadata '%s' is missing; ALiBi needs it",
+                        key);
+    arch->slopes = tc__calloc(1, bytes);
+    if (!arch->slopes) return tc__fail_memory(err, "ALiBi's slopes", bytes);
+    memcpy(arch->slopes, given, bytes);
+    for (size_t i = 0; i < arch->heads; i++)
+        if (!(arch->slopes[i] >= 0 && arch->slopes[i] <= 16))
+            return arch_bad_number(key, i, (double)arch->slopes[i], "0 to 16", err);
+    return TC_OK;
+}
+
+/* A key that belongs to the other kind of position contradicts arch.position. */
+static int arch_read_position(const tc__model_file *file, tc__arch *arch, tc_error *err) {
+    static const char *const keys[] = {"arch.alibi_slopes", "arch.rope_theta", "arch.rope_scale",
+                                       "arch.rope_frequencies"};
+    const bool rope = arch->position == TC__POSITION_ROPE;
+    for (size_t i = rope ? 0 : 1; i < (rope ? 1 : TC_COUNT(keys)); i++)
+        if (tc__find_meta(file, keys[i]))
+            return tc__fail(err, TC_ERR_FORMAT,
+                            "model file: metadata '%s' does not go with arch.position %u (%s)",
+                            keys[i], (unsigned)arch->position, rope ? "RoPE" : "ALiBi");
+    return rope ? arch_read_rope(file, arch, err) : arch_read_alibi(file, arch, err);
+}
+
 static int arch_read(const tc__model_file *file, tc__arch *arch, tc_error *err) {
-    double eps = 0, theta = 0;
+    double eps = 0, clip = 0;
     int code = arch_check_keys(file, err);
     if (!code) code = arch_read_sizes(file, arch, err);
-    if (!code) code = tc__meta_f64(file, "arch.norm_eps", &eps, err);
-    if (!code) code = tc__meta_f64(file, "arch.rope_theta", &theta, err);
+    if (!code) code = arch_read_kinds(file, arch, err);
+    if (!code) code = arch_number(file, "arch.norm_eps", NAN, 1e-20, 0.5, &eps, err);
+    if (!code) code = arch_number(file, "arch.clip_qkv", 0, 1e-6, 1e6, &clip, err);
     if (code) return code;
     arch->norm_eps = (float)eps;
-    if (!(eps > 0 && eps < 1) || !(theta >= 1 && isfinite(theta)))
-        return tc__fail(err, TC_ERR_FORMAT,
-                        "model file: norm_eps %g or rope_theta %g is impossible", eps, theta);
-    arch->gated = true;
-    arch->rope_scale = 1;
-    return arch_frequencies(arch, theta, err);
+    arch->clip_qkv = (float)clip;
+    return arch_read_position(file, arch, err);
 }
+
+/* ---- tensors ---- */
 
 static const char *arch_type_name(uint32_t type) {
     return type == TC__F32 ? "F32" : type == TC__F16 ? "F16" : type == TC__BF16 ? "BF16" : "W4";
 }
 
-enum { ARCH_NORM, ARCH_TABLE, ARCH_MATRIX }; /* F32; F16 or BF16; F16, BF16 or W4 */
+/* F32; F32 without zeros; F16 or BF16; F16, BF16 or W4 */
+enum { ARCH_VECTOR, ARCH_DIVISOR, ARCH_TABLE, ARCH_MATRIX };
 
 static bool arch_type_suits(int kind, uint32_t type) {
-    if (kind == ARCH_NORM) return type == TC__F32;
+    if (kind == ARCH_VECTOR || kind == ARCH_DIVISOR) return type == TC__F32;
     return type == TC__F16 || type == TC__BF16 || (kind == ARCH_MATRIX && type == TC__W4);
 }
 
-/* Finds "name" (layer < 0) or "layer.name" and checks type and shape. */
-static int arch_tensor(const tc__model_file *file, long layer, const char *name, int kind,
-                       size_t rows, size_t columns, const tc__tensor **out, tc_error *err) {
-    char full[64];
-    if (layer < 0)
-        snprintf(full, sizeof full, "%s", name);
-    else
-        snprintf(full, sizeof full, "%ld.%s", layer, name);
-    const tc__tensor *tensor = tc__find_tensor(file, full);
-    if (!tensor) return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' is missing", full);
-    if (!arch_type_suits(kind, tensor->type))
-        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' has type %s; expected %s",
-                        full, arch_type_name(tensor->type),
-                        kind == ARCH_NORM    ? "F32"
-                        : kind == ARCH_TABLE ? "F16 or BF16"
-                                             : "W4, F16 or BF16");
-    if (tensor->rows != rows || tensor->columns != columns)
-        return tc__fail(err, TC_ERR_FORMAT,
-                        "model file: tensor '%s' has shape [%zu, %zu]; expected [%zu, %zu]", full,
-                        tensor->rows, tensor->columns, rows, columns);
-    *out = tensor;
+/* Whether a model has a tensor. */
+enum { ARCH_NEVER, ARCH_MAYBE, ARCH_ALWAYS };
+
+typedef struct arch_part {
+    const char *name;
+    int kind, presence;
+    size_t rows, columns;
+    size_t place; /* of the pointer, in tc__weights or tc__layer */
+} arch_part;
+
+/* Vectors are short enough to be looked through: one bad number in them would spoil every result
+ * without a word. */
+static int arch_check_vector(const tc__tensor *tensor, const char *name, bool divisor,
+                             tc_error *err) {
+    for (size_t i = 0; tensor->data && i < tensor->rows; i++) {
+        float value;
+        memcpy(&value, tensor->data + i * sizeof value, sizeof value);
+        if (!isfinite(value) || (divisor && value == 0))
+            return arch_bad_number(name, i, (double)value,
+                                   divisor ? "a finite number other than 0" : "a finite number",
+                                   err);
+    }
     return TC_OK;
 }
 
-static int arch_layer(const tc__model_file *file, const tc__arch *arch, long i, tc__layer *layer,
-                      tc_error *err) {
-    size_t hidden = arch->hidden_size, intermediate = arch->intermediate_size;
-    size_t head_dim = arch->head_dim;
-    size_t qkv_rows = (arch->heads + 2 * (size_t)arch->kv_heads) * head_dim;
-    const struct {
-        const char *name;
-        int kind;
-        size_t rows, columns;
-        const tc__tensor **out;
-    } wanted[] = {
-        {"attn_norm", ARCH_NORM, hidden, 1, &layer->attn_norm},
-        {"qkv", ARCH_MATRIX, qkv_rows, hidden, &layer->qkv},
-        {"o", ARCH_MATRIX, hidden, arch->heads * head_dim, &layer->o},
-        {"mlp_norm", ARCH_NORM, hidden, 1, &layer->mlp_norm},
-        {"gate_up", ARCH_MATRIX, 2 * intermediate, hidden, &layer->gate_up},
-        {"down", ARCH_MATRIX, hidden, intermediate, &layer->down},
-    };
-    for (size_t k = 0; k < TC_COUNT(wanted); k++) {
-        int code = arch_tensor(file, i, wanted[k].name, wanted[k].kind, wanted[k].rows,
-                               wanted[k].columns, wanted[k].out, err);
+static int arch_check_tensor(const tc__tensor *tensor, const char *name, const arch_part *part,
+                             tc_error *err) {
+    const bool vector = part->kind == ARCH_VECTOR || part->kind == ARCH_DIVISOR;
+    if (!arch_type_suits(part->kind, tensor->type))
+        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' has type %s; expected %s",
+                        name, arch_type_name(tensor->type),
+                        vector                     ? "F32"
+                        : part->kind == ARCH_TABLE ? "F16 or BF16"
+                                                   : "W4, F16 or BF16");
+    if (tensor->rows != part->rows || tensor->columns != part->columns)
+        return tc__fail(err, TC_ERR_FORMAT,
+                        "model file: tensor '%s' has shape [%zu, %zu]; expected [%zu, %zu]", name,
+                        tensor->rows, tensor->columns, part->rows, part->columns);
+    return vector ? arch_check_vector(tensor, name, part->kind == ARCH_DIVISOR, err) : TC_OK;
+}
+
+/* Finds and checks the parts of `owner`: of a layer, or with layer < 0 of the weights beside them.
+ * What layer 0, `first`, has or lacks, the others must have or lack. `used` notes what was found. */
+static int arch_find(const tc__model_file *file, long layer, const arch_part *parts, size_t count,
+                     void *owner, const void *first, bool *used, tc_error *err) {
+    for (size_t k = 0; k < count; k++) {
+        const arch_part *part = &parts[k];
+        const tc__tensor **out = (void *)((char *)owner + part->place);
+        const tc__tensor *const *model = (const void *)((const char *)first + part->place);
+        char name[64];
+        if (part->presence == ARCH_NEVER) continue;
+        if (part->presence == ARCH_MAYBE && owner != first && !*model) continue;
+        if (layer < 0)
+            snprintf(name, sizeof name, "%s", part->name);
+        else
+            snprintf(name, sizeof name, "%ld.%s", layer, part->name);
+        *out = tc__find_tensor(file, name);
+        if (!*out && part->presence == ARCH_MAYBE && owner == first) continue;
+        if (!*out) return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '%s' is missing", name);
+        used[*out - file->tensors] = true;
+        int code = arch_check_tensor(*out, name, part, err);
         if (code) return code;
     }
     return TC_OK;
+}
+
+static int arch_layers(const tc__model_file *file, tc__weights *weights, bool *used,
+                       tc_error *err) {
+    const tc__arch *arch = &weights->arch;
+    const size_t hidden = arch->hidden_size, inner = arch->intermediate_size, d = arch->head_dim;
+    const size_t heads = arch->heads * d, qkv = heads + 2 * (size_t)arch->kv_heads * d;
+    const int bias = arch->norm == TC__NORM_LAYER ? ARCH_MAYBE : ARCH_NEVER;
+    const int mlp_norm = arch->parallel ? ARCH_MAYBE : ARCH_ALWAYS;
+#define ARCH_PLACE(field) offsetof(tc__layer, field)
+    const arch_part parts[] = {
+        {"attn_norm", ARCH_VECTOR, ARCH_ALWAYS, hidden, 1, ARCH_PLACE(attn_norm)},
+        {"attn_norm_bias", ARCH_VECTOR, bias, hidden, 1, ARCH_PLACE(attn_norm_bias)},
+        {"qkv", ARCH_MATRIX, ARCH_ALWAYS, qkv, hidden, ARCH_PLACE(qkv)},
+        {"qkv_bias", ARCH_VECTOR, ARCH_MAYBE, qkv, 1, ARCH_PLACE(qkv_bias)},
+        {"q_norm", ARCH_VECTOR, ARCH_MAYBE, d, 1, ARCH_PLACE(q_norm)},
+        {"k_norm", ARCH_VECTOR, ARCH_MAYBE, d, 1, ARCH_PLACE(k_norm)},
+        {"o", ARCH_MATRIX, ARCH_ALWAYS, hidden, heads, ARCH_PLACE(o)},
+        {"mlp_norm", ARCH_VECTOR, mlp_norm, hidden, 1, ARCH_PLACE(mlp_norm)},
+        {"mlp_norm_bias", ARCH_VECTOR, bias, hidden, 1, ARCH_PLACE(mlp_norm_bias)},
+        {arch->gated ? "gate_up" : "up", ARCH_MATRIX, ARCH_ALWAYS, arch->gated ? 2 * inner : inner,
+         hidden, ARCH_PLACE(gate_up)},
+        {"act_scales", ARCH_DIVISOR, ARCH_MAYBE, inner, 1, ARCH_PLACE(act_scales)},
+        {"down", ARCH_MATRIX, ARCH_ALWAYS, hidden, inner, ARCH_PLACE(down)},
+    };
+#undef ARCH_PLACE
+    tc__layer *first = &weights->layers[0];
+    for (uint32_t i = 0; i < arch->layers; i++) {
+        int code = arch_find(file, (long)i, parts, TC_COUNT(parts), &weights->layers[i], first,
+                             used, err);
+        if (code) return code;
+    }
+    if (!first->q_norm != !first->k_norm)
+        return tc__fail(err, TC_ERR_FORMAT, "model file: tensor '0.%s' is missing; '0.%s' is there",
+                        first->q_norm ? "k_norm" : "q_norm", first->q_norm ? "q_norm" : "k_norm");
+    if (first->mlp_norm_bias && !first->mlp_norm)
+        return tc__fail(err, TC_ERR_FORMAT,
+                        "model file: tensor '0.mlp_norm' is missing; '0.mlp_norm_bias' is there");
+    return TC_OK;
+}
+
+static int arch_beside_layers(const tc__model_file *file, tc__weights *weights, bool *used,
+                              tc_error *err) {
+    const size_t hidden = weights->arch.hidden_size, vocab = weights->arch.vocab_size;
+    const int bias = weights->arch.norm == TC__NORM_LAYER ? ARCH_MAYBE : ARCH_NEVER;
+#define ARCH_PLACE(field) offsetof(tc__weights, field)
+    const arch_part parts[] = {
+        {"embed", ARCH_TABLE, ARCH_ALWAYS, vocab, hidden, ARCH_PLACE(embed)},
+        {"norm", ARCH_VECTOR, ARCH_ALWAYS, hidden, 1, ARCH_PLACE(norm)},
+        {"norm_bias", ARCH_VECTOR, bias, hidden, 1, ARCH_PLACE(norm_bias)},
+        {"head", ARCH_TABLE, ARCH_MAYBE, vocab, hidden, ARCH_PLACE(head)},
+    };
+#undef ARCH_PLACE
+    int code = arch_find(file, -1, parts, TC_COUNT(parts), weights, weights, used, err);
+    if (!weights->head) weights->head = weights->embed;
+    return code;
+}
+
+/* A tensor that nobody asked for would have changed the numbers. */
+static int arch_check_used(const tc__model_file *file, const bool *used, tc_error *err) {
+    for (size_t i = 0; i < file->tensor_count; i++)
+        if (!used[i])
+            return tc__fail(err, TC_ERR_UNSUPPORTED,
+                            "model file: tensor '%.*s' has no place in this model: its "
+                            "hyper-parameters or its layer 0 know no such tensor",
+                            (int)file->tensors[i].name_len, file->tensors[i].name);
+    return TC_OK;
+}
+
+static int arch_find_tensors(const tc__model_file *file, tc__weights *weights, tc_error *err) {
+    const size_t layers = weights->arch.layers;
+    weights->layers = tc__calloc(layers, sizeof *weights->layers);
+    if (!weights->layers)
+        return tc__fail_memory(err, "the table of layers", layers * sizeof *weights->layers);
+    bool *used = tc__calloc(file->tensor_count, sizeof *used);
+    if (!used) return tc__fail_memory(err, "the table of tensors", file->tensor_count);
+    int code = arch_beside_layers(file, weights, used, err);
+    if (!code) code = arch_layers(file, weights, used, err);
+    if (!code) code = arch_check_used(file, used, err);
+    free(used);
+    return code;
 }
 
 static void arch_count(const tc__model_file *file, tc__weights *weights) {
@@ -171,23 +362,8 @@ static void arch_count(const tc__model_file *file, tc__weights *weights) {
 
 int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error *err) {
     memset(weights, 0, sizeof *weights);
-    tc__arch *arch = &weights->arch;
-    int code = arch_read(file, arch, err);
-    if (!code) weights->layers = tc__calloc(arch->layers, sizeof *weights->layers);
-    if (!code && !weights->layers)
-        code = tc__fail_memory(err, "the table of layers", arch->layers * sizeof(tc__layer));
-    if (code) {
-        tc__weights_close(weights);
-        return code;
-    }
-    size_t hidden = arch->hidden_size, vocab = arch->vocab_size;
-    code = arch_tensor(file, -1, "embed", ARCH_TABLE, vocab, hidden, &weights->embed, err);
-    for (uint32_t i = 0; i < arch->layers && !code; i++)
-        code = arch_layer(file, arch, (long)i, &weights->layers[i], err);
-    if (!code) code = arch_tensor(file, -1, "norm", ARCH_NORM, hidden, 1, &weights->norm, err);
-    weights->head = weights->embed;
-    if (!code && tc__find_tensor(file, "head"))
-        code = arch_tensor(file, -1, "head", ARCH_TABLE, vocab, hidden, &weights->head, err);
+    int code = arch_read(file, &weights->arch, err);
+    if (!code) code = arch_find_tensors(file, weights, err);
     if (code) {
         tc__weights_close(weights);
         return code;
