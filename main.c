@@ -513,8 +513,8 @@ static int parse_arguments(app *a, int argc, char **argv) {
 /* Flags that do not go together. */
 static int check_options(app *a) {
     options *o = &a->opt;
-    for (int i = 0; o->bench && o->model && tc_shape_name(i, NULL); i++)
-        o->shape = o->shape || strcmp(o->model, tc_shape_name(i, NULL)) == 0;
+    for (int i = 0; o->bench && o->model && tc_shape_name(i); i++)
+        o->shape = o->shape || strcmp(o->model, tc_shape_name(i)) == 0;
     int tools = o->tokenize + o->detokenize + o->bench + (o->ids || o->logits);
     if (o->doctor && (o->model || tools))
         return tell(a, USAGE, "--doctor looks at the machine only: no model, no other tool");
@@ -593,8 +593,7 @@ static void append_flag(buffer *b, const options *defaults, const flag *f) {
     if (f->offset == AT(template_name))
         for (int i = 0; tc_template_name(i); i++) appendf(&help, " %s", tc_template_name(i));
     if (f->offset == AT(bench))
-        for (int i = 0, good; tc_shape_name(i, &good); i++)
-            if (good) appendf(&help, " %s", tc_shape_name(i, NULL));
+        for (int i = 0; tc_shape_name(i); i++) appendf(&help, " %s", tc_shape_name(i));
     append_entry(b, f->names, f->arg, help.data);
     free(help.data);
     free(value.data);

@@ -409,15 +409,16 @@ TC_API tc_session *tc_chat_session(tc_chat *chat);
 /* Opens a model of a built-in shape with random weights, made in memory or by the GPU on itself: as
  * fast as a real model of this shape, before there is one. It has no tokenizer.
  * name: one of tc_shape_name(). precision: "w4a16" (also NULL) or "w16a16". group_size: 32, 64 or
- * 128 (also 0), of w4a16; 0 with w16a16. params, model and the rest as for tc_model_open.
+ * 128 of w4a16, or 0 for the largest that divides the model's sizes (64 for falcon-7b, else 128); 0
+ * with w16a16. params, model and the rest as for tc_model_open.
  * Errors: those of tc_model_open but IO and FORMAT; ARGUMENT (no such shape, precision or group
- * size), UNSUPPORTED (a model family that this version lacks), MEMORY (says what is needed). */
+ * size), MEMORY (says what is needed). */
 TC_API int tc_model_open_shape(const char *name, const char *precision, int group_size,
                                const tc_model_params *params, tc_model **model, tc_error *err);
 
-/* The names of the built-in shapes: index 0, 1, ... until NULL. *supported (NULL allowed) says
- * whether this version has the model's family. "tiny" is for tests. Static storage. */
-TC_API const char *tc_shape_name(int index, int *supported);
+/* The names of the built-in shapes: index 0, 1, ... until NULL. "tiny" is for tests. Static
+ * storage. */
+TC_API const char *tc_shape_name(int index);
 
 /* The rate at which this model's device reads memory with the model's threads, in bytes per second,
  * by a plain read loop over `bytes` (0 = 1 GiB, less if memory is short) repeated a few times;

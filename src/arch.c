@@ -5,12 +5,13 @@
 
 /* Every arch.* key; an unknown one would change the numbers, so it is refused. */
 static const char *const arch_keys[] = {
-    "arch.family",      "arch.hidden_size", "arch.intermediate_size", "arch.layers",
-    "arch.heads",       "arch.kv_heads",    "arch.head_dim",          "arch.vocab_size",
-    "arch.max_seq_len", "arch.norm_eps",    "arch.norm",              "arch.position",
-    "arch.rope_theta",  "arch.rope_scale",  "arch.rope_frequencies",  "arch.alibi_slopes",
-    "arch.activation",  "arch.gated",       "arch.parallel",          "arch.clip_qkv",
-    "arch.sliding_window",
+    "arch.family",       "arch.hidden_size", "arch.intermediate_size",
+    "arch.layers",       "arch.heads",       "arch.kv_heads",
+    "arch.head_dim",     "arch.vocab_size",  "arch.max_seq_len",
+    "arch.norm_eps",     "arch.norm",        "arch.position",
+    "arch.rope_theta",   "arch.rope_scale",  "arch.rope_frequencies",
+    "arch.alibi_slopes", "arch.activation",  "arch.gated",
+    "arch.parallel",     "arch.clip_qkv",    "arch.sliding_window",
 };
 
 static int arch_check_keys(const tc__model_file *file, tc_error *err) {
@@ -127,7 +128,8 @@ static int arch_read_rope(const tc__model_file *file, tc__arch *arch, tc_error *
     if (code) return code;
     arch->rope_scale = (float)scale;
     arch->frequencies = tc__calloc(half, sizeof *arch->frequencies);
-    if (!arch->frequencies) return tc__fail_memory(err, "RoPE's frequencies", half * sizeof(double));
+    if (!arch->frequencies)
+        return tc__fail_memory(err, "RoPE's frequencies", half * sizeof(double));
     for (size_t i = 0; i < half; i++) {
         double *frequency = &arch->frequencies[i];
         *frequency = pow(theta, -2.0 * (double)i / arch->head_dim);
@@ -288,8 +290,8 @@ static int arch_layers(const tc__model_file *file, tc__weights *weights, bool *u
 #undef ARCH_PLACE
     tc__layer *first = &weights->layers[0];
     for (uint32_t i = 0; i < arch->layers; i++) {
-        int code = arch_find(file, (long)i, parts, TC_COUNT(parts), &weights->layers[i], first,
-                             used, err);
+        int code =
+            arch_find(file, (long)i, parts, TC_COUNT(parts), &weights->layers[i], first, used, err);
         if (code) return code;
     }
     if (!first->q_norm != !first->k_norm)

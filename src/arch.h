@@ -43,18 +43,18 @@ typedef struct tc__layer {
 /* A model file understood: pointers into the mapped file. */
 typedef struct tc__weights {
     tc__arch arch;
-    const tc__tensor *embed, *head;       /* head == embed when tied */
-    const tc__tensor *norm, *norm_bias;   /* [hidden], the final norm */
-    tc__layer *layers;                     /* [arch.layers] */
+    const tc__tensor *embed, *head;     /* head == embed when tied */
+    const tc__tensor *norm, *norm_bias; /* [hidden], the final norm */
+    tc__layer *layers;                  /* [arch.layers] */
     /* Of all tensors, in the file's order, gaps included; NULL: random numbers, made on the device
      * (shapes.h). */
     const uint8_t *data;
     bool in_file; /* data are pages of a file: the system counts them as available memory */
     size_t data_bytes;
-    size_t parameters;                     /* weights, embeddings included */
-    size_t layer_parameters;               /* of these, in the matrices of the layers */
-    size_t tensor_bytes;                   /* of all tensors */
-    size_t bytes_per_token;                /* read to decode one token, KV cache excluded */
+    size_t parameters;       /* weights, embeddings included */
+    size_t layer_parameters; /* of these, in the matrices of the layers */
+    size_t tensor_bytes;     /* of all tensors */
+    size_t bytes_per_token;  /* read to decode one token, KV cache excluded */
 } tc__weights;
 
 /* Reads arch.* (an unknown arch.* key is refused by name), finds every tensor of the family and

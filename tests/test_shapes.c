@@ -16,15 +16,20 @@ static tc_model_params params_for(const char *device, int threads) {
 
 /* ---- tables ---- */
 
-/* Parameters counted from the published checkpoints. */
+/* Parameters counted from the published checkpoints; W4 adds AWQ's act_scales. */
 TEST(shapes_have_the_published_sizes) {
     static const struct {
         const char *name;
         size_t parameters;
-    } published[] = {{"llama-2-7b", 6738415616u},
-                     {"llama-2-13b", 13015864320u},
-                     {"llama-2-70b", 68976648192u},
-                     {"llama-3-8b", 8030261248u}};
+        size_t act_scales;
+        unsigned group_size; /* the default */
+    } published[] = {
+        {"llama-2-7b", 6738415616u, 0, 128},       {"llama-2-13b", 13015864320u, 0, 128},
+        {"llama-2-70b", 68976648192u, 0, 128},     {"llama-3-8b", 8030261248u, 0, 128},
+        {"llama-3.2-1b", 1235814400u, 0, 128},     {"mistral-7b", 7241732096u, 0, 128},
+        {"qwen2.5-7b", 7615616512u, 0, 128},       {"qwen3-8b", 8190735360u, 0, 128},
+        {"mpt-7b", 6649286656u, 32 * 16384, 128},  {"mpt-30b", 29957200896u, 48 * 28672, 128},
+        {"falcon-7b", 6921720704u, 32 * 18176, 64}};
     static const char *const precisions[] = {"w4a16", "w16a16"};
     tc_model_params params = params_for("cpu", 1);
     for (size_t i = 0; i < TC_COUNT(published); i++)
@@ -37,21 +42,50 @@ TEST(shapes_have_the_published_sizes) {
             if (!code) code = tc__weights_open(&file, &weights, &err);
             CHECK_MSG(code == TC_OK, "%s: %s", published[i].name, err.message);
             if (code) continue;
-            CHECK_MSG(weights.parameters == published[i].parameters, "%s: %zu", published[i].name,
+            size_t expected = published[i].parameters + (p ? 0 : published[i].act_scales);
+            CHECK_MSG(weights.parameters == expected, "%s: %zu", published[i].name,
                       weights.parameters);
-            size_t tables = 2 * weights.embed->rows * weights.embed->columns;
-            size_t norms = (2 * (size_t)weights.arch.layers + 1) * weights.arch.hidden_size;
-            CHECK(weights.layer_parameters + tables + norms == weights.parameters);
-            /* W4 with group size 128: 17 bytes hold 32 weights */
-            double each = p ? 2 : 17.0 / 32;
+            size_t table = weights.embed->rows * weights.embed->columns;
+            size_t tables = weights.head == weights.embed ? table : 2 * table;
+            size_t vectors = weights.parameters - tables - weights.layer_parameters;
+            unsigned g = published[i].group_size;
+            CHECK(weights.layers[0].down->group_size == (p ? 0 : g));
+            /* a group is g / 2 bytes of numbers, a scale and a zero */
+            double each = p ? 2 : 0.5 + 4.0 / g;
             double bytes =
-                (double)weights.layer_parameters * each + 2 * (double)tables + 4 * (double)norms;
+                (double)weights.layer_parameters * each + 2 * (double)tables + 4 * (double)vectors;
             CHECK_MSG(fabs((double)weights.tensor_bytes - bytes) < 1, "%zu bytes",
                       weights.tensor_bytes);
             CHECK(weights.data == NULL && weights.data_bytes >= weights.tensor_bytes);
             tc__weights_close(&weights);
             tc__model_file_close(&file);
         }
+}
+
+/* What the blocks of the families are made of, by the models' descriptions. */
+TEST(shapes_are_of_their_families) {
+    tc_model_params params = params_for("cpu", 1);
+    for (int i = 0; tc_shape_name(i); i++) {
+        tc__model_file file;
+        tc__weights weights;
+        tc_error err;
+        REQUIRE(tc__shape_open(tc_shape_name(i), "w4a16", 0, false, &params, &file, &err) == TC_OK);
+        REQUIRE(tc__weights_open(&file, &weights, &err) == TC_OK);
+        const tc__arch *arch = &weights.arch;
+        const tc__layer *layer = &weights.layers[arch->layers - 1];
+        const char *name = tc_shape_name(i);
+        bool mpt = strncmp(name, "mpt", 3) == 0, falcon = strncmp(name, "falcon", 6) == 0;
+        CHECK(arch->norm == (mpt || falcon ? TC__NORM_LAYER : TC__NORM_RMS));
+        CHECK(arch->position == (mpt ? TC__POSITION_ALIBI : TC__POSITION_ROPE));
+        CHECK(arch->activation == (mpt || falcon ? TC__ACT_GELU : TC__ACT_SILU));
+        CHECK(arch->gated == !(mpt || falcon) && arch->parallel == falcon);
+        CHECK(!layer->act_scales == !(mpt || falcon) && !layer->attn_norm_bias == !falcon);
+        CHECK(!layer->mlp_norm == falcon && !layer->mlp_norm_bias && !weights.norm_bias == !falcon);
+        CHECK(!layer->qkv_bias == (strncmp(name, "qwen2", 5) != 0));
+        CHECK(!layer->q_norm == (strncmp(name, "qwen3", 5) != 0));
+        tc__weights_close(&weights);
+        tc__model_file_close(&file);
+    }
 }
 
 TEST(tensors_lie_one_behind_the_other) {
@@ -70,17 +104,67 @@ TEST(tensors_lie_one_behind_the_other) {
 }
 
 TEST(every_name_is_listed_once) {
-    int supported = 0, n = 0, good = 0;
-    for (const char *name; (name = tc_shape_name(n, &supported)) != NULL; n++) {
-        good += supported;
-        for (int i = 0; i < n; i++) CHECK(strcmp(tc_shape_name(i, NULL), name) != 0);
-        tc__model_file file;
-        tc_model_params params = params_for("cpu", 1);
-        int code = tc__shape_open(name, "w4a16", 0, false, &params, &file, NULL);
-        CHECK_MSG(code == (supported ? TC_OK : TC_ERR_UNSUPPORTED), "%s: code %d", name, code);
-        if (!code) tc__model_file_close(&file);
-    }
-    CHECK(good == 5 && n == 9 && tc_shape_name(-1, NULL) == NULL);
+    int n = 0;
+    for (const char *name; (name = tc_shape_name(n)) != NULL; n++)
+        for (int i = 0; i < n; i++) CHECK(strcmp(tc_shape_name(i), name) != 0);
+    CHECK(n == 12 && tc_shape_name(-1) == NULL);
+}
+
+/* A shape of one's own has exactly what it asks for, and ALiBi's slopes for any number of heads. */
+TEST(shapes_can_be_made) {
+    static const tc__shape_spec spec = {"made",
+                                        "family",
+                                        96,
+                                        192,
+                                        3,
+                                        12,
+                                        4,
+                                        16,
+                                        100,
+                                        64,
+                                        1e-6,
+                                        .clip_qkv = 2.5,
+                                        .norm = TC__NORM_LAYER,
+                                        .position = TC__POSITION_ALIBI,
+                                        .activation = TC__ACT_GELU,
+                                        .parallel = 1,
+                                        .norm_bias = true,
+                                        .qkv_bias = true,
+                                        .qk_norm = true,
+                                        .act_scales = true};
+    tc_model_params params = params_for("cpu", 1);
+    tc__model_file file;
+    tc__weights weights;
+    tc_error err;
+    REQUIRE(tc__shape_make(&spec, "w4a16", 0, true, &params, &file, &err) == TC_OK);
+    int code = tc__weights_open(&file, &weights, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    REQUIRE(code == TC_OK);
+    const tc__arch *arch = &weights.arch;
+    CHECK(arch->hidden_size == 96 && arch->heads == 12 && arch->kv_heads == 4);
+    CHECK(arch->clip_qkv == 2.5f && arch->norm_eps == 1e-6f && arch->frequencies == NULL);
+    CHECK(!arch->gated && arch->parallel && weights.norm_bias && weights.head != weights.embed);
+    const tc__layer *layer = &weights.layers[2];
+    CHECK(layer->attn_norm_bias && layer->mlp_norm_bias && layer->qkv_bias && layer->q_norm &&
+          layer->k_norm && layer->act_scales && layer->qkv->group_size == 32);
+    /* The rule by which MPT takes the slopes of 16 heads: 2^-1, 2^-2, ..., then 2^-0.5, ... */
+    for (int h = 0; h < 12; h++)
+        CHECK(fabs(arch->slopes[h] - pow(2, h < 8 ? -(h + 1) : -(h - 8 + 0.5))) < 1e-7);
+    tc__weights_close(&weights);
+    tc__model_file_close(&file);
+
+    tc__shape_spec odd = spec;
+    odd.head_dim = 24; /* 4 KV heads of it: 96 rows, and 288 columns */
+    CHECK(tc__shape_make(&odd, "w4a16", 0, false, &params, &file, &err) == TC_OK);
+    tc__model_file_close(&file);
+    CHECK(tc__shape_make(&odd, "w4a16", 64, false, &params, &file, &err) == TC_ERR_ARGUMENT);
+    CHECK_MSG(strcmp(err.message, "group size 64 does not divide the matrices' columns of made: "
+                                  "96, 288, 192") == 0,
+              "%s", err.message);
+    odd.kv_heads = 3; /* 72 rows */
+    CHECK(tc__shape_make(&odd, "w16a16", 0, false, &params, &file, &err) == TC_ERR_ARGUMENT);
+    CHECK_MSG(strcmp(err.message, "the sizes of made are not multiples of 16") == 0, "%s",
+              err.message);
 }
 
 /* ---- weights ---- */
@@ -131,7 +215,13 @@ TEST(w4_weights_are_random_around_zero) {
     }
 }
 
-TEST(halves_and_norms_follow_their_rule) {
+static float float_at(const uint8_t *bytes) {
+    float value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+TEST(halves_and_vectors_follow_their_rule) {
     tc_model_params params = params_for("cpu", 1);
     tc__model_file file;
     REQUIRE(tc__shape_open("tiny", "w16a16", 0, true, &params, &file, NULL) == TC_OK);
@@ -145,14 +235,26 @@ TEST(halves_and_norms_follow_their_rule) {
     }
     CHECK(negative > head->size / 5 && negative < head->size * 3 / 10);
     for (size_t i = 0; i < norm->rows; i++) {
-        float one;
-        memcpy(&one, norm->data + 4 * i, sizeof one);
-        CHECK(one == 1.0f);
+        float factor = float_at(norm->data + 4 * i);
+        CHECK(factor >= 1 && factor < 1.25f && (!i || factor != float_at(norm->data)));
     }
     /* SplitMix64 started at 0: its first output, with the rule's mask, in the second word of all */
     uint64_t word, first = 0xe220a8397b1dcdafu;
     memcpy(&word, file.tensors[0].data + 8, sizeof word);
     CHECK(word == ((first & 0x83ff83ff83ff83ffu) | 0x2000200020002000u));
+    tc__model_file_close(&file);
+    tc__shape_spec biased = {"biased", "", 64, 64,   1,   4,          4,
+                             16,       32, 32, 1e-5, 1e4, .gated = 1, .qkv_bias = true};
+    REQUIRE(tc__shape_make(&biased, "w16a16", 0, true, &params, &file, NULL) == TC_OK);
+    const tc__tensor *bias = tc__find_tensor(&file, "0.qkv_bias");
+    REQUIRE(bias && bias->rows == 192);
+    negative = 0;
+    for (size_t i = 0; i < bias->rows; i++) {
+        float value = float_at(bias->data + 4 * i);
+        CHECK(fabsf(value) >= 0.0625f && fabsf(value) < 0.125f);
+        negative += value < 0;
+    }
+    CHECK(negative > 48 && negative < 144);
     tc__model_file_close(&file);
 }
 
@@ -265,9 +367,7 @@ TEST(errors_say_what_is_expected) {
         {"llama", NULL, 0, TC_ERR_ARGUMENT, "'llama'; expected one of llama-2-7b, "},
         {"", NULL, 0, TC_ERR_ARGUMENT, "''"},
         {"LLAMA-2-7B", NULL, 0, TC_ERR_ARGUMENT, "'LLAMA-2-7B'"},
-        {"mpt-7b", NULL, 0, TC_ERR_UNSUPPORTED, "family 'mpt'"},
-        {"falcon-7b", "w16a16", 0, TC_ERR_UNSUPPORTED, "family 'falcon'"},
-        {"qwen2.5-7b", NULL, 0, TC_ERR_UNSUPPORTED, "family 'qwen2'"},
+        {"falcon-7b", NULL, 128, TC_ERR_ARGUMENT, "of falcon-7b: 4544, 4544, 18176"},
         {"tiny", "W4A16", 0, TC_ERR_ARGUMENT, "expected w4a16 or w16a16"},
         {"tiny", NULL, 16, TC_ERR_ARGUMENT, "expected 32, 64 or 128"},
         {"tiny", NULL, -128, TC_ERR_ARGUMENT, "expected 32, 64 or 128"},
@@ -308,10 +408,12 @@ TEST(what_does_not_fit_is_refused) {
 /* clang-format off */
 TEST_MAIN(
     RUN(shapes_have_the_published_sizes)
+    RUN(shapes_are_of_their_families)
     RUN(tensors_lie_one_behind_the_other)
     RUN(every_name_is_listed_once)
+    RUN(shapes_can_be_made)
     RUN(w4_weights_are_random_around_zero)
-    RUN(halves_and_norms_follow_their_rule)
+    RUN(halves_and_vectors_follow_their_rule)
     RUN(threads_do_not_change_the_weights)
     RUN(logits_are_of_a_model_s_size)
     RUN(a_gpu_makes_the_same_weights)
