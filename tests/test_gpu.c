@@ -2,7 +2,8 @@
  * Skipped where there is none. tests/gpu_test.sh runs it for several architectures and under tools.
  *
  *   TINYCHAT_TEST_DEVICE    "cuda" (default), or "cpu" to try this program itself
- *   TINYCHAT_GPU_QUICK      1: accuracy and a few shapes; 2: fewer still, for slow tools
+ *   TINYCHAT_GPU_QUICK      1: accuracy and a few shapes; 2: fewer still, for slow tools; 3: for the
+ *                           slowest, every kernel once
  *   TINYCHAT_GPU_REQUIRED   1: a GPU that cannot be used is a failure
  *   TINYCHAT_GPU_ONE        1: everything in one process, for tools that watch one
  *   TINYCHAT_FIXTURES       the folder of the checkpoints that the original llm-awq code wrote
@@ -41,7 +42,7 @@ static void settings_read(void) {
     const char *one = getenv("TINYCHAT_GPU_ONE");
     settings.device = device && *device ? device : "cuda";
     settings.quick = quick ? atoi(quick) : 0;
-    if (settings.quick < 0 || settings.quick > 2) settings.quick = 2;
+    if (settings.quick < 0 || settings.quick > 3) settings.quick = 3;
     settings.one_process = one && *one == '1';
 }
 
@@ -455,7 +456,13 @@ TEST(fixtures_match_their_references) {
         {"llama-gqa-tiny", "hf", "quant/llama-gqa-tiny-w4-g128-awq-v2.pt", "w4", false},
         {"llama-gqa-tiny", "hf", NULL, "w16", false},
         {"llama-tiny", "hf", "quant/llama-tiny-w4-g128-awq.pt", "w4", true},
-        {"llama-tiny", "hf", NULL, "w16", true}};
+        {"llama-tiny", "hf", NULL, "w16", true},
+        {"mpt-tiny", "hf", "quant/mpt-tiny-w4-g128-awq.pt", "w4", false},
+        {"mpt-tiny", "hf", NULL, "w16", false},
+        {"falcon-tiny", "hf", "quant/falcon-tiny-w4-g64-awq.pt", "w4", false},
+        {"falcon-tiny", "hf", NULL, "w16", false},
+        {"qwen2-tiny", "hf", "quant/qwen2-tiny-w4-g128-awq.pt", "w4", false},
+        {"qwen2-tiny", "hf", NULL, "w16", false}};
     char folder[PROGRAM_PATH];
     for (size_t i = 0; i < TC_COUNT(all); i++)
         if (!fixture_folder(&all[i], folder))
@@ -568,6 +575,51 @@ TEST(prefill_decode_and_the_cpu_agree) {
     in_parallel(check_shape, shapes, sizeof *shapes, counts[settings.quick]);
 }
 
+/* For tools that take a thousand times as long: a prefill, a few tokens, a choice. */
+static void check_once(const void *item) {
+    const shape *s = item;
+    tiny_model tiny = shape_model(s);
+    size_t n = (size_t)s->tokens, first = n > 64 ? n : n - 3, vocab = TINY_VOCAB, at = 0;
+    int32_t *ids = tc__calloc(n, sizeof *ids), id;
+    float *want = tc__calloc(n * vocab, 4), *got = tc__calloc(n * vocab, 4);
+    double start = tc_seconds();
+    tc_model *model, *cpu;
+    tc_error err;
+    random_ids(ids, n, TINY_VOCAB, 3);
+    if (open_both(&tiny, &model, &cpu)) {
+        tc_session *session = new_session(model), *reference = new_session(cpu);
+        bool good = session && reference && all_logits(reference, ids, n, 4096, want, vocab);
+        good = good && all_logits(session, ids, first, 4096, got, vocab);
+        for (size_t i = first; i < n && good; i++) {
+            good = evaluate(session, ids + i, 1) && tc_logits(session);
+            if (good) memcpy(got + i * vocab, tc_logits(session), vocab * 4);
+        }
+        double error = worst_distance(got, want, n, vocab, &at);
+        CHECK_MSG(good && error <= TOLERANCE, "%s: off by %.2e at position %zu", s->what, error, at);
+        good = good && tc_sample(session, NULL, &id, &err) == TC_OK;
+        CHECK(good && evaluate(session, &id, 1));
+        printf("    %-28s %4zu tokens  off by %.1e  %.1f s\n", s->what, n, error,
+               tc_seconds() - start);
+        tc_session_close(session);
+        tc_session_close(reference);
+    }
+    tc_model_close(model);
+    tc_model_close(cpu);
+    free(want);
+    free(got);
+    free(ids);
+}
+
+TEST(every_kernel_once) {
+    static const shape once[] = {
+        {"g128, head 64, 2:1", 128, 128, 256, 1, 4, 2, 64, 0, 20},
+        {"f16, head 80, 1:1", 0, 96, 160, 1, 2, 2, 80, 0, 20},
+        {"g128, large tiles", 128, 128, 3328, 1, 2, 1, 64, 0, 1024},
+        {"f16, large tiles", 0, 128, 3328, 1, 2, 1, 64, 0, 1024},
+    };
+    in_parallel(check_once, once, sizeof *once, TC_COUNT(once));
+}
+
 /* Matrices so large that prefill takes its larger tiles, also for the narrow ones of a block. */
 TEST(wide_prefill_agrees_with_narrow) {
     tiny_model tiny = tiny_model_default();
@@ -599,6 +651,45 @@ TEST(wide_prefill_agrees_with_narrow) {
     free(ids);
     free(wide);
     free(narrow);
+}
+
+/* Compares positions that a prefill has kept with those of a decode, one at a time. */
+TEST(a_7b_prefills_as_it_decodes) {
+    enum { N = 2048 };
+    tc_model_params params = tc_model_default_params();
+    int32_t *ids = tc__calloc(N, sizeof *ids);
+    double worst = 0, sum = 0;
+    size_t at = 0;
+    tc_model *model = NULL;
+    tc_error err;
+    params.device = settings.device;
+    if (!on_gpu()) SKIP("the CPU would take too long");
+    int code = tc_model_open_shape("llama-2-7b", NULL, 0, &params, &model, &err);
+    if (code == TC_ERR_MEMORY) SKIP("%s", err.message);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    REQUIRE(model);
+    size_t vocab = (size_t)tc_model_get_info(model).vocab_size;
+    float *all = tc__calloc(N * vocab, sizeof *all);
+    tc_session_params size = {N};
+    tc_session *session = NULL;
+    random_ids(ids, N, (int)vocab, 21);
+    CHECK_MSG(tc_session_open(model, &size, &session, &err) == TC_OK, "%s", err.message);
+    bool good = session && all_logits(session, ids, N, N, all, vocab);
+    if (session) tc_kv_truncate(session, 0);
+    for (size_t i = 0; i < N && good; i++) {
+        good = evaluate(session, ids + i, 1) && tc_logits(session);
+        double error = good ? distance(all + i * vocab, tc_logits(session), vocab) : 0;
+        sum += error;
+        if (error > worst) worst = error, at = i;
+    }
+    CHECK(good);
+    CHECK_MSG(worst <= TOLERANCE, "prefill and decode differ by %.2e at position %zu", worst, at);
+    printf("    prefill and decode differ by at most %.1e, on average %.1e, at %d positions\n",
+           worst, sum / N, N);
+    tc_session_close(session);
+    tc_model_close(model);
+    free(all);
+    free(ids);
 }
 
 /* ---- the demo model ---- */
@@ -971,6 +1062,15 @@ static void watch_read(const watch *w, double *gpu_megabytes, double *own_megaby
     *own_megabytes = (double)resident * (double)sysconf(_SC_PAGESIZE) / 1e6;
 }
 
+/* Also checks that its context is still the current one. */
+static void watch_close(watch *w) {
+    tc__cu_context now = NULL;
+    if (!w->context) return;
+    CHECK(w->current(&now) == 0);
+    CHECK_MSG(now == w->context, "the caller's context is no longer current");
+    tc__cu_close(&w->cu);
+}
+
 static void open_and_close_sessions(tc_model *model, int n) {
     int32_t ids[] = {5, 6, 7}, id;
     tc_error err;
@@ -991,29 +1091,96 @@ static void open_and_close_models(int n) {
 }
 
 TEST(nothing_leaks) {
+    enum { MODELS = 500, SESSIONS = 500 }; /* a session of its own in each model, too */
     watch w;
-    double gpu[2], own[2];
+    double gpu[2], own[2], start;
     REQUIRE(watch_open(&w));
-    open_and_close_models(3); /* what the driver keeps for good */
+    open_and_close_models(10); /* what the driver keeps for good */
     tc_model *model = open_usual();
     REQUIRE(model);
     open_and_close_sessions(model, 20);
     tc_model_close(model);
     watch_read(&w, &gpu[0], &own[0]);
+    start = tc_seconds();
     model = open_usual();
     REQUIRE(model);
-    open_and_close_sessions(model, 200);
+    open_and_close_sessions(model, SESSIONS);
     tc_model_close(model);
-    open_and_close_models(20);
+    open_and_close_models(MODELS);
     watch_read(&w, &gpu[1], &own[1]);
-    printf("    221 sessions, 21 models: %.1f MB less GPU memory, %.1f MB more of the process\n",
-           gpu[0] - gpu[1], own[1] - own[0]);
+    printf("    %d sessions, %d models in %.0f s: %.1f MB less GPU memory, %.1f MB more of the "
+           "process\n",
+           SESSIONS + MODELS, MODELS + 1, tc_seconds() - start, gpu[0] - gpu[1], own[1] - own[0]);
     CHECK_MSG(gpu[0] - gpu[1] <= 4, "%.1f MB of GPU memory are lost", gpu[0] - gpu[1]);
     CHECK_MSG(own[1] - own[0] <= 32, "the process grew by %.1f MB", own[1] - own[0]);
-    if (w.context) {
-        tc__cu_context now = NULL;
-        CHECK(w.current(&now) == 0);
-        CHECK_MSG(now == w.context, "the caller's context is no longer current");
+    watch_close(&w);
+}
+
+/* A caller with a context of its own, and one with none: both find what they left. */
+TEST(the_callers_context_stays) {
+    watch w;
+    tc__cu_result (*create)(tc__cu_context *context, unsigned flags, tc__cu_device device);
+    tc__cu_device device = 0;
+    tc__cu_context own = NULL, now = NULL, popped;
+    tc_error err;
+    if (!on_gpu()) SKIP("there is no context on the CPU");
+    REQUIRE(watch_open(&w));
+    void *address = dlsym(w.cu.library, "cuCtxCreate_v2");
+    memcpy(&create, &address, sizeof create);
+    REQUIRE(create && !w.cu.device_get(&device, 0) && !create(&own, 0, device));
+    for (int round = 0; round < 2; round++) { /* with a context, without one */
+        tc__cu_context before = round ? NULL : own;
+        if (round) REQUIRE(!w.cu.context_pop(&popped) && !w.cu.context_pop(&popped));
+        REQUIRE(w.current(&now) == 0 && now == before);
+        open_and_close_models(1);
+        CHECK_MSG(w.current(&now) == 0 && now == before, "round %d: another context is current",
+                  round);
+        tc_model *broken = NULL;
+        tc_model_params params = tc_model_default_params();
+        params.device = "cuda:1000";
+        CHECK(tc_model_open_shape("tiny", NULL, 0, &params, &broken, &err) == TC_ERR_DEVICE);
+        CHECK(w.current(&now) == 0 && now == before);
+    }
+    tc__cu_close(&w.cu);
+}
+
+/* Models of different types side by side give what each gives alone. */
+TEST(several_models_in_one_process) {
+    static const int groups[] = {128, 0, 32};
+    enum { MODELS = TC_COUNT(groups), N = 60 };
+    char path[2 * PROGRAM_PATH];
+    tc_model *models[MODELS];
+    tc_session *sessions[MODELS];
+    float *alone[MODELS];
+    int32_t ids[N];
+    random_ids(ids, N, TINY_VOCAB, 29);
+    for (int pass = 0; pass < 2; pass++) {
+        for (int i = 0; i < MODELS; i++) {
+            tiny_model tiny = usual_model();
+            tiny.group_size = groups[i], tiny.seed = 7 + (unsigned)i;
+            temporary(path, "several.bin");
+            REQUIRE(tiny_model_write(&tiny, path) == 0);
+            models[i] = open_on(settings.device, path);
+            unlink(path); /* it stays mapped */
+            REQUIRE(models[i] && (sessions[i] = new_session(models[i])) != NULL);
+            if (pass) continue;
+            alone[i] = tc__calloc(N * TINY_VOCAB, 4);
+            CHECK(all_logits(sessions[i], ids, N, 1, alone[i], TINY_VOCAB));
+            tc_session_close(sessions[i]);
+            tc_model_close(models[i]);
+        }
+        for (int n = 0; pass && n < N; n++)
+            for (int i = 0; i < MODELS; i++) {
+                const float *want = alone[i] + n * TINY_VOCAB;
+                bool good = evaluate(sessions[i], ids + n, 1) && tc_logits(sessions[i]);
+                CHECK_MSG(good && !memcmp(tc_logits(sessions[i]), want, TINY_VOCAB * 4),
+                          "model %d: position %d differs", i, n);
+            }
+    }
+    for (int i = 0; i < MODELS; i++) {
+        tc_session_close(sessions[i]);
+        tc_model_close(models[i]);
+        free(alone[i]);
     }
 }
 
@@ -1372,7 +1539,7 @@ static void device_is_usable(void) {
     CHECK_MSG(not_usable.code == TC_OK, "%s", not_usable.message);
 }
 
-/* Runs one test in a process of its own; quick 2 leaves those out that are not asked for. */
+/* Runs one test in a process of its own; quick modes leave those out that are not asked for. */
 static void run_apart(const char *name, void (*test)(void), int most_quick) {
     if (settings.quick > most_quick) return;
     double start = tc_seconds();
@@ -1412,6 +1579,7 @@ int main(int argc, char **argv) {
         if (not_usable.code) printf("%s\n", not_usable.message);
         return not_usable.code != TC_OK;
     }
+    if (settings.quick == 3) APART(every_kernel_once, 3);
     APART(fixtures_match_their_references, 2);
     APART(small_checkpoints_match_their_references, 2);
     APART(prefill_decode_and_the_cpu_agree, 2);
@@ -1424,6 +1592,9 @@ int main(int argc, char **argv) {
     APART(two_threads_do_not_disturb_each_other, 0);
     APART(wide_prefill_agrees_with_narrow, 0);
     APART(demo_model_answers_as_on_the_cpu, 0);
+    APART(a_7b_prefills_as_it_decodes, 0);
+    APART(several_models_in_one_process, 0);
+    APART(the_callers_context_stays, 0);
     APART(nothing_leaks, 0);
     program_remove_folder(settings.folder);
     printf("%d passed, %d failed, %d skipped\n", test_passed_, test_failed_, test_skipped_);
