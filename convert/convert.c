@@ -63,30 +63,21 @@ static int convert_room(convert_job *job, size_t bytes) {
 
 /* ---- tensors ---- */
 
-static float convert_number(const uint8_t *at, ckpt_dtype dtype) {
-    float value;
-    uint16_t half;
-    if (dtype == CKPT_F32) {
-        memcpy(&value, at, sizeof value);
-        return value;
+static int convert_vector(convert_job *job, const plan_vector *v) {
+    size_t bytes = v->length * sizeof(float);
+    int code = convert_room(job, bytes);
+    uint8_t *out = job->buffer;
+    for (int i = 0; i < v->part_count && !code; i++) {
+        const ckpt_tensor *part = v->parts[i];
+        if (part) code = ckpt_check_crc(&job->ckpt, part, job->err);
+        int64_t count = part ? part->shape[0] : (int64_t)v->length; /* ones have one part */
+        for (int64_t k = 0; k < count && !code; k++, out += sizeof(float)) {
+            float value = part ? plan_number(part, k) : 1;
+            memcpy(out, &value, sizeof value);
+        }
     }
-    memcpy(&half, at, sizeof half);
-    return dtype == CKPT_F16 ? tc__f16_to_f32(half) : tc__bf16_to_f32(half);
-}
-
-static int convert_norm(convert_job *job, const ckpt_tensor *norm) {
-    size_t count = (size_t)norm->shape[0], size = ckpt_dtype_size(norm->dtype);
-    int code = ckpt_check_crc(&job->ckpt, norm, job->err);
-    if (!code) code = convert_room(job, count * (size + sizeof(float)));
-    if (code) return code;
-    uint8_t *copy = job->buffer + count * sizeof(float);
-    ckpt_copy(norm, 0, norm->shape[0], copy);
-    for (size_t i = 0; i < count; i++) {
-        float value = convert_number(copy + i * size, norm->dtype);
-        memcpy(job->buffer + i * sizeof value, &value, sizeof value);
-    }
-    code = writer_put(&job->out, job->buffer, count * sizeof(float), job->err);
-    return code ? code : convert_step(job, count * sizeof(float));
+    if (!code) code = writer_put(&job->out, job->buffer, bytes, job->err);
+    return code ? code : convert_step(job, bytes);
 }
 
 /* A run of rows of one part of a plain matrix, as it lies in the checkpoint: in the mapped file, or
@@ -109,7 +100,8 @@ static void convert_count(const uint8_t *values, size_t count, convert_losses *l
         uint32_t bits;
         memcpy(&bits, values + 4 * i, sizeof bits);
         losses->bf16 += (bits & 0xffff) != 0;
-        float value = convert_number(values + 4 * i, CKPT_F32);
+        float value;
+        memcpy(&value, values + 4 * i, sizeof value);
         losses->f16 += tc__f16_to_f32(tc__f32_to_f16(value)) != value; /* NaN: never equal */
     }
 }
@@ -121,7 +113,8 @@ static int convert_narrow(convert_job *job, const layout_matrix *part, const uin
         if (bf16) {
             memcpy(&half, values + 4 * i + 2, sizeof half); /* the upper half, exact */
         } else {
-            float value = convert_number(values + 4 * i, CKPT_F32);
+            float value;
+            memcpy(&value, values + 4 * i, sizeof value);
             half = tc__f32_to_f16(value);
             if ((half & 0x7fff) >= 0x7c00)
                 return tc__fail(job->err, TC_ERR_UNSUPPORTED,
@@ -223,9 +216,8 @@ static void convert_declare(convert_job *job) {
     for (size_t i = 0; i < job->p.count; i++) {
         const plan_tensor *tensor = &job->p.tensors[i];
         const repack_matrix *m = &tensor->matrix;
-        if (tensor->norm) {
-            writer_declare(&job->out, tensor->name, TC__F32, 0, (uint64_t)tensor->norm->shape[0],
-                           0);
+        if (tensor->vector.length) {
+            writer_declare(&job->out, tensor->name, TC__F32, 0, tensor->vector.length, 0);
         } else {
             const layout_matrix *part = &m->parts[0];
             uint32_t plain = part->dtype == CKPT_BF16 ? TC__BF16 : TC__F16;
@@ -235,22 +227,48 @@ static void convert_declare(convert_job *job) {
     }
 }
 
+static void convert_position(convert_job *job) {
+    const hf_config *c = &job->config;
+    writer *w = &job->out;
+    if (c->alibi_slopes) {
+        writer_f32s(w, "arch.alibi_slopes", c->alibi_slopes, c->heads);
+        return;
+    }
+    writer_f64(w, "arch.rope_theta", c->rope.theta);
+    if (c->rope.frequencies)
+        writer_f64s(w, "arch.rope_frequencies", c->rope.frequencies, c->head_dim / 2);
+    if (c->rope.scale != 1) writer_f64(w, "arch.rope_scale", c->rope.scale);
+}
+
 static void convert_arch(convert_job *job) {
     const hf_config *c = &job->config;
+    const family *page = c->family;
     const struct {
         const char *key;
-        uint32_t value;
-    } sizes[] = {
-        {"arch.hidden_size", c->hidden_size}, {"arch.intermediate_size", c->intermediate_size},
-        {"arch.layers", c->layers},           {"arch.heads", c->heads},
-        {"arch.kv_heads", c->kv_heads},       {"arch.head_dim", c->head_dim},
-        {"arch.vocab_size", c->vocab_size},   {"arch.max_seq_len", c->max_seq_len},
+        uint32_t value, missing; /* what a file without the key means; required ones are never 0 */
+    } numbers[] = {
+        {"arch.hidden_size", c->hidden_size, 0},
+        {"arch.intermediate_size", c->intermediate_size, 0},
+        {"arch.layers", c->layers, 0},
+        {"arch.heads", c->heads, 0},
+        {"arch.kv_heads", c->kv_heads, 0},
+        {"arch.head_dim", c->head_dim, 0},
+        {"arch.vocab_size", c->vocab_size, 0},
+        {"arch.max_seq_len", c->max_seq_len, 0},
+        {"arch.norm", page->norm, TC__NORM_RMS},
+        {"arch.position", page->position, TC__POSITION_ROPE},
+        {"arch.activation", page->activation, TC__ACT_SILU},
+        {"arch.gated", page->gated, 1},
+        {"arch.parallel", page->parallel, 0},
+        {"arch.sliding_window", c->sliding_window, 0},
     };
-    writer_text(&job->out, "arch.family", "llama", 5);
-    for (size_t i = 0; i < TC_COUNT(sizes); i++)
-        writer_u32(&job->out, sizes[i].key, &sizes[i].value, 1);
+    writer_text(&job->out, "arch.family", page->name, strlen(page->name));
+    for (size_t i = 0; i < TC_COUNT(numbers); i++)
+        if (numbers[i].value != numbers[i].missing)
+            writer_u32(&job->out, numbers[i].key, &numbers[i].value, 1);
     writer_f64(&job->out, "arch.norm_eps", c->norm_eps);
-    writer_f64(&job->out, "arch.rope_theta", c->rope_theta);
+    if (c->clip_qkv) writer_f64(&job->out, "arch.clip_qkv", c->clip_qkv);
+    convert_position(job);
 }
 
 /* The ids that end a reply: eos_token_id of config.json and generation_config.json, or else the
@@ -399,13 +417,12 @@ static void convert_found(convert_job *job) {
     if (job->has_tokenizer)
         snprintf(tokenizer, sizeof tokenizer, "SentencePiece tokenizer, %u pieces",
                  (unsigned)job->tokenizer.count);
-    snprintf(
-        line, sizeof line,
-        "llama, %u layers, hidden %u, %u heads (%u KV), vocabulary %u | %s | %s | chat template "
-        "%s (%s)",
-        (unsigned)c->layers, (unsigned)c->hidden_size, (unsigned)c->heads, (unsigned)c->kv_heads,
-        (unsigned)c->vocab_size, job->summary->source, tokenizer, job->chat.chosen->name,
-        job->chat.reason);
+    snprintf(line, sizeof line,
+             "%s, %u layers, hidden %u, %u heads (%u KV), vocabulary %u | %s | %s | chat template "
+             "%s (%s)",
+             c->family->name, (unsigned)c->layers, (unsigned)c->hidden_size, (unsigned)c->heads,
+             (unsigned)c->kv_heads, (unsigned)c->vocab_size, job->summary->source, tokenizer,
+             job->chat.chosen->name, job->chat.reason);
     if (o->found) o->found(o->user, line);
 }
 
@@ -468,8 +485,8 @@ static int convert_write(convert_job *job) {
     job->bytes_total = job->out.file_bytes;
     for (size_t i = 0; i < job->p.count && !code; i++) {
         plan_tensor *tensor = &job->p.tensors[i];
-        code =
-            tensor->norm ? convert_norm(job, tensor->norm) : convert_matrix(job, &tensor->matrix);
+        code = tensor->vector.length ? convert_vector(job, &tensor->vector)
+                                     : convert_matrix(job, &tensor->matrix);
     }
     job->summary->output_bytes = job->out.file_bytes;
     if (!code) code = writer_finish(&job->out, job->err);

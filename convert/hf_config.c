@@ -1,18 +1,8 @@
 #include "hf_config.h"
 
-#include "json.h"
-
 #include <ctype.h>
 #include <math.h>
 #include <sys/stat.h>
-
-/* One file being read. */
-typedef struct hf_file {
-    const char *path;
-    json_doc doc;
-    const json_value *root;
-    tc_error *err;
-} hf_file;
 
 char *hf_path(const char *dir, const char *file) {
     tc__buf path = {0};
@@ -22,157 +12,142 @@ char *hf_path(const char *dir, const char *file) {
     return path.data;
 }
 
-/* A member, with null counting as absent. */
-static const json_value *hf_get(const hf_file *file, const json_value *object, const char *key) {
-    const json_value *value = json_get(&file->doc, object, key);
-    return json_type(value) == JSON_NULL ? NULL : value;
+/* ---- the family ---- */
+
+static int hf_refuse_family(const hf_file *file, const char *key, const char *value) {
+    char list[640];
+    family_list(list, sizeof list);
+    return tc__fail(file->err, TC_ERR_UNSUPPORTED, "%s: %s '%s' is not supported; supported: %s",
+                    file->path, key, value, list);
 }
 
-static int hf_bad(const hf_file *file, const char *key, const char *expected) {
-    return tc__fail(file->err, TC_ERR_FORMAT, "%s: '%s' is not %s", file->path, key, expected);
+/* The page's type with that name; NULL if it has none. */
+static const family_type *hf_type_of(const family *page, const char *name) {
+    for (size_t i = 0; i < TC_COUNT(page->types) && page->types[i].name; i++)
+        if (strcmp(page->types[i].name, name) == 0) return &page->types[i];
+    return NULL;
 }
 
-/* fallback < 0: the key is required. The caps are those of the model file's reader. */
-static int hf_u32(const hf_file *file, const char *key, int64_t fallback, uint32_t max,
-                  uint32_t *out) {
-    const json_value *value = hf_get(file, file->root, key);
-    int64_t number = fallback;
-    if (!value && fallback < 0)
-        return tc__fail(file->err, TC_ERR_FORMAT, "%s: '%s' is missing", file->path, key);
-    if ((value && !json_int(&file->doc, value, &number)) || number < 1 || number > max)
-        return tc__fail(file->err, TC_ERR_FORMAT, "%s: '%s' is not an integer from 1 to %u",
-                        file->path, key, (unsigned)max);
-    *out = (uint32_t)number;
-    return TC_OK;
+static bool hf_is_architecture(const family *page, const char *name) {
+    for (size_t i = 0; i < TC_COUNT(page->architectures) && page->architectures[i]; i++)
+        if (strcmp(page->architectures[i], name) == 0) return true;
+    return false;
 }
 
-static int hf_double(const hf_file *file, const json_value *object, const char *key, double *out) {
-    const json_value *value = hf_get(file, object, key);
-    if (value && (!json_double(&file->doc, value, out) || !(*out > 0) || !isfinite(*out)))
-        return hf_bad(file, key, "a positive number");
-    return TC_OK;
-}
-
-/* A string, lower case, cut to fit; "" if absent or no string. */
-static void hf_word(const hf_file *file, const json_value *value, char *out, size_t size) {
-    tc__buf text = {0};
-    out[0] = 0;
-    if (json_string(&file->doc, value, &text) && !text.failed && text.data) {
-        snprintf(out, size, "%s", text.data);
-        for (char *c = out; *c; c++) *c = (char)tolower((unsigned char)*c);
+/* The first of the settings that does not have its value, NULL if all do. `implied`: the name of
+ * one that counts as true where it is missing, or NULL. */
+static const family_setting *hf_unmet(const hf_file *file, const family_setting *settings,
+                                      const char *implied) {
+    for (; settings->key; settings++) {
+        const json_value *value = hf_get(file, file->root, settings->key);
+        double missing = implied && !strcmp(implied, settings->key) ? 1 : settings->missing;
+        if (value ? !hf_equals(file, value, settings->value) : missing != settings->value)
+            return settings;
     }
-    tc__buf_free(&text);
+    return NULL;
 }
 
-/* ---- what is refused ---- */
+static int hf_refuse_setting(const hf_file *file, const family *page,
+                             const family_setting *setting) {
+    return tc__fail(file->err, TC_ERR_UNSUPPORTED,
+                    "%s: '%s' has a value that is not supported and would change the model's "
+                    "answers; supported with %s: %g",
+                    file->path, setting->key, page->models, setting->value);
+}
 
-#define HF_SUPPORTED "supported: LLaMA, LLaMA-2 and Vicuna (model_type llama, LlamaForCausalLM)"
-
-static int hf_check_family(const hf_file *file) {
+/* A config.json without model_type is known by its architecture. */
+static int hf_find_family(const hf_file *file, hf_config *config) {
     char type[64], architecture[64];
     hf_word(file, hf_get(file, file->root, "model_type"), type, sizeof type);
     const json_value *list = hf_get(file, file->root, "architectures");
     hf_word(file, json_type(list) == JSON_ARRAY ? json_first(list) : NULL, architecture,
             sizeof architecture);
-    if (strcmp(type, "llama") != 0 && (type[0] || !architecture[0]))
-        return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                        "%s: model_type '%s' is not supported; " HF_SUPPORTED, file->path, type);
-    if (architecture[0] && strcmp(architecture, "llamaforcausallm") != 0)
-        return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                        "%s: architecture '%s' is not supported; " HF_SUPPORTED, file->path,
-                        architecture);
+    const family *page, *other = NULL; /* a page of this type that is for other settings */
+    const family_setting *unmet = NULL;
+    for (int i = 0; (page = family_at(i)) != NULL; i++) {
+        const family_type *found = hf_type_of(page, type);
+        if (!found && (type[0] || !hf_is_architecture(page, architecture))) continue;
+        other = page;
+        unmet = hf_unmet(file, page->when, found ? found->implies : NULL);
+        if (!unmet) break;
+    }
+    if (!other) return hf_refuse_family(file, "model_type", type);
+    if (unmet) return hf_refuse_setting(file, other, unmet);
+    if (architecture[0] && !hf_is_architecture(page, architecture))
+        return hf_refuse_family(file, "architecture", architecture);
+    config->family = page;
     return TC_OK;
 }
 
-/* Switches and factors that would change the numbers unless they have their neutral value. */
-static int hf_check_neutral(const hf_file *file, const json_value *object) {
-    static const struct {
-        const char *key;
-        double neutral; /* false is 0, null always neutral */
-    } switches[] = {
-        {"attention_bias", 0},
-        {"mlp_bias", 0},
-        {"bias", 0},
-        {"qkv_bias", 0},
-        {"alibi", 0},
-        {"use_qk_norm", 0},
-        {"qk_norm", 0},
-        {"qk_layernorm", 0},
-        {"partial_rotary_factor", 1},
-        {"rotary_pct", 1},
-        {"attn_logit_softcapping", 0},
-        {"final_logit_softcapping", 0},
-        {"embedding_multiplier", 1},
-        {"residual_multiplier", 1},
-        {"logits_scaling", 1},
-        {"logit_scale", 1},
-    };
-    for (size_t i = 0; i < TC_COUNT(switches); i++) {
-        const json_value *value = hf_get(file, object, switches[i].key);
-        bool flag;
-        double number;
-        if (!value || (json_bool(value, &flag) && flag == (switches[i].neutral != 0)) ||
-            (json_double(&file->doc, value, &number) && number == switches[i].neutral))
-            continue;
-        return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                        "%s: '%s' has a value that is not implemented yet and would change the "
-                        "model's answers",
-                        file->path, switches[i].key);
+/* ---- settings ---- */
+
+static bool hf_has_setting(const family *page, const char *key) {
+    const family_setting *lists[] = {page->settings, page->when};
+    for (size_t i = 0; i < TC_COUNT(lists); i++)
+        for (const family_setting *setting = lists[i]; setting->key; setting++)
+            if (strcmp(setting->key, key) == 0) return true;
+    return false;
+}
+
+static int hf_check_settings(const hf_file *file, const family *page) {
+    const family_setting *unmet = hf_unmet(file, page->settings, NULL);
+    if (unmet) return hf_refuse_setting(file, page, unmet);
+    for (const family_setting *setting = family_common; setting->key; setting++) {
+        family_setting one[2] = {*setting, {NULL, 0, 0}};
+        if (!hf_has_setting(page, setting->key) && hf_unmet(file, one, NULL))
+            return hf_refuse_setting(file, page, setting);
     }
     return TC_OK;
 }
 
-/* rope_scaling or rope_parameters: only the type "default". */
-static int hf_check_rope(const hf_file *file, const char *key) {
-    const json_value *rope = hf_get(file, file->root, key);
-    if (!rope) return TC_OK;
-    if (json_type(rope) != JSON_OBJECT) return hf_bad(file, key, "an object");
-    char type[64];
-    const json_value *value = hf_get(file, rope, "rope_type");
-    if (!value) value = hf_get(file, rope, "type");
-    hf_word(file, value, type, sizeof type);
-    for (const json_value *item = json_first(rope); item; item = json_next(rope, item))
-        if (json_type(json_member(item)) == JSON_OBJECT) snprintf(type, sizeof type, "per layer");
-    if (value && !type[0]) return hf_bad(file, key, "an object with a type that is a string");
-    if ((type[0] && strcmp(type, "default") != 0) || (!type[0] && hf_get(file, rope, "factor")))
-        return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                        "%s: '%s' of type '%s' is not implemented yet and would change the model's "
-                        "answers; supported: default",
-                        file->path, key, type);
-    return hf_check_neutral(file, rope);
+static int hf_check_words(const hf_file *file, const family *page) {
+    for (const family_word *word = page->words; word->key; word++) {
+        const json_value *value = hf_get(file, file->root, word->key);
+        bool known = !value;
+        char text[64];
+        hf_word(file, value, text, sizeof text);
+        for (size_t i = 0; i < TC_COUNT(word->values) && word->values[i]; i++)
+            known |= strcmp(text, word->values[i]) == 0;
+        if (!known)
+            return tc__fail(file->err, TC_ERR_UNSUPPORTED,
+                            "%s: %s '%s' is not supported with %s; supported: %s", file->path,
+                            word->key, text, page->models,
+                            word->values[0] ? word->values[0] : "none");
+    }
+    return TC_OK;
 }
 
-static int hf_check_window(const hf_file *file) {
+/* Within the window, attention sees everything: there sliding windows change nothing. */
+static int hf_read_window(const hf_file *file, hf_config *config) {
     const json_value *window = hf_get(file, file->root, "sliding_window");
     const json_value *types = hf_get(file, file->root, "layer_types");
-    bool used = true;
+    bool used = config->family->window;
+    int64_t width = 0;
     json_bool(hf_get(file, file->root, "use_sliding_window"), &used);
-    bool matters = window && used;
-    for (const json_value *item = json_first(types); item; item = json_next(types, item))
-        matters |= json_type(types) == JSON_ARRAY && !json_is(&file->doc, item, "full_attention");
-    if (!matters) return TC_OK;
-    return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                    "%s: '%s': sliding-window attention is not implemented yet and would change "
-                    "the model's answers",
-                    file->path, window && used ? "sliding_window" : "layer_types");
+    if (window && (!json_int(&file->doc, window, &width) || width < 1))
+        return hf_bad(file, "sliding_window", "a positive integer");
+    for (const json_value *item = json_first(types); item; item = json_next(types, item)) {
+        if (json_type(types) != JSON_ARRAY) return hf_bad(file, "layer_types", "a list");
+        if (json_is(&file->doc, item, "full_attention")) continue;
+        if (!json_is(&file->doc, item, "sliding_attention") || !window)
+            return tc__fail(file->err, TC_ERR_UNSUPPORTED,
+                            "%s: 'layer_types' has a layer that is neither full_attention nor "
+                            "sliding_attention with a sliding_window",
+                            file->path);
+        used = true;
+    }
+    if (!window || !used) return TC_OK;
+    config->sliding_window = width < UINT32_MAX ? (uint32_t)width : UINT32_MAX;
+    if (config->sliding_window >= config->max_seq_len) return TC_OK;
+    tc__buf_printf(file->notes,
+                   "sliding windows are not implemented: the context is limited to the window, %u "
+                   "of %u positions, within which the answers are the same\n",
+                   (unsigned)config->sliding_window, (unsigned)config->max_seq_len);
+    config->max_seq_len = config->sliding_window;
+    return TC_OK;
 }
 
-static int hf_check(const hf_file *file) {
-    char activation[64];
-    const json_value *value = hf_get(file, file->root, "hidden_act");
-    hf_word(file, value, activation, sizeof activation);
-    if (value && strcmp(activation, "silu") != 0 && strcmp(activation, "swish") != 0)
-        return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                        "%s: hidden_act '%s' is not implemented yet; supported: silu", file->path,
-                        activation);
-    int code = hf_check_neutral(file, file->root);
-    if (!code) code = hf_check_rope(file, "rope_scaling");
-    if (!code) code = hf_check_rope(file, "rope_parameters");
-    if (!code) code = hf_check_window(file);
-    return code;
-}
-
-/* ---- what is read ---- */
+/* ---- stop ids ---- */
 
 static int hf_add_stop(const hf_file *file, const json_value *value, hf_config *config) {
     int64_t id;
@@ -197,29 +172,69 @@ static int hf_read_stops(const hf_file *file, hf_config *config) {
     return code;
 }
 
+/* ---- sizes and numbers ---- */
+
+/* A size by the first of its keys that is there. Without any: the fallback; 0: that is an error. The
+ * caps are those of the model file's reader. */
+static int hf_size(const hf_file *file, const family_keys *keys, uint32_t fallback, uint32_t max,
+                   uint32_t *out) {
+    const json_value *value = NULL;
+    const char *key = keys->keys[0] ? keys->keys[0] : "?";
+    for (size_t i = 0; i < FAMILY_MAX_KEYS && keys->keys[i] && !value; i++) {
+        value = hf_get(file, file->root, keys->keys[i]);
+        if (value) key = keys->keys[i];
+    }
+    int64_t number = fallback;
+    if (!value && !fallback)
+        return tc__fail(file->err, TC_ERR_FORMAT, "%s: '%s' is missing", file->path, key);
+    if ((value && !json_int(&file->doc, value, &number)) || number < 1 || number > max)
+        return tc__fail(file->err, TC_ERR_FORMAT, "%s: '%s' is not an integer from 1 to %u",
+                        file->path, key, (unsigned)max);
+    *out = (uint32_t)number;
+    return TC_OK;
+}
+
+/* hidden_size times a ratio, where the family has one; 0 if it has none. */
+static int hf_ratio(const hf_file *file, const hf_config *config, uint32_t *out) {
+    const family *page = config->family;
+    double ratio = page->ratio;
+    int code = page->ratio_key ? hf_double(file, file->root, page->ratio_key, &ratio) : TC_OK;
+    if (code) return code;
+    if (ratio > 64 || ratio * config->hidden_size != floor(ratio * config->hidden_size))
+        return hf_bad(file, page->ratio_key ? page->ratio_key : "ratio", "a ratio of two sizes");
+    *out = (uint32_t)(ratio * config->hidden_size);
+    return TC_OK;
+}
+
 static int hf_read_sizes(const hf_file *file, hf_config *config) {
+    const family_keys *sizes = config->family->sizes;
+    uint32_t ratio = 0;
     const struct {
-        const char *key;
-        int64_t fallback;
+        family_size size;
         uint32_t max, *out;
-    } sizes[] = {
-        {"hidden_size", -1, 1u << 17, &config->hidden_size},
-        {"intermediate_size", -1, 1u << 20, &config->intermediate_size},
-        {"num_hidden_layers", -1, 1024, &config->layers},
-        {"num_attention_heads", -1, 1024, &config->heads},
-        {"vocab_size", -1, 1u << 21, &config->vocab_size},
-        {"max_sequence_length", 2048, 1u << 24, &config->max_seq_len}, /* LLaMA's first configs */
+    } plain[] = {
+        {FAMILY_HIDDEN, 1u << 17, &config->hidden_size},
+        {FAMILY_LAYERS, 1024, &config->layers},
+        {FAMILY_HEADS, 1024, &config->heads},
+        {FAMILY_VOCAB, 1u << 21, &config->vocab_size},
+        {FAMILY_POSITIONS, 1u << 24, &config->max_seq_len},
     };
     int code = TC_OK;
-    for (size_t i = 0; i < TC_COUNT(sizes) && !code; i++)
-        code = hf_u32(file, sizes[i].key, sizes[i].fallback, sizes[i].max, sizes[i].out);
-    if (!code) code = hf_u32(file, "num_key_value_heads", config->heads, 1024, &config->kv_heads);
+    for (size_t i = 0; i < TC_COUNT(plain) && !code; i++) {
+        const family_keys *keys = &sizes[plain[i].size];
+        code = hf_size(file, keys, keys->fallback, plain[i].max, plain[i].out);
+    }
+    if (!code) code = hf_ratio(file, config, &ratio);
     if (!code)
         code =
-            hf_u32(file, "head_dim", config->hidden_size / config->heads, 1024, &config->head_dim);
+            hf_size(file, &sizes[FAMILY_INTERMEDIATE], ratio, 1u << 20, &config->intermediate_size);
+    uint32_t kv_heads = sizes[FAMILY_KV_HEADS].fallback;
     if (!code)
-        code = hf_u32(file, "max_position_embeddings", config->max_seq_len, 1u << 24,
-                      &config->max_seq_len);
+        code = hf_size(file, &sizes[FAMILY_KV_HEADS], kv_heads ? kv_heads : config->heads, 1024,
+                       &config->kv_heads);
+    if (!code)
+        code = hf_size(file, &sizes[FAMILY_HEAD_DIM], config->hidden_size / config->heads, 1024,
+                       &config->head_dim);
     if (code) return code;
     if (config->heads % config->kv_heads || config->head_dim % 2 || config->intermediate_size % 8)
         return tc__fail(file->err, TC_ERR_UNSUPPORTED,
@@ -231,17 +246,41 @@ static int hf_read_sizes(const hf_file *file, hf_config *config) {
     return TC_OK;
 }
 
-static int hf_read_numbers(const hf_file *file, hf_config *config, tc__buf *notes) {
-    config->norm_eps = 1e-6;
-    config->rope_theta = 10000;
-    if (!hf_get(file, file->root, "rms_norm_eps"))
-        tc__buf_printf(notes, "%s: no 'rms_norm_eps'; 1e-6 is used\n", file->path);
-    const json_value *rope = hf_get(file, file->root, "rope_parameters");
-    int code = hf_double(file, file->root, "rms_norm_eps", &config->norm_eps);
-    if (!code) code = hf_double(file, file->root, "rope_theta", &config->rope_theta);
-    if (!code) code = hf_double(file, rope, "rope_theta", &config->rope_theta);
-    return code;
+/* Slopes as llm-foundry and transformers compute them: 2^(-bias_max (i + 1) / n) for the next power
+ * of two n; if that is more than the heads, every other one from the second, then from the first. */
+static int hf_read_slopes(const hf_file *file, hf_config *config) {
+    double bias_max = 8;
+    const char *key = config->family->alibi_bias_max;
+    int code = key ? hf_double(file, file->root, key, &bias_max) : TC_OK;
+    if (code) return code;
+    uint32_t heads = config->heads, n = 1;
+    while (n < heads) n *= 2;
+    config->alibi_slopes = tc__calloc(heads, sizeof *config->alibi_slopes);
+    if (!config->alibi_slopes) return tc__fail_memory(file->err, "slopes", heads * sizeof(float));
+    for (uint32_t head = 0; head < heads; head++) {
+        uint32_t i = n == heads ? head : head < n / 2 ? 2 * head + 1 : 2 * (head - n / 2);
+        config->alibi_slopes[head] = (float)pow(2, -bias_max * (i + 1) / n);
+    }
+    return TC_OK;
 }
+
+static int hf_read_numbers(const hf_file *file, hf_config *config) {
+    const family *page = config->family;
+    config->norm_eps = page->eps;
+    /* (LayerNorms have torch's 1e-5 and seldom say so; RMSNorms have 1e-5 or 1e-6) */
+    if (page->norm == TC__NORM_RMS && !hf_get(file, file->root, page->eps_key))
+        tc__buf_printf(file->notes, "%s: no '%s'; %g is used\n", file->path, page->eps_key,
+                       page->eps);
+    int code = hf_double(file, file->root, page->eps_key, &config->norm_eps);
+    const json_value *clip = page->clip_qkv ? hf_get(file, file->root, page->clip_qkv) : NULL;
+    if (!code && clip && !hf_equals(file, clip, 0))
+        code = hf_double(file, file->root, page->clip_qkv, &config->clip_qkv);
+    if (code) return code;
+    if (page->position == TC__POSITION_ALIBI) return hf_read_slopes(file, config);
+    return rope_read(file, config->head_dim, &config->max_seq_len, &config->rope);
+}
+
+/* ---- quantisation ---- */
 
 /* quantization_config, or the old quant_config.json whose names end differently. */
 static void hf_read_quant(const hf_file *file, const json_value *quant, hf_config *config) {
@@ -259,13 +298,18 @@ static void hf_read_quant(const hf_file *file, const json_value *quant, hf_confi
     if (!json_int(&file->doc, group, &config->quant_group)) config->quant_group = 0;
 }
 
-static int hf_read_config(hf_file *file, hf_config *config, tc__buf *notes) {
-    int code = hf_check_family(file);
+/* ---- files ---- */
+
+static int hf_read_config(hf_file *file, hf_config *config) {
+    int code = hf_find_family(file, config);
     if (!code) code = hf_read_sizes(file, config);
-    if (!code) code = hf_check(file);
-    if (!code) code = hf_read_numbers(file, config, notes);
+    if (!code) code = hf_check_settings(file, config->family);
+    if (!code) code = hf_check_words(file, config->family);
+    if (!code) code = hf_read_numbers(file, config);
+    if (!code) code = hf_read_window(file, config);
     if (!code) code = hf_read_stops(file, config);
     if (code) return code;
+    config->tied = config->family->tied;
     json_bool(hf_get(file, file->root, "tie_word_embeddings"), &config->tied);
     const json_value *quant = hf_get(file, file->root, "quantization_config");
     if (quant) hf_read_quant(file, quant, config);
@@ -276,21 +320,18 @@ static int hf_read_config(hf_file *file, hf_config *config, tc__buf *notes) {
     return TC_OK;
 }
 
-static int hf_read_generation(hf_file *file, hf_config *config, tc__buf *notes) {
-    (void)notes;
+static int hf_read_generation(hf_file *file, hf_config *config) {
     return hf_read_stops(file, config);
 }
 
-static int hf_read_quant_file(hf_file *file, hf_config *config, tc__buf *notes) {
-    (void)notes;
+static int hf_read_quant_file(hf_file *file, hf_config *config) {
     if (!config->quant_method[0]) hf_read_quant(file, file->root, config);
     return TC_OK;
 }
 
 /* Opens DIR/name, which must hold an object, and hands it to `read`. */
 static int hf_read_file(const char *dir, const char *name, bool required, hf_config *config,
-                        tc__buf *notes, int (*read)(hf_file *, hf_config *, tc__buf *),
-                        tc_error *err) {
+                        tc__buf *notes, int (*read)(hf_file *, hf_config *), tc_error *err) {
     char *path = hf_path(dir, name);
     struct stat info;
     if (!path && !required) return TC_OK;
@@ -301,14 +342,14 @@ static int hf_read_file(const char *dir, const char *name, bool required, hf_con
         return tc__fail(err, TC_ERR_FORMAT,
                         "%s: no %s in this folder; expected a Hugging Face model folder", dir,
                         name);
-    hf_file file = {path, {0}, NULL, err};
+    hf_file file = {path, {0}, NULL, notes, err};
     int code = json_open(path, &file.doc, err);
     if (!code) {
         file.root = json_root(&file.doc);
         if (json_type(file.root) != JSON_OBJECT)
             code = tc__fail(err, TC_ERR_FORMAT, "%s: not a JSON object", path);
         else
-            code = read(&file, config, notes);
+            code = read(&file, config);
         json_close(&file.doc);
     }
     free(path);
@@ -330,7 +371,10 @@ int hf_config_read(const char *dir, hf_config *config, tc__buf *notes, tc_error 
 
 void hf_config_free(hf_config *config) {
     free(config->name_or_path);
+    free(config->alibi_slopes);
+    rope_free(&config->rope);
     config->name_or_path = NULL;
+    config->alibi_slopes = NULL;
 }
 
 int hf_config_check_quant(const hf_config *config, const char *dir, tc_error *err) {

@@ -1,25 +1,28 @@
 /* hf_config - a Hugging Face folder's config.json, generation_config.json and quant_config.json:
- * hyper-parameters, stop ids, what the folder says about its quantisation.
+ * which family, hyper-parameters, stop ids, what the folder says about its quantisation.
  *
- * Reading rules: num_key_value_heads defaults to num_attention_heads, head_dim to hidden_size /
- * num_attention_heads, rope_theta to 10000, rms_norm_eps to 1e-6, max_position_embeddings to 2048,
- * tie_word_embeddings to false (the defaults of transformers' LlamaConfig); null counts as absent.
- * rope_theta and the scaling are also read from rope_parameters, where transformers 5 keeps them.
- *
- * Whatever would change the model's numbers and is not implemented is refused by name.
+ * What the keys are called and what a missing one means is in the family's page (families.c);
+ * null counts as absent. Whatever would change the model's numbers and is not implemented is refused
+ * by name.
  */
 #ifndef CONVERT_HF_CONFIG_H
 #define CONVERT_HF_CONFIG_H
 
-#include "src/base.h"
+#include "families.h"
+#include "rope.h"
 
 #define HF_MAX_STOP_IDS 64
 
 typedef struct hf_config {
     char *name_or_path; /* config.json's _name_or_path; "" if there is none */
+    const family *family;
     uint32_t hidden_size, intermediate_size, layers, heads, kv_heads, head_dim;
     uint32_t vocab_size, max_seq_len;
-    double norm_eps, rope_theta;
+    uint32_t sliding_window; /* 0: none; max_seq_len does not go beyond it */
+    double norm_eps;
+    double clip_qkv; /* 0: none */
+    rope rope;
+    float *alibi_slopes; /* [heads] with ALiBi, owned */
     bool tied;
     int64_t stop_ids[HF_MAX_STOP_IDS]; /* eos_token_id of both files, each once, as they stand */
     size_t stop_count;

@@ -149,11 +149,16 @@ static void inspect_config(const char *dir, FILE *out) {
     } else {
         fprintf(
             out,
-            "hyper-parameters: llama, %u layers, hidden %u, intermediate %u, %u heads (%u KV) of "
-            "%u, vocabulary %u, %u positions, norm_eps %g, rope_theta %g%s\n",
-            (unsigned)c.layers, (unsigned)c.hidden_size, (unsigned)c.intermediate_size,
-            (unsigned)c.heads, (unsigned)c.kv_heads, (unsigned)c.head_dim, (unsigned)c.vocab_size,
-            (unsigned)c.max_seq_len, c.norm_eps, c.rope_theta, c.tied ? ", tied embedding" : "");
+            "hyper-parameters: %s, %u layers, hidden %u, intermediate %u, %u heads (%u KV) of %u, "
+            "vocabulary %u, %u positions, norm_eps %g%s\n",
+            c.family->name, (unsigned)c.layers, (unsigned)c.hidden_size,
+            (unsigned)c.intermediate_size, (unsigned)c.heads, (unsigned)c.kv_heads,
+            (unsigned)c.head_dim, (unsigned)c.vocab_size, (unsigned)c.max_seq_len, c.norm_eps,
+            c.tied ? ", tied embedding" : "");
+        if (c.alibi_slopes)
+            fprintf(out, "position: ALiBi\n");
+        else
+            fprintf(out, "position: RoPE, theta %g, scaling %s\n", c.rope.theta, c.rope.type);
         if (c.quant_method[0])
             fprintf(out, "quantization_config: %s, version '%s', %lld bits, group size %lld\n",
                     c.quant_method, c.quant_version, (long long)c.quant_bits,

@@ -10,12 +10,6 @@ typedef struct plan_state {
     tc_error *err;
 } plan_state;
 
-/* A linear layer that a matrix of the model file is made of. */
-typedef struct plan_part {
-    const char *name; /* behind "model.layers.N." */
-    size_t rows, columns;
-} plan_part;
-
 static void plan_use(plan_state *state, const ckpt_tensor *tensor) {
     if (!tensor || state->used[tensor - state->ckpt->tensors]) return;
     state->used[tensor - state->ckpt->tensors] = 1;
@@ -31,28 +25,80 @@ static plan_tensor *plan_add(plan_state *state, long layer, const char *name) {
     return tensor;
 }
 
-/* A norm: a vector of hidden_size numbers. */
-static int plan_norm(plan_state *state, long layer, const char *name, const char *source) {
-    char full[96], shape[CKPT_SHAPE_TEXT];
+static uint32_t plan_dim(const hf_config *c, family_dim dim) {
+    switch (dim) {
+    case FAMILY_H: return c->hidden_size;
+    case FAMILY_I: return c->intermediate_size;
+    case FAMILY_Q: return c->heads * c->head_dim;
+    case FAMILY_KV: return c->kv_heads * c->head_dim;
+    case FAMILY_QKV: return (c->heads + 2 * c->kv_heads) * c->head_dim;
+    case FAMILY_D: return c->head_dim;
+    default: return 1;
+    }
+}
+
+/* The name of a part in the checkpoint. */
+static void plan_name(const plan_state *state, long layer, const char *part, char name[80]) {
     if (layer < 0)
-        snprintf(full, sizeof full, "model.%s.weight", source);
+        snprintf(name, 80, "%s", part);
     else
-        snprintf(full, sizeof full, "model.layers.%ld.%s.weight", layer, source);
-    const ckpt_tensor *tensor = ckpt_find(state->ckpt, full);
-    if (!tensor)
+        snprintf(name, 80, "%s%ld.%s", state->config->family->layer, layer, part);
+}
+
+static int plan_missing(const plan_state *state, const char *name) {
+    return tc__fail(state->err, TC_ERR_FORMAT,
+                    "tensor '%s' is missing; does the checkpoint belong to this config.json?",
+                    name);
+}
+
+/* ---- vectors ---- */
+
+float plan_number(const ckpt_tensor *part, int64_t i) {
+    const uint8_t *at = part->data + (size_t)(i * part->stride[0]) * ckpt_dtype_size(part->dtype);
+    float value;
+    uint16_t half;
+    if (part->dtype == CKPT_F32) {
+        memcpy(&value, at, sizeof value);
+        return value;
+    }
+    memcpy(&half, at, sizeof half);
+    return part->dtype == CKPT_F16 ? tc__f16_to_f32(half) : tc__bf16_to_f32(half);
+}
+
+/* Adds a part of a vector; NULL: ones. */
+static int plan_vector_part(plan_state *state, plan_tensor *tensor, const char *name,
+                            uint32_t length) {
+    plan_vector *v = &tensor->vector;
+    const ckpt_tensor *part = ckpt_find(state->ckpt, name);
+    char shape[CKPT_SHAPE_TEXT];
+    v->parts[v->part_count++] = part;
+    v->length += length;
+    if (!part) return TC_OK;
+    bool number = part->dtype == CKPT_F16 || part->dtype == CKPT_BF16 || part->dtype == CKPT_F32;
+    if (!number || part->ndim != 1 || part->shape[0] != length)
         return tc__fail(state->err, TC_ERR_FORMAT,
-                        "tensor '%s' is missing; does the checkpoint belong to this config.json?",
-                        full);
-    bool number =
-        tensor->dtype == CKPT_F16 || tensor->dtype == CKPT_BF16 || tensor->dtype == CKPT_F32;
-    if (!number || tensor->ndim != 1 || tensor->shape[0] != state->config->hidden_size)
-        return tc__fail(state->err, TC_ERR_FORMAT,
-                        "%s: tensor '%s' is %s; expected F16, BF16 or F32 [%u]", tensor->file, full,
-                        ckpt_shape_text(tensor, shape), (unsigned)state->config->hidden_size);
-    plan_add(state, layer, name)->norm = tensor;
-    plan_use(state, tensor);
+                        "%s: tensor '%s' is %s; expected F16, BF16 or F32 [%u]", part->file, name,
+                        ckpt_shape_text(part, shape), (unsigned)length);
+    plan_use(state, part);
     return TC_OK;
 }
+
+static int plan_vector_of(plan_state *state, long layer, const family_tensor *source) {
+    plan_tensor *tensor = plan_add(state, layer, source->name);
+    int code = TC_OK, missing = -1;
+    for (int i = 0; i < FAMILY_MAX_PARTS && source->parts[i].name && !code; i++) {
+        char *name = tensor->part_names[i];
+        plan_name(state, layer, source->parts[i].name, name);
+        code =
+            plan_vector_part(state, tensor, name, plan_dim(state->config, source->parts[i].rows));
+        if (!tensor->vector.parts[i]) missing = i;
+    }
+    if (!code && missing >= 0 && source->presence == FAMILY_REQUIRED)
+        code = plan_missing(state, tensor->part_names[missing]);
+    return code;
+}
+
+/* ---- matrices ---- */
 
 /* Counts a linear layer for the summary. */
 static void plan_count(plan *p, const layout_matrix *m) {
@@ -110,40 +156,34 @@ static int plan_part_of(plan_state *state, layout_matrix *m, const char *name, s
 }
 
 /* A matrix of a block, joined of one to three linear layers. */
-static int plan_matrix(plan_state *state, long layer, const char *name, const plan_part *parts,
-                       int count, bool interleaved) {
-    plan_tensor *tensor = plan_add(state, layer, name);
+static int plan_matrix(plan_state *state, long layer, const family_tensor *source) {
+    const hf_config *c = state->config;
+    plan_tensor *tensor = plan_add(state, layer, source->name);
     repack_matrix *m = &tensor->matrix;
-    m->interleaved = interleaved;
-    m->columns = (uint32_t)parts[0].columns;
-    for (int i = 0; i < count; i++) {
-        snprintf(tensor->part_names[i], sizeof tensor->part_names[i], "model.layers.%ld.%s", layer,
-                 parts[i].name);
-        int code = plan_part_of(state, &m->parts[i], tensor->part_names[i], parts[i].rows,
-                                parts[i].columns);
+    m->order = source->order;
+    m->columns = plan_dim(c, source->columns);
+    m->heads = c->heads, m->kv_heads = c->kv_heads, m->head_dim = c->head_dim;
+    for (int i = 0; i < FAMILY_MAX_PARTS && source->parts[i].name; i++) {
+        uint32_t rows = plan_dim(c, source->parts[i].rows);
+        plan_name(state, layer, source->parts[i].name, tensor->part_names[i]);
+        int code = plan_part_of(state, &m->parts[i], tensor->part_names[i], rows, m->columns);
         if (code) return code;
         plan_count(state->p, &m->parts[i]);
         m->part_count++;
-        m->rows += (uint32_t)parts[i].rows;
+        m->rows += rows;
     }
+    if (m->order == FAMILY_GROUPED && m->parts[0].kind != LAYOUT_PLAIN && m->head_dim % 8)
+        return tc__fail(state->err, TC_ERR_UNSUPPORTED,
+                        "'%s': head_dim %u; 4-bit weights in this order need a multiple of 8",
+                        tensor->part_names[0], (unsigned)m->head_dim);
     return plan_check_join(state, m);
 }
 
-static int plan_layer(plan_state *state, long i) {
-    const hf_config *c = state->config;
-    size_t h = c->hidden_size, q = (size_t)c->heads * c->head_dim;
-    size_t kv = (size_t)c->kv_heads * c->head_dim, m = c->intermediate_size;
-    const plan_part qkv[] = {
-        {"self_attn.q_proj", q, h}, {"self_attn.k_proj", kv, h}, {"self_attn.v_proj", kv, h}};
-    const plan_part o[] = {{"self_attn.o_proj", h, q}};
-    const plan_part gate_up[] = {{"mlp.gate_proj", m, h}, {"mlp.up_proj", m, h}};
-    const plan_part down[] = {{"mlp.down_proj", h, m}};
-    int code = plan_norm(state, i, "attn_norm", "input_layernorm");
-    if (!code) code = plan_matrix(state, i, "qkv", qkv, 3, false);
-    if (!code) code = plan_matrix(state, i, "o", o, 1, false);
-    if (!code) code = plan_norm(state, i, "mlp_norm", "post_attention_layernorm");
-    if (!code) code = plan_matrix(state, i, "gate_up", gate_up, 2, true);
-    if (!code) code = plan_matrix(state, i, "down", down, 1, false);
+static int plan_tensors(plan_state *state, long layer, const family_tensor *source) {
+    int code = TC_OK;
+    for (; source->name && !code; source++)
+        code = source->columns == FAMILY_ONE ? plan_vector_of(state, layer, source)
+                                             : plan_matrix(state, layer, source);
     return code;
 }
 
@@ -186,14 +226,16 @@ static int plan_same(const ckpt_tensor *a, const ckpt_tensor *b, bool *same, tc_
 }
 
 static int plan_head(plan_state *state) {
-    const ckpt_tensor *head = ckpt_find(state->ckpt, "lm_head.weight");
-    if (!head && !layout_is_quantised(state->ckpt, "lm_head")) {
+    const char *source = state->config->family->head;
+    char name[80];
+    snprintf(name, sizeof name, "%s.weight", source);
+    const ckpt_tensor *head = ckpt_find(state->ckpt, name);
+    if (!head && !layout_is_quantised(state->ckpt, source)) {
         if (!state->config->tied)
-            tc__buf_printf(state->notes,
-                           "the checkpoint has no lm_head.weight: the embedding is used\n");
+            tc__buf_printf(state->notes, "the checkpoint has no %s: the embedding is used\n", name);
         return TC_OK;
     }
-    int code = plan_table(state, "head", "lm_head");
+    int code = plan_table(state, "head", source);
     if (code || !state->config->tied) return code;
     bool same;
     code = plan_same(state->p->tensors[0].matrix.parts[0].weight, head, &same, state->err);
@@ -201,9 +243,39 @@ static int plan_head(plan_state *state) {
     if (same)
         state->p->count--; /* tied: the embedding serves as head */
     else
-        tc__buf_printf(state->notes, "config.json says that lm_head and embedding are tied, but "
-                                     "they differ: lm_head.weight is used\n");
+        tc__buf_printf(state->notes,
+                       "config.json says that head and embedding are tied, but they differ: %s is "
+                       "used\n",
+                       name);
     return TC_OK;
+}
+
+/* ---- what need not be there ---- */
+
+/* Whether a vector says nothing: no part of it is there, or all its numbers are one. */
+static bool plan_is_ones(const plan_vector *v) {
+    for (int i = 0; i < v->part_count; i++)
+        for (int64_t k = 0; v->parts[i] && k < v->parts[i]->shape[0]; k++)
+            if (plan_number(v->parts[i], k) != 1) return false;
+    return true;
+}
+
+/* Leaves out vectors that are ones in every layer. The layers' tensors lie behind the embedding,
+ * `per_layer` for each. */
+static void plan_drop_ones(plan_state *state, size_t per_layer) {
+    plan *p = state->p;
+    const family_tensor *source = state->config->family->layer_tensors;
+    uint8_t drop[FAMILY_MAX_TENSORS] = {0};
+    for (size_t t = 0; t < per_layer; t++) {
+        drop[t] = source[t].presence == FAMILY_ONES;
+        for (uint32_t layer = 0; layer < state->config->layers && drop[t]; layer++)
+            drop[t] = plan_is_ones(&p->tensors[1 + layer * per_layer + t].vector);
+    }
+    size_t count = p->count, layers_end = 1 + state->config->layers * per_layer;
+    p->count = 0;
+    for (size_t i = 0; i < count; i++)
+        if (i == 0 || i >= layers_end || !drop[(i - 1) % per_layer])
+            p->tensors[p->count++] = p->tensors[i];
 }
 
 /* ---- what is left over ---- */
@@ -213,18 +285,32 @@ static bool plan_ends(const char *name, const char *end) {
     return len >= tail && strcmp(name + len - tail, end) == 0;
 }
 
-/* The rotary frequencies are computed; some transformers stored them. Anything else inside a block,
- * and any bias, would take part in the computation. */
+/* Tensors inside of blocks that take no part: rotary frequencies, which are computed and which some
+ * transformers stored; biases of zeros, which AutoGPTQ gives every layer. */
+static bool plan_is_idle(const ckpt_tensor *tensor) {
+    if (strstr(tensor->name, ".rotary_emb.")) return true;
+    bool number =
+        tensor->dtype == CKPT_F16 || tensor->dtype == CKPT_BF16 || tensor->dtype == CKPT_F32;
+    if (!number || tensor->ndim != 1 || !plan_ends(tensor->name, ".bias")) return false;
+    for (int64_t i = 0; i < tensor->shape[0]; i++)
+        if (plan_number(tensor, i) != 0) return false;
+    return true;
+}
+
+/* Anything else inside a block, and any bias, would take part in the computation. */
 static int plan_check_rest(plan_state *state) {
+    const family *page = state->config->family;
     unsigned shown = 0;
     for (size_t i = 0; i < state->ckpt->count; i++) {
         const ckpt_tensor *tensor = &state->ckpt->tensors[i];
-        if (state->used[i] || strstr(tensor->name, ".rotary_emb.")) continue;
-        if (strncmp(tensor->name, "model.layers.", 13) == 0 || plan_ends(tensor->name, ".bias"))
+        if (state->used[i] || plan_is_idle(tensor)) continue;
+        if (strncmp(tensor->name, page->layer, strlen(page->layer)) == 0 ||
+            plan_ends(tensor->name, ".bias"))
             return tc__fail(state->err, TC_ERR_UNSUPPORTED,
-                            "%s: tensor '%s' has no place in a LLaMA of %u layers and would change "
-                            "the model's answers",
-                            tensor->file, tensor->name, (unsigned)state->config->layers);
+                            "%s: tensor '%s' has no place in a model of family %s with %u layers "
+                            "and would change its answers",
+                            tensor->file, tensor->name, page->name,
+                            (unsigned)state->config->layers);
         if (shown++ < 8)
             tc__buf_printf(state->notes, "tensor '%.200s' is not part of the model: left out\n",
                            tensor->name);
@@ -233,21 +319,33 @@ static int plan_check_rest(plan_state *state) {
     return TC_OK;
 }
 
+/* ---- the whole ---- */
+
+static size_t plan_length(const family_tensor *list) {
+    size_t n = 0;
+    while (list[n].name) n++;
+    return n;
+}
+
 int plan_make(const hf_config *config, const checkpoint *ckpt, plan *p, tc__buf *notes,
               tc_error *err) {
     memset(p, 0, sizeof *p);
+    const family *page = config->family;
+    size_t per_layer = plan_length(page->layer_tensors);
+    size_t most = config->layers * per_layer + plan_length(page->end_tensors) + 2;
     plan_state state = {config, ckpt, p, NULL, notes, err};
     state.used = tc__calloc(ckpt->count, 1);
-    p->tensors = tc__calloc((size_t)config->layers * 6 + 3, sizeof *p->tensors);
+    p->tensors = tc__calloc(most, sizeof *p->tensors);
     int code = TC_OK;
     if (!state.used || !p->tensors)
-        code = tc__fail_memory(err, "the list of tensors",
-                               (size_t)config->layers * sizeof *p->tensors);
-    if (!code) code = plan_table(&state, "embed", "model.embed_tokens");
-    for (uint32_t i = 0; i < config->layers && !code; i++) code = plan_layer(&state, (long)i);
-    if (!code) code = plan_norm(&state, -1, "norm", "norm");
+        code = tc__fail_memory(err, "the list of tensors", most * sizeof *p->tensors);
+    if (!code) code = plan_table(&state, "embed", page->embed);
+    for (uint32_t i = 0; i < config->layers && !code; i++)
+        code = plan_tensors(&state, (long)i, page->layer_tensors);
+    if (!code) code = plan_tensors(&state, -1, page->end_tensors);
     if (!code) code = plan_head(&state);
     if (!code) code = plan_check_rest(&state);
+    if (!code) plan_drop_ones(&state, per_layer);
     free(state.used);
     if (code) plan_free(p);
     return code;

@@ -1,5 +1,5 @@
-/* plan - the tensors of a model file (docs/format.md, family llama) and where in a checkpoint each
- * of them comes from.
+/* plan - the tensors of a model file (docs/format.md) and where in a checkpoint each of them comes
+ * from, by the family's page (families.h).
  */
 #ifndef CONVERT_PLAN_H
 #define CONVERT_PLAN_H
@@ -8,11 +8,18 @@
 #include "repack.h"
 #include "writer.h"
 
+/* A vector of the model file: its parts one after another. */
+typedef struct plan_vector {
+    uint32_t length; /* 0: this tensor is a matrix */
+    int part_count;
+    const ckpt_tensor *parts[FAMILY_MAX_PARTS]; /* NULL: ones */
+} plan_vector;
+
 typedef struct plan_tensor {
-    char name[32];           /* in the model file: "3.gate_up" */
-    const ckpt_tensor *norm; /* a vector, or NULL: */
+    char name[32]; /* in the model file: "3.gate_up" */
+    plan_vector vector;
     repack_matrix matrix;
-    char part_names[REPACK_MAX_PARTS][64]; /* in the checkpoint: "model.layers.3.mlp.gate_proj" */
+    char part_names[FAMILY_MAX_PARTS][80]; /* in the checkpoint: "model.layers.3.mlp.gate_proj" */
 } plan_tensor;
 
 typedef struct plan {
@@ -32,5 +39,8 @@ typedef struct plan {
 int plan_make(const hf_config *config, const checkpoint *ckpt, plan *p, tc__buf *notes,
               tc_error *err);
 void plan_free(plan *p);
+
+/* Number i of a part of a vector, as it stands in the checkpoint. */
+float plan_number(const ckpt_tensor *part, int64_t i);
 
 #endif /* CONVERT_PLAN_H */

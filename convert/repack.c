@@ -8,9 +8,28 @@
 #define REPACK_BAND_A 16u
 #define REPACK_BAND 4u
 
+/* Rows of q, then k, then v out of groups of the query heads that share a key-value head, its key
+ * and its value. */
+static void repack_locate_grouped(const repack_matrix *m, uint32_t row, uint32_t *part_row,
+                                  uint32_t *count) {
+    uint32_t d = m->head_dim, head = row / d, queries = m->heads / m->kv_heads;
+    uint32_t group = head / queries, at = head % queries;
+    if (head >= m->heads) {
+        group = (head - m->heads) % m->kv_heads;
+        at = queries + (head - m->heads) / m->kv_heads;
+    }
+    *part_row = (group * (queries + 2) + at) * d + row % d;
+    *count = d - row % d;
+}
+
 void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *part_row,
                    uint32_t *count) {
-    if (m->interleaved) {
+    if (m->order == FAMILY_GROUPED) {
+        *part = 0;
+        repack_locate_grouped(m, row, part_row, count);
+        return;
+    }
+    if (m->order == FAMILY_EIGHTS) {
         *part = row >> 3 & 1;
         *part_row = (row >> 4) * 8 + (row & 7);
         *count = 8 - (row & 7);

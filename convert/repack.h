@@ -3,15 +3,17 @@
 #ifndef CONVERT_REPACK_H
 #define CONVERT_REPACK_H
 
+#include "families.h"
 #include "layout.h"
 
-#define REPACK_MAX_PARTS 3
+#define REPACK_MAX_PARTS FAMILY_MAX_PARTS
 
 /* A matrix of the model file and the layers that it is joined of. */
 typedef struct repack_matrix {
     layout_matrix parts[REPACK_MAX_PARTS];
     int part_count;
-    bool interleaved; /* two parts, their rows alternating in eights; otherwise one after another */
+    family_order order;                 /* of the parts' rows */
+    uint32_t heads, kv_heads, head_dim; /* with FAMILY_GROUPED */
     uint32_t rows, columns;
 } repack_matrix;
 

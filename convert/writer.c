@@ -48,7 +48,15 @@ void writer_u32(writer *w, const char *key, const uint32_t *values, size_t count
 }
 
 void writer_f64(writer *w, const char *key, double value) {
-    writer_value(w, key, TC__META_F64, 1, &value, sizeof value);
+    writer_f64s(w, key, &value, 1);
+}
+
+void writer_f64s(writer *w, const char *key, const double *values, size_t count) {
+    writer_value(w, key, TC__META_F64, count, values, count * sizeof *values);
+}
+
+void writer_f32s(writer *w, const char *key, const float *values, size_t count) {
+    writer_value(w, key, TC__META_F32, count, values, count * sizeof *values);
 }
 
 void writer_text(writer *w, const char *key, const char *text, size_t len) {

@@ -48,6 +48,8 @@ void writer_free(writer *w);
 void writer_meta(writer *w, const tc__meta *meta);
 void writer_u32(writer *w, const char *key, const uint32_t *values, size_t count);
 void writer_f64(writer *w, const char *key, double value);
+void writer_f64s(writer *w, const char *key, const double *values, size_t count);
+void writer_f32s(writer *w, const char *key, const float *values, size_t count);
 void writer_text(writer *w, const char *key, const char *text, size_t len);
 /* `strings` in the file's form: count times u32 length, bytes (writer_add_string makes it). */
 void writer_strings(writer *w, const char *key, const tc__buf *strings, size_t count);
