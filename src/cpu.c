@@ -11,7 +11,7 @@
  * heads); a barrier ends the step. No number depends on who computes it or on what is computed
  * beside it, so results are bit-equal for any number of threads and any cut of the ids into calls.
  *
- * Activations, sums and the KV cache are fp32; angles and the mean squares of norms are double.
+ * Activations, sums and the KV cache are fp32; angles and the means of norms are double.
  * (With keys and values rounded to binary16 the small models of tests/data miss the accuracy of
  * 1e-3 that the tests ask for: 2.7e-3 instead of 1e-5.) */
 
@@ -44,9 +44,9 @@ struct tc__cache {
     cpu_vectors x;       /* [CPU_BATCH][hidden] normalised, in the order of the next matrix */
     cpu_vectors qkv;     /* [CPU_BATCH][(heads + 2 kv_heads) head_dim] */
     cpu_vectors mixed;   /* [CPU_BATCH][heads head_dim] out of attention, in o's order */
-    cpu_vectors gated;   /* [CPU_BATCH][intermediate] silu(gate) * up, in down's order */
+    cpu_vectors inner;   /* [CPU_BATCH][intermediate] the MLP's activations, in down's order */
     cpu_vectors logits;  /* [CPU_PIECE][vocab_size] */
-    cpu_vectors angles;  /* [CPU_BATCH][head_dim] cosines, then sines, of the positions' angles */
+    cpu_vectors angles;  /* [CPU_BATCH][head_dim] RoPE: cosines, then sines, of each position */
     cpu_vectors scratch; /* [threads] */
     float *queries;      /* [kv_heads][positions][heads / kv_heads][head_stride], scaled */
     tc__candidate *candidates;
@@ -89,7 +89,7 @@ static size_t cpu_lay_out(const tc__device *device, tc__cache *cache, unsigned c
     cpu_place_vectors(memory, &used, CPU_BATCH, heads + 2 * (size_t)arch->kv_heads * arch->head_dim,
                       &cache->qkv);
     cpu_place_vectors(memory, &used, CPU_BATCH, heads, &cache->mixed);
-    cpu_place_vectors(memory, &used, CPU_BATCH, arch->intermediate_size, &cache->gated);
+    cpu_place_vectors(memory, &used, CPU_BATCH, arch->intermediate_size, &cache->inner);
     cpu_place_vectors(memory, &used, CPU_PIECE, arch->vocab_size, &cache->logits);
     cpu_place_vectors(memory, &used, CPU_BATCH, arch->head_dim, &cache->angles);
     size_t scratch = tc__multiply_scratch(CPU_BATCH);
@@ -259,10 +259,21 @@ static void cpu_share(const cpu_worker *worker, size_t items, size_t *begin, siz
     tc__share(items, worker->index, worker->size, begin, end);
 }
 
+/* Cosines and sines of RoPE's angles at a position. */
+static void cpu_set_angles(const tc__arch *arch, size_t position, float *angles) {
+    const size_t half = arch->head_dim / 2;
+    for (size_t i = 0; i < half; i++) {
+        double angle = (double)position * arch->frequencies[i];
+        angles[i] = (float)(cos(angle) * (double)arch->rope_scale);
+        angles[half + i] = (float)(sin(angle) * (double)arch->rope_scale);
+    }
+}
+
 /* h = the ids' rows of the embedding; the angles of their positions. */
 static bool cpu_embed(cpu_worker *worker, const int32_t *ids) {
     const tc__tensor *embed = worker->cache->device->weights->embed;
-    const size_t hidden = worker->arch->hidden_size, half = worker->arch->head_dim / 2;
+    const size_t hidden = worker->arch->hidden_size;
+    const bool rope = worker->arch->position == TC__POSITION_ROPE;
     size_t p, end;
     for (cpu_share(worker, worker->count, &p, &end); p < end; p++) {
         const uint16_t *row = (const uint16_t *)embed->data + (size_t)ids[p] * hidden;
@@ -270,42 +281,57 @@ static bool cpu_embed(cpu_worker *worker, const int32_t *ids) {
         for (size_t i = 0; i < hidden; i++)
             h[i] = embed->type == TC__F16 ? tc__f16_to_f32(row[i]) : tc__bf16_to_f32(row[i]);
         float *angles = worker->cache->angles.data + p * worker->cache->angles.stride;
-        for (size_t i = 0; i < half; i++) {
-            double angle = (double)(worker->pos + p) * worker->arch->frequencies[i];
-            angles[i] = (float)cos(angle);
-            angles[half + i] = (float)sin(angle);
-        }
+        if (rope) cpu_set_angles(worker->arch, worker->pos + p, angles);
     }
     return cpu_step(worker);
 }
 
-/* RMSNorm: x = h / sqrt(mean(h^2) + eps) * gamma, in the order that a matrix wants. */
-static void cpu_norm(const float *h, const float *gamma, size_t n, float eps, tc__order order,
-                     float *x) {
+/* The mean of (h - center)^power, power 1 or 2. */
+static double cpu_mean(const float *h, size_t n, double center, int power) {
     double sums[4] = {0, 0, 0, 0};
     size_t i = 0;
     for (; i + 4 <= n; i += 4)
-        for (size_t k = 0; k < 4; k++) sums[k] += (double)h[i + k] * h[i + k];
-    for (; i < n; i++) sums[0] += (double)h[i] * h[i];
-    double mean = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / (double)n;
-    float scale = (float)(1 / sqrt(mean + (double)eps));
-    for (i = 0; i + 4 <= n; i += 4) {
-        float v[4];
-        for (size_t k = 0; k < 4; k++) v[k] = h[i + k] * scale * gamma[i + k];
+        for (size_t k = 0; k < 4; k++) {
+            double v = (double)h[i + k] - center;
+            sums[k] += power == 2 ? v * v : v;
+        }
+    for (; i < n; i++) {
+        double v = (double)h[i] - center;
+        sums[0] += power == 2 ? v * v : v;
+    }
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) / (double)n;
+}
+
+/* RMSNorm, or LayerNorm, which takes the mean away first; in the order that a matrix wants:
+ *
+ *     x = (h - mean) / sqrt(mean((h - mean)^2) + eps) * gain + bias
+ */
+static void cpu_norm(uint32_t kind, const float *h, const tc__tensor *gains,
+                     const tc__tensor *biases, float eps, tc__order order, float *x) {
+    const size_t n = gains->rows;
+    const float *gain = (const float *)gains->data;
+    const float *bias = biases ? (const float *)biases->data : NULL;
+    const double mean = kind == TC__NORM_LAYER ? cpu_mean(h, n, 0, 1) : 0;
+    const float scale = (float)(1 / sqrt(cpu_mean(h, n, mean, 2) + (double)eps));
+    for (size_t i = 0; i < n; i += 4) {
+        float v[4] = {0};
+        const size_t end = n - i < 4 ? n - i : 4;
+        for (size_t k = 0; k < end; k++) {
+            v[k] = (float)((double)h[i + k] - mean) * scale * gain[i + k];
+            if (bias) v[k] += bias[i + k];
+        }
         tc__put4(order, x, i, v);
     }
-    for (; i < n; i++) x[tc__ordered(order, i)] = h[i] * scale * gamma[i];
 }
 
 /* x[0 .. count-1] = the normed h[first ..], for `matrix`. */
-static bool cpu_normalise(cpu_worker *worker, const tc__tensor *gamma, const tc__tensor *matrix,
-                          size_t first, size_t count) {
+static bool cpu_normalise(cpu_worker *worker, const tc__tensor *gains, const tc__tensor *biases,
+                          const tc__tensor *matrix, size_t first, size_t count) {
     const tc__cache *cache = worker->cache;
     size_t p, end;
     for (cpu_share(worker, count, &p, &end); p < end; p++)
-        cpu_norm(cache->h.data + (first + p) * cache->h.stride, (const float *)gamma->data,
-                 worker->arch->hidden_size, worker->arch->norm_eps, tc__order_of(matrix),
-                 cache->x.data + p * cache->x.stride);
+        cpu_norm(worker->arch->norm, cache->h.data + (first + p) * cache->h.stride, gains, biases,
+                 worker->arch->norm_eps, tc__order_of(matrix), cache->x.data + p * cache->x.stride);
     return cpu_step(worker);
 }
 
@@ -319,9 +345,22 @@ static bool cpu_multiply_by(cpu_worker *worker, const tc__tensor *matrix, const 
     return cpu_step(worker);
 }
 
+/* Where products go, and what is done to them on the way. */
+typedef struct cpu_target {
+    const cpu_vectors *to;
+    const tc__tensor *bias; /* NULL: none */
+    float clip;             /* 0: none */
+} cpu_target;
+
 static void cpu_store(void *user, size_t vector, size_t row, size_t rows, const float *y) {
-    const cpu_vectors *to = user;
-    memcpy(to->data + vector * to->stride + row, y, rows * sizeof *y);
+    const cpu_target *target = user;
+    const float *bias = target->bias ? (const float *)target->bias->data + row : NULL;
+    const float clip = target->clip;
+    float *to = target->to->data + vector * target->to->stride + row;
+    for (size_t i = 0; i < rows; i++) {
+        float v = bias ? y[i] + bias[i] : y[i];
+        to[i] = clip > 0 ? (v < -clip ? -clip : v > clip ? clip : v) : v;
+    }
 }
 
 static void cpu_add(void *user, size_t vector, size_t row, size_t rows, const float *y) {
@@ -330,23 +369,42 @@ static void cpu_add(void *user, size_t vector, size_t row, size_t rows, const fl
     for (size_t i = 0; i < rows; i++) sum[i] += y[i];
 }
 
-typedef struct cpu_gate {
+typedef struct cpu_mlp {
     const tc__kernels *kernels;
+    const tc__arch *arch;
     const cpu_vectors *to;
-    tc__order order;
-} cpu_gate;
+    const tc__tensor *act_scales; /* NULL: none */
+    tc__order order;              /* of down */
+} cpu_mlp;
 
-/* A block of gate_up is 8 rows of gate and the same 8 of up: silu(g) u = g / (1 + exp(-g)) u. */
-static void cpu_silu(void *user, size_t vector, size_t row, size_t rows, const float *y) {
-    const cpu_gate *gate = user;
+/* silu(v) = v / (1 + exp(-v)); gelu(v) = v / 2 (1 + erf(v / sqrt(2))); n <= TC__LANES_MAX */
+static void cpu_activate(const cpu_mlp *mlp, float *v, size_t n) {
     float e[TC__LANES_MAX] = {0};
-    (void)rows; /* always 16 */
-    for (int i = 0; i < 8; i++) e[i] = -y[i];
-    gate->kernels->exponential(e, 8, 0);
-    for (int i = 0; i < 8; i++) e[i] = y[i] / (1 + e[i]) * y[8 + i];
-    float *x = gate->to->data + vector * gate->to->stride;
-    tc__put4(gate->order, x, row / 2, e);
-    tc__put4(gate->order, x, row / 2 + 4, e + 4);
+    if (mlp->arch->activation == TC__ACT_GELU) {
+        for (size_t i = 0; i < n; i++) v[i] *= 0.5f * erfcf(v[i] * -0.70710678f);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) e[i] = -v[i];
+    mlp->kernels->exponential(e, n, 0);
+    for (size_t i = 0; i < n; i++) v[i] /= 1 + e[i];
+}
+
+/* The inner activations: act(up), or act(gate) * up out of blocks of 8 rows of gate and the same 8
+ * of up; divided by act_scales. Rows come in eights. */
+static void cpu_take_inner(void *user, size_t vector, size_t row, size_t rows, const float *y) {
+    const cpu_mlp *mlp = user;
+    const bool gated = mlp->arch->gated;
+    const size_t n = gated ? rows / 2 : rows, first = gated ? row / 2 : row;
+    float v[TC__BLOCK];
+    memcpy(v, y, n * sizeof *v);
+    cpu_activate(mlp, v, n);
+    for (size_t i = 0; gated && i < n; i++) v[i] *= y[n + i];
+    if (mlp->act_scales) {
+        const float *scales = (const float *)mlp->act_scales->data + first;
+        for (size_t i = 0; i < n; i++) v[i] /= scales[i];
+    }
+    float *x = mlp->to->data + vector * mlp->to->stride;
+    for (size_t i = 0; i < n; i += 4) tc__put4(mlp->order, x, first + i, v + i);
 }
 
 /* RoPE, rotate-half: element i turns with element i + half. */
@@ -358,6 +416,21 @@ static void cpu_turn(const float *from, const float *angles, size_t half, float 
     }
 }
 
+/* One query or key: its norm, if it has one, and its position, if that is a turn. */
+static void cpu_place_head(const cpu_worker *worker, const float *from, const tc__tensor *norm,
+                           const float *angles, float scale, float *to) {
+    const size_t head_dim = worker->arch->head_dim;
+    if (norm) {
+        cpu_norm(TC__NORM_RMS, from, norm, NULL, worker->arch->norm_eps, TC__ORDER_PLAIN,
+                 worker->scratch);
+        from = worker->scratch;
+    }
+    if (worker->arch->position == TC__POSITION_ROPE)
+        cpu_turn(from, angles, head_dim / 2, scale, to);
+    else
+        for (size_t i = 0; i < head_dim; i++) to[i] = from[i] * scale;
+}
+
 static float *cpu_kv_row(const cpu_worker *worker, float *base, size_t layer, size_t kv_head,
                          size_t position) {
     const tc__cache *cache = worker->cache;
@@ -365,9 +438,10 @@ static float *cpu_kv_row(const cpu_worker *worker, float *base, size_t layer, si
     return base + (head * cache->ctx_size + position) * cache->head_stride;
 }
 
-/* From qkv: turned queries, scaled by 1 / sqrt(head_dim); turned keys and values into the cache. */
+/* From qkv: queries, scaled by 1 / sqrt(head_dim); keys and values into the cache. */
 static bool cpu_place_heads(cpu_worker *worker, size_t layer) {
     const tc__cache *cache = worker->cache;
+    const tc__layer *tensors = &cache->device->weights->layers[layer];
     const size_t heads = worker->arch->heads, kv_heads = worker->arch->kv_heads;
     const size_t head_dim = worker->arch->head_dim, group = heads / kv_heads;
     const size_t parts = heads + 2 * kv_heads;
@@ -379,11 +453,11 @@ static bool cpu_place_heads(cpu_worker *worker, size_t layer) {
         const float *angles = cache->angles.data + p * cache->angles.stride;
         if (part < heads) {
             size_t query = (part / group * worker->count + p) * group + part % group;
-            cpu_turn(from, angles, head_dim / 2, scale,
-                     cache->queries + query * cache->head_stride);
+            cpu_place_head(worker, from, tensors->q_norm, angles, scale,
+                           cache->queries + query * cache->head_stride);
         } else if (part < heads + kv_heads) {
-            cpu_turn(from, angles, head_dim / 2, 1,
-                     cpu_kv_row(worker, cache->keys, layer, part - heads, worker->pos + p));
+            cpu_place_head(worker, from, tensors->k_norm, angles, 1,
+                           cpu_kv_row(worker, cache->keys, layer, part - heads, worker->pos + p));
         } else {
             memcpy(
                 cpu_kv_row(worker, cache->values, layer, part - heads - kv_heads, worker->pos + p),
@@ -391,6 +465,11 @@ static bool cpu_place_heads(cpu_worker *worker, size_t layer) {
         }
     }
     return cpu_step(worker);
+}
+
+/* ALiBi: the scores of the keys that lie `distance`, distance - 1, ... before the query. */
+static void cpu_penalise(float *scores, size_t n, float slope, size_t distance) {
+    for (size_t j = 0; j < n; j++) scores[j] -= slope * (float)(distance - j);
 }
 
 /* Softmax goes on: `n` more scores and their values, given the largest score and the total weight
@@ -417,8 +496,9 @@ static void cpu_attend_queries(cpu_worker *worker, size_t layer, size_t kv_head,
                                size_t count, tc__order order) {
     const tc__cache *cache = worker->cache;
     const tc__kernels *kernels = worker->kernels;
-    const size_t group = worker->arch->heads / worker->arch->kv_heads, lanes = kernels->lanes;
-    const size_t head_dim = worker->arch->head_dim, stride = cache->head_stride;
+    const tc__arch *arch = worker->arch;
+    const size_t group = arch->heads / arch->kv_heads, lanes = kernels->lanes;
+    const size_t head_dim = arch->head_dim, stride = cache->head_stride;
     const size_t steps = (head_dim + lanes - 1) / lanes * lanes;
     const float *queries = cache->queries + (kv_head * worker->count * group + first) * stride;
     const float *keys = cpu_kv_row(worker, cache->keys, layer, kv_head, 0);
@@ -442,6 +522,9 @@ static void cpu_attend_queries(cpu_worker *worker, size_t layer, size_t kv_head,
             size_t position = worker->pos + (first + i) / group;
             if (position < span) continue;
             size_t n = position - span < CPU_SPAN ? position - span + 1 : CPU_SPAN;
+            if (arch->position == TC__POSITION_ALIBI)
+                cpu_penalise(scores + i * CPU_SPAN, n,
+                             arch->slopes[kv_head * group + (first + i) % group], position - span);
             cpu_absorb(kernels, scores + i * CPU_SPAN, n, values + span * stride, stride,
                        &largest[i], &total[i], out + i * stride);
         }
@@ -471,18 +554,31 @@ static bool cpu_attend(cpu_worker *worker, size_t layer, const tc__tensor *o) {
     return cpu_step(worker);
 }
 
+/* The MLP's norm; one that has none of its own takes attention's. */
+static bool cpu_normalise_mlp(cpu_worker *worker, const tc__layer *layer) {
+    const bool own = layer->mlp_norm != NULL;
+    return cpu_normalise(worker, own ? layer->mlp_norm : layer->attn_norm,
+                         own ? layer->mlp_norm_bias : layer->attn_norm_bias, layer->gate_up, 0,
+                         worker->count);
+}
+
+/* A block. The MLP starts from what attention has added to, or with `parallel` from the same h. */
 static bool cpu_layer(cpu_worker *worker, size_t index) {
     tc__cache *cache = worker->cache;
+    const tc__arch *arch = worker->arch;
     const tc__layer *layer = &cache->device->weights->layers[index];
     const size_t n = worker->count;
-    cpu_gate gate = {worker->kernels, &cache->gated, tc__order_of(layer->down)};
-    return cpu_normalise(worker, layer->attn_norm, layer->qkv, 0, n) &&
-           cpu_multiply_by(worker, layer->qkv, &cache->x, n, cpu_store, &cache->qkv) &&
+    cpu_target qkv = {&cache->qkv, layer->qkv_bias, arch->clip_qkv};
+    cpu_mlp mlp = {worker->kernels, arch, &cache->inner, layer->act_scales,
+                   tc__order_of(layer->down)};
+    return cpu_normalise(worker, layer->attn_norm, layer->attn_norm_bias, layer->qkv, 0, n) &&
+           cpu_multiply_by(worker, layer->qkv, &cache->x, n, cpu_store, &qkv) &&
            cpu_place_heads(worker, index) && cpu_attend(worker, index, layer->o) &&
+           (!arch->parallel || cpu_normalise_mlp(worker, layer)) &&
            cpu_multiply_by(worker, layer->o, &cache->mixed, n, cpu_add, &cache->h) &&
-           cpu_normalise(worker, layer->mlp_norm, layer->gate_up, 0, n) &&
-           cpu_multiply_by(worker, layer->gate_up, &cache->x, n, cpu_silu, &gate) &&
-           cpu_multiply_by(worker, layer->down, &cache->gated, n, cpu_add, &cache->h);
+           (arch->parallel || cpu_normalise_mlp(worker, layer)) &&
+           cpu_multiply_by(worker, layer->gate_up, &cache->x, n, cpu_take_inner, &mlp) &&
+           cpu_multiply_by(worker, layer->down, &cache->inner, n, cpu_add, &cache->h);
 }
 
 /* Logits of the batch's positions from `first` on, handed over if they are wanted. */
@@ -490,10 +586,11 @@ static bool cpu_output(cpu_worker *worker, size_t first) {
     tc__cache *cache = worker->cache;
     cpu_task *task = worker->task;
     const tc__weights *weights = cache->device->weights;
+    cpu_target logits = {&cache->logits, NULL, 0};
     for (size_t n; first < worker->count; first += n) {
         n = worker->count - first < CPU_PIECE ? worker->count - first : CPU_PIECE;
-        if (!cpu_normalise(worker, weights->norm, weights->head, first, n) ||
-            !cpu_multiply_by(worker, weights->head, &cache->x, n, cpu_store, &cache->logits))
+        if (!cpu_normalise(worker, weights->norm, weights->norm_bias, weights->head, first, n) ||
+            !cpu_multiply_by(worker, weights->head, &cache->x, n, cpu_store, &logits))
             return false;
         if (worker->index == 0) {
             cache->last = cache->logits.data + (n - 1) * cache->logits.stride;

@@ -1121,14 +1121,6 @@ TEST(the_benchmark_knows_shapes) {
     CHECK(has(&r.out, "\"model\": \"tiny\", \"precision\": \"W16A16\"") &&
           has(&r.out, "\"random_weights\": true"));
     done(&r);
-    static const char *const families[][2] = {
-        {"mpt-7b", "mpt"}, {"mpt-30b", "mpt"}, {"falcon-7b", "falcon"}, {"qwen2.5-7b", "qwen2"}};
-    for (size_t i = 0; i < TC_COUNT(families); i++) {
-        char message[96];
-        snprintf(message, sizeof message, "shape '%s' comes with the model family '%s'",
-                 families[i][0], families[i][1]);
-        RUNS(ARGS("--bench", families[i][0]), 3, "", message);
-    }
     RUNS(ARGS("--bench", "llama"), 3, "", "no built-in shape");
     RUNS(ARGS("--bench", "./tiny"), 3, "", "./tiny: ");
     RUNS(ARGS("tiny", "-p", "h"), 3, "", "tiny: ");
