@@ -4,7 +4,7 @@
  * how to use it. Only replies and results go to stdout, everything else to stderr.
  *
  * Contents: buffers - output - interrupts - flags - help - model - input - replies - commands -
- * conversation - tokens and logits - benchmark - doctor - main.
+ * conversation - tokens and logits - benchmark - self-test - doctor - main.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
@@ -56,7 +56,7 @@ typedef struct options {
     int ctx_size, threads, predict, group_size; /* group_size 0: not given */
     int conversation, single_turn, multiline, no_context_shift;
     int quiet, color, raw_output; /* color: -1 = decide by the terminal */
-    int tokenize, detokenize, special, bench, json, doctor, help, version;
+    int tokenize, detokenize, special, bench, json, selftest, doctor, help, version;
     int shape; /* the model is the name of a built-in shape */
 } options;
 
@@ -398,6 +398,8 @@ static const flag flags[] = {
     STRING("--precision", "NAME", precision, "with --bench SHAPE: w4a16 or w16a16 [w4a16]"),
     INT("--group-size", NULL, group_size, 32, 128, "with --bench SHAPE: 32, 64 or 128 [128]"),
     ON("--json", json, "with --bench: print JSON"),
+    ON("--selftest", selftest,
+       "compare the GPU with the CPU: all kernels with small random models, or MODEL if there is one"),
     ON("--doctor", doctor, "what this machine has: driver, GPUs, NVRTC, cache, CPU; no MODEL"),
     ON("-h --help", help, "print this"),
     ON("--version", version, "print the version"),
@@ -515,12 +517,13 @@ static int check_options(app *a) {
     options *o = &a->opt;
     for (int i = 0; o->bench && o->model && tc_shape_name(i); i++)
         o->shape = o->shape || strcmp(o->model, tc_shape_name(i)) == 0;
-    int tools = o->tokenize + o->detokenize + o->bench + (o->ids || o->logits);
+    int tools = o->tokenize + o->detokenize + o->bench + o->selftest + (o->ids || o->logits);
     if (o->doctor && (o->model || tools))
         return tell(a, USAGE, "--doctor looks at the machine only: no model, no other tool");
     if (o->doctor) return GO_ON;
-    if (!o->model) return tell(a, USAGE, "no model file given; --help explains");
-    if (tools > 1) return tell(a, USAGE, "choose one of --tokenize, --detokenize, --ids, --bench");
+    if (!o->model && !o->selftest) return tell(a, USAGE, "no model file given; --help explains");
+    if (tools > 1)
+        return tell(a, USAGE, "choose one of --tokenize, --detokenize, --ids, --bench, --selftest");
     if (!o->ids != !o->logits) return tell(a, USAGE, "--ids and --logits need each other");
     if (o->prompt && o->file) return tell(a, USAGE, "choose one of -p and -f");
     if (tools && (o->prompt || o->file || o->conversation))
@@ -1488,6 +1491,53 @@ static int bench(app *a) {
     return rc;
 }
 
+/* ---- self-test ------------------------------------------------------------------------------- */
+
+typedef struct selftest_state {
+    app *a;
+    int rows, wrong;
+} selftest_state;
+
+static void on_row(void *user, const tc_selftest_row *row) {
+    selftest_state *state = user;
+    buffer line = {0};
+    end_progress(state->a);
+    if (state->rows++ == 0)
+        appendf(&line, "device  %s\n\n%-44s %-30s %6s %8s %8s\n", row->device, "model", "shape",
+                "tokens", "prefill", "decode");
+    state->wrong += !row->ok;
+    if (row->error)
+        appendf(&line, "%-44s %s  FAILED\n", row->name, row->error);
+    else
+        appendf(&line, "%-44s %-30s %6d %8.1e %8.1e  %s\n", row->name, row->shape, row->tokens,
+                row->prefill_error, row->decode_error, row->ok ? "ok" : "WRONG");
+    put_text(state->a, line.data, line.len);
+    free(line.data);
+}
+
+static int selftest(app *a) {
+    selftest_state state = {a, 0, 0};
+    tc_model_params params = tc_model_default_params();
+    buffer line = {0};
+    tc_error err;
+    double start = tc_seconds();
+    params.device = a->opt.device;
+    params.threads = a->opt.threads;
+    params.progress = on_progress;
+    params.user = a;
+    int rc = tc_selftest(a->opt.model, &params, on_row, &state, &err);
+    end_progress(a);
+    if (rc == TC_ERR_IO) return tell(a, BAD_MODEL, "%s", err.message);
+    if (rc) return fail_error(a, &err);
+    appendf(&line,
+            "\n%d of %d ok in %.1f s; the errors are relative (L2) to the CPU's logits, of the "
+            "worst position\n",
+            state.rows - state.wrong, state.rows, tc_seconds() - start);
+    put_text(a, line.data, line.len);
+    free(line.data);
+    return state.wrong ? FAILED : DONE;
+}
+
 /* ---- doctor ---------------------------------------------------------------------------------- */
 
 static void on_line(void *user, const char *text) {
@@ -1510,6 +1560,7 @@ static int run(app *a, int argc, char **argv) {
     rc = check_options(a);
     if (rc != GO_ON) return rc;
     if (a->opt.doctor) return doctor(a);
+    if (a->opt.selftest) return selftest(a);
     int (*tool)(app *) = a->opt.tokenize     ? tokenize
                          : a->opt.detokenize ? detokenize
                          : a->opt.ids        ? write_logits

@@ -432,6 +432,28 @@ TC_API int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_
  * takes a GPU for any model that the GPU engine can run, else 0; a line says why not. */
 TC_API int tc_doctor(void (*line)(void *user, const char *text), void *user);
 
+/* One row of the self-test. */
+typedef struct tc_selftest_row {
+    const char *name, *shape, *device; /* for people; valid during the call */
+    int tokens;           /* contexts of 1 to so many positions were compared */
+    double prefill_error; /* relative error (L2) of the worst position's logits, tokens evaluated */
+    double decode_error;  /* together and one by one; of sampling: the share of other choices */
+    double limit;         /* what both may be */
+    int ok;
+    const char *error; /* what went wrong when this row could not be computed, else NULL */
+} tc_selftest_row;
+
+/* Compares a GPU's results with the CPU's. path NULL: a table of small models with random weights
+ * that between them need every kernel, with sizes, contexts and group sizes of all kinds. Else this
+ * model file with a fixed prompt. Rows are handed over in the calling thread as they come. Of
+ * `params` (NULL = defaults) device ("auto" is "cuda"), threads, progress and user count. Whether
+ * the GPU is right is what the rows say: they are no part of the result.
+ * Errors: DEVICE (no GPU that can be used), ARGUMENT (another device), CANCELLED, those of
+ * tc_model_open for `path`. */
+TC_API int tc_selftest(const char *path, const tc_model_params *params,
+                       void (*row)(void *user, const tc_selftest_row *row), void *user,
+                       tc_error *err);
+
 /* The CUDA source that is compiled for the GPU, file by file: index 0, 1, ... until NULL; *name
  * (NULL allowed) is the file's name. It is free-standing: NVRTC and nvcc compile it without any
  * header. Static storage. */

@@ -12,7 +12,7 @@ out=$1
 headers="base model_file arch shapes tokenizer template stream sampler threads cpu_kernels backend
     gpu_driver jit gpu_programs session"
 sources="base model_file arch tokenizer template stream sampler threads shapes cpu_kernels
-    cpu kernels gpu_driver jit gpu_programs cuda session chat doctor api"
+    cpu kernels gpu_driver jit gpu_programs cuda session chat selftest doctor api"
 kernels="prelude rows attention product_decode product_prefill sample instances"
 
 {

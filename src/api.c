@@ -66,18 +66,22 @@ static int api_read_stop_ids(tc_model *model, tc_error *err) {
     return TC_OK;
 }
 
-/* What to open: a file, or a shape. */
+/* What to open: a file, a built-in shape, or a shape of the library's own. */
 typedef struct api_source {
-    const char *path; /* NULL: the shape */
-    const char *shape, *precision;
+    const char *path, *shape; /* one of them and `spec` is not NULL */
+    const tc__shape_spec *spec;
+    const char *precision;
     int group_size;
 } api_source;
 
 /* The tables; a shape's weights too if the backend is one that reads them in memory. */
 static int api_read_tables(tc_model *model, const api_source *source, const tc_model_params *params,
                            tc_error *err) {
-    bool in_memory = model->backend == tc__cpu_backend();
+    bool in_memory = model->backend->open == tc__cpu_backend()->open;
     if (source->path) return tc__model_file_open(source->path, &model->file, err);
+    if (source->spec)
+        return tc__shape_make(source->spec, source->precision, source->group_size, in_memory,
+                              params, &model->file, err);
     return tc__shape_open(source->shape, source->precision, source->group_size, in_memory, params,
                           &model->file, err);
 }
@@ -127,7 +131,14 @@ static int api_open_on(const tc__backend *backend, const api_source *source,
 
 int tc__model_open_with(const tc__backend *backend, const char *path, const tc_model_params *params,
                         tc_model **model, tc_error *err) {
-    api_source source = {path, NULL, NULL, 0};
+    api_source source = {path, NULL, NULL, NULL, 0};
+    return api_open_on(backend, &source, params, model, err);
+}
+
+int tc__model_open_spec(const tc__backend *backend, const tc__shape_spec *spec,
+                        const char *precision, int group_size, const tc_model_params *params,
+                        tc_model **model, tc_error *err) {
+    api_source source = {NULL, NULL, spec, precision, group_size};
     return api_open_on(backend, &source, params, model, err);
 }
 
@@ -176,7 +187,7 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
 
 int tc_model_open(const char *path, const tc_model_params *params, tc_model **model,
                   tc_error *err) {
-    api_source source = {path, NULL, NULL, 0};
+    api_source source = {path, NULL, NULL, NULL, 0};
     int code = tc__need(model, "model", err);
     if (code) return code;
     *model = NULL;
@@ -186,7 +197,7 @@ int tc_model_open(const char *path, const tc_model_params *params, tc_model **mo
 
 int tc_model_open_shape(const char *name, const char *precision, int group_size,
                         const tc_model_params *params, tc_model **model, tc_error *err) {
-    api_source source = {NULL, name, precision ? precision : "w4a16", group_size};
+    api_source source = {NULL, name, NULL, precision ? precision : "w4a16", group_size};
     int code = tc__need(model, "model", err);
     if (code) return code;
     *model = NULL;

@@ -366,6 +366,7 @@ static int cuda_upload(cuda_device *device, const tc_model_params *params, tc_er
 }
 
 static int cuda_fill(cuda_device *device, const tc__tensor *tensor, tc_error *err) {
+    if (!tensor) return TC_OK;
     cuda_fill_args args = {cuda_tensor(device, tensor), tensor->offset / 8, tensor->size / 8,
                            tc__shape_pattern(tensor)};
     return tc__cu_check(&device->cu,
@@ -376,14 +377,18 @@ static int cuda_fill(cuda_device *device, const tc__tensor *tensor, tc_error *er
 /* Weights that no file holds: random numbers, the same ones that the CPU makes. */
 static int cuda_fill_all(cuda_device *device, tc_error *err) {
     const tc__weights *weights = device->weights;
-    int code = cuda_fill(device, weights->embed, err);
-    if (!code) code = cuda_fill(device, weights->norm, err);
-    if (!code && weights->head != weights->embed) code = cuda_fill(device, weights->head, err);
+    const tc__tensor *beside[] = {weights->embed, weights->norm, weights->norm_bias,
+                                  weights->head == weights->embed ? NULL : weights->head};
+    int code = TC_OK;
+    for (size_t i = 0; i < TC_COUNT(beside) && !code; i++) code = cuda_fill(device, beside[i], err);
     for (uint32_t l = 0; l < weights->arch.layers && !code; l++) {
-        code = cuda_fill(device, weights->layers[l].attn_norm, err);
-        if (!code) code = cuda_fill(device, weights->layers[l].mlp_norm, err);
-        for (int role = 0; role < TC__ROLES && !code; role++)
-            code = cuda_fill(device, tc__role_matrix(&weights->layers[l], role), err);
+        const tc__layer *layer = &weights->layers[l];
+        const tc__tensor *tensors[] = {
+            layer->attn_norm, layer->attn_norm_bias, layer->qkv,      layer->qkv_bias,
+            layer->q_norm,    layer->k_norm,         layer->o,        layer->mlp_norm,
+            layer->gate_up,   layer->mlp_norm_bias,  layer->act_scales, layer->down};
+        for (size_t i = 0; i < TC_COUNT(tensors) && !code; i++)
+            code = cuda_fill(device, tensors[i], err);
     }
     if (!code)
         code = tc__cu_check(&device->cu, device->cu.stream_wait(NULL), "making random weights", err);

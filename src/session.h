@@ -7,6 +7,7 @@
 #define TC_SESSION_H
 
 #include "backend.h"
+#include "shapes.h"
 #include "stream.h"
 #include "template.h"
 
@@ -39,6 +40,20 @@ struct tc_session {
  * params is not NULL. */
 TC_INTERNAL int tc__model_open_with(const tc__backend *backend, const char *path,
                                     const tc_model_params *params, tc_model **model, tc_error *err);
+
+/* The same for a shape of one's own (shapes.h), without a file. */
+TC_INTERNAL int tc__model_open_spec(const tc__backend *backend, const tc__shape_spec *spec,
+                                    const char *precision, int group_size,
+                                    const tc_model_params *params, tc_model **model, tc_error *err);
+
+/* tc_selftest's table with a backend in the GPU's place, and a model file on it. */
+TC_INTERNAL int tc__selftest_with(const tc__backend *backend, const tc_model_params *params,
+                                  void (*row)(void *user, const tc_selftest_row *row), void *user,
+                                  tc_error *err);
+TC_INTERNAL int tc__selftest_model(const tc__backend *backend, const char *path,
+                                   const tc_model_params *params,
+                                   void (*row)(void *user, const tc_selftest_row *row), void *user,
+                                   tc_error *err);
 
 /* UNSUPPORTED if the model has no tokenizer. */
 TC_INTERNAL int tc__need_tokenizer(const tc_model *model, tc_error *err);

@@ -1,18 +1,19 @@
 #!/bin/sh
-# "make gpu-test": everything that needs an NVIDIA GPU, and a short table last. Without a GPU it
-# says so, runs what needs none and exits 0. Logs stay in build/gpu-test.
+# "make gpu-test": everything that needs an NVIDIA GPU, and a short table last; exit status 1 if a
+# part failed. Without a GPU it says so, runs what needs none and exits 0. Logs stay in
+# build/gpu-test. All parts run side by side: they compare numbers, never times.
 #
 #   TINYCHAT_FIXTURES          unpacked checkpoints, or else
 #   TINYCHAT_FIXTURE_ARCHIVES  a folder with their .tar.xz [../shared/fixtures]
-#   TINYCHAT_GPU_ARCHS         older architectures whose code is run too ["80 86 87 89"]
+#   TINYCHAT_GPU_ARCHS         architectures whose path is run besides the GPU's own ["80 86 87 89 90"]
 #   TINYCHAT_GPU_TOOLS         tools of compute-sanitizer ["memcheck racecheck"]
-#   TINYCHAT_GPU_SECONDS       time limit of each part [90]
+#   TINYCHAT_GPU_SECONDS       time limit of each part [240]
 set -u
 work=build/gpu-test
 archives=${TINYCHAT_FIXTURE_ARCHIVES:-../shared/fixtures}
-archs=${TINYCHAT_GPU_ARCHS-80 86 87 89}
+archs=${TINYCHAT_GPU_ARCHS-80 86 87 89 90}
 tools=${TINYCHAT_GPU_TOOLS-memcheck racecheck}
-limit=${TINYCHAT_GPU_SECONDS:-90}
+limit=${TINYCHAT_GPU_SECONDS:-240}
 jobs=$(nproc 2> /dev/null || echo 2)
 tests=build/release/tests
 rm -rf $work
@@ -46,8 +47,11 @@ passed=0 failed=0 skipped=0
 # count NAME PASSED FAILED SKIPPED REMARK: a line of the table.
 count() {
     seconds=$(cut -d' ' -f2 "$work/$1.status" 2> /dev/null)
-    printf '  %-12s %3d passed %3d failed %3d skipped %4s s  %s\n' \
-        "$1" "$2" "$3" "$4" "${seconds:--}" "$5" >> $work/table
+    verdict=PASS
+    [ "$2" -gt 0 ] || verdict=SKIP
+    [ "$3" -eq 0 ] || verdict=FAIL
+    printf '%s  %-21s %3d passed %3d failed %3d skipped %4s s  %s\n' \
+        $verdict "$1" "$2" "$3" "$4" "${seconds:--}" "$5" >> $work/table
     passed=$((passed + $2)) failed=$((failed + $3)) skipped=$((skipped + $4))
     if [ "$3" -gt 0 ]; then
         echo "== $1 failed; the end of $work/$1.log:"
@@ -91,7 +95,7 @@ count_tool() {
 finish() {
     echo "== $1"
     cat $work/table
-    echo "  all of it in $(($(now) - begun)) s"
+    echo "all of it in $(($(now) - begun)) s"
     echo "$passed passed, $failed failed, $skipped skipped"
     [ $failed -eq 0 ]
     exit
@@ -101,16 +105,16 @@ unpack_fixtures() {
     if [ -n "${TINYCHAT_FIXTURES:-}" ] || [ ! -d "$archives" ]; then return; fi
     TINYCHAT_FIXTURES=$PWD/$work/fixtures
     mkdir -p "$TINYCHAT_FIXTURES"
-    for name in llama-tiny llama-gqa-tiny; do
-        archive=$archives/$name.tar.xz
+    for archive in "$archives"/*.tar.xz; do
         [ -e "$archive" ] || continue
         if command -v xz > /dev/null; then
             tar xJf "$archive" -C "$TINYCHAT_FIXTURES"
         else
             python3 -c 'import sys, tarfile
 tarfile.open(sys.argv[1], "r:xz").extractall(sys.argv[2])' "$archive" "$TINYCHAT_FIXTURES"
-        fi || echo "cannot unpack $archive (needs xz or Python with lzma)"
+        fi || echo "cannot unpack $archive (needs xz or Python with lzma)" &
     done
+    wait
     export TINYCHAT_FIXTURES
 }
 
@@ -121,10 +125,10 @@ sanitizer() {
     done
 }
 
-# run_tool TOOL: the smallest mode, in one process, under the tool.
+# run_tool TOOL: every kernel once, in one process, under the tool.
 run_tool() {
     : > "$work/$1.tool"
-    run "$1" env TINYCHAT_GPU_QUICK=2 TINYCHAT_GPU_ONE=1 "$tool" --tool "$1" --error-exitcode 9 \
+    run "$1" env TINYCHAT_GPU_QUICK=3 TINYCHAT_GPU_ONE=1 "$tool" --tool "$1" --error-exitcode 9 \
         --print-limit 10 --log-file "$work/$1.tool" $tests/test_gpu
 }
 
@@ -158,19 +162,17 @@ unpack_fixtures
 TINYCHAT_GPU_REQUIRED=1
 export TINYCHAT_GPU_REQUIRED
 
-run native $tests/test_gpu
-cat $work/native.log
-
-# the rest side by side: it waits for compilers most of the time
+run native $tests/test_gpu &
+tool=$(sanitizer)
+for name in $tools; do
+    if [ -n "$tool" ]; then run_tool "$name" & fi
+done
 for arch in $archs; do
     (TINYCHAT_GPU_QUICK=1 TINYCHAT_ARCH=compute_$arch run "compute_$arch" $tests/test_gpu) &
 done
-tool=$(sanitizer)
-for name in $tools; do
-    if [ -n "$tool" ]; then (run_tool "$name") & fi
-done
 wait
 
+cat $work/native.log
 count_tests native
 for arch in $archs; do
     if [ "${TINYCHAT_TEST_DEVICE:-cuda}" = cpu ] || # trying this script itself
