@@ -14,7 +14,7 @@ typedef struct convert_job {
     convert_summary *summary;
     tc_error *err;
     hf_config config;
-    checkpoint ckpt;
+    checkpoint ckpt, search;
     plan p;
     tokenizer_import tokenizer;
     bool has_tokenizer;
@@ -24,7 +24,7 @@ typedef struct convert_job {
     uint8_t *buffer; /* what is on its way to the file */
     size_t buffer_size;
     uint64_t bytes_done, bytes_total; /* of tensor data, for the progress */
-    uint64_t rounded_weights, rounded_scales;
+    uint64_t rounded_weights, rounded_scales, narrowed_weights;
 } convert_job;
 
 /* ---- talking ---- */
@@ -63,6 +63,14 @@ static int convert_room(convert_job *job, size_t bytes) {
 
 /* ---- tensors ---- */
 
+/* What AWQ does to a norm or a bias: in binary16, the last numbers divided by the scales. `place`
+ * counts from the end, -1 being the last. */
+static float convert_divide(float value, const ckpt_tensor *by, int64_t place) {
+    value = quantise_round16(value);
+    if (place + by->shape[0] < 0) return value;
+    return quantise_round16(value / quantise_round16(plan_number(by, place + by->shape[0])));
+}
+
 static int convert_vector(convert_job *job, const plan_vector *v) {
     size_t bytes = v->length * sizeof(float);
     int code = convert_room(job, bytes);
@@ -73,6 +81,7 @@ static int convert_vector(convert_job *job, const plan_vector *v) {
         int64_t count = part ? part->shape[0] : (int64_t)v->length; /* ones have one part */
         for (int64_t k = 0; k < count && !code; k++, out += sizeof(float)) {
             float value = part ? plan_number(part, k) : 1;
+            if (v->divide[i]) value = convert_divide(value, v->divide[i], k - count);
             memcpy(out, &value, sizeof value);
         }
     }
@@ -200,11 +209,32 @@ static int convert_packed(convert_job *job, const repack_matrix *m) {
     return code;
 }
 
-static int convert_matrix(convert_job *job, repack_matrix *m) {
+static int convert_quantised(convert_job *job, const plan_tensor *tensor) {
+    const repack_matrix *m = &tensor->matrix;
+    uint32_t blocks = (m->rows + TC__UNIT_ROWS - 1) / TC__UNIT_ROWS, group = job->p.group;
+    size_t block_bytes = (size_t)(m->columns / group) * TC__UNIT_BYTES(group);
+    quantise q;
+    int code = quantise_open(&q, m, tensor->steps, job->p.awq, group, job->err);
+    if (!code) code = convert_room(job, QUANTISE_BAND * block_bytes);
+    for (uint32_t block = 0; block < blocks && !code; block += QUANTISE_BAND) {
+        uint32_t now = blocks - block < QUANTISE_BAND ? blocks - block : QUANTISE_BAND;
+        code = quantise_blocks(&q, block, now, job->buffer, job->err);
+        if (!code) code = writer_put(&job->out, job->buffer, now * block_bytes, job->err);
+        if (!code) code = convert_step(job, now * block_bytes);
+    }
+    job->narrowed_weights += q.rounded;
+    quantise_close(&q);
+    return code;
+}
+
+static int convert_matrix(convert_job *job, plan_tensor *tensor) {
+    repack_matrix *m = &tensor->matrix;
     int code = TC_OK;
     for (int i = 0; i < m->part_count && !code; i++)
         code = layout_open(&m->parts[i], &job->ckpt, job->err);
-    if (!code)
+    if (!code && tensor->quantise)
+        code = convert_quantised(job, tensor);
+    else if (!code)
         code = m->parts[0].kind == LAYOUT_PLAIN ? convert_plain(job, m) : convert_packed(job, m);
     for (int i = 0; i < m->part_count; i++) layout_close(&m->parts[i], &job->ckpt);
     return code;
@@ -221,8 +251,9 @@ static void convert_declare(convert_job *job) {
         } else {
             const layout_matrix *part = &m->parts[0];
             uint32_t plain = part->dtype == CKPT_BF16 ? TC__BF16 : TC__F16;
-            writer_declare(&job->out, tensor->name, part->kind == LAYOUT_PLAIN ? plain : TC__W4,
-                           part->group, m->rows, m->columns);
+            bool packed = tensor->quantise || part->kind != LAYOUT_PLAIN;
+            writer_declare(&job->out, tensor->name, packed ? TC__W4 : plain,
+                           tensor->quantise ? job->p.group : part->group, m->rows, m->columns);
         }
     }
 }
@@ -395,7 +426,11 @@ static void convert_describe(convert_job *job) {
     convert_summary *s = job->summary;
     const plan *p = &job->p;
     char layers[128];
-    if (!p->packed) {
+    if (p->quantise) {
+        snprintf(layers, sizeof layers, "%s quantised %s, group size %u", ckpt_dtype_name(p->dtype),
+                 p->awq ? "with AWQ search results" : "by rounding to nearest", (unsigned)p->group);
+        snprintf(s->precision, sizeof s->precision, "W4A16 g%u", (unsigned)p->group);
+    } else if (!p->packed) {
         snprintf(layers, sizeof layers, "%s", ckpt_dtype_name(p->dtype));
         snprintf(s->precision, sizeof s->precision, "W16A16");
     } else {
@@ -432,6 +467,10 @@ static void convert_rounded(convert_job *job) {
                        "%llu weights are binary32 numbers that neither 16-bit type holds exactly: "
                        "rounded to binary16\n",
                        (unsigned long long)job->rounded_weights);
+    if (job->narrowed_weights)
+        tc__buf_printf(&job->notes,
+                       "%llu weights were rounded to binary16 first, in which AWQ quantises\n",
+                       (unsigned long long)job->narrowed_weights);
     if (job->rounded_scales)
         tc__buf_printf(&job->notes, "%llu scales were rounded to binary16\n",
                        (unsigned long long)job->rounded_scales);
@@ -461,6 +500,14 @@ static int convert_check_output(const convert_job *job) {
     return TC_OK;
 }
 
+static int convert_open_search(convert_job *job) {
+    int code = ckpt_open_any(job->options->search, &job->search, job->err);
+    if (code || job->search.kind == CKPT_SEARCH) return code;
+    return tc__fail(job->err, TC_ERR_UNSUPPORTED,
+                    "%s: holds weights, not AWQ search results; weights go with --awq",
+                    job->options->search);
+}
+
 static int convert_open(convert_job *job) {
     const convert_options *o = job->options;
     int code = hf_config_read(o->hf, &job->config, &job->notes, job->err);
@@ -471,8 +518,12 @@ static int convert_open(convert_job *job) {
         code = hf_config_check_quant(&job->config, o->hf, job->err);
         if (!code) code = ckpt_open_hf(o->hf, &job->ckpt, job->err);
     }
+    if (!code && o->search) code = convert_open_search(job);
     if (!code) code = convert_check_output(job);
-    if (!code) code = plan_make(&job->config, &job->ckpt, &job->p, &job->notes, job->err);
+    plan_quantise how = {o->search ? &job->search : NULL, o->group};
+    if (!code)
+        code = plan_make(&job->config, &job->ckpt, o->search || o->quantise ? &how : NULL, &job->p,
+                         &job->notes, job->err);
     if (code || o->no_tokenizer) return code;
     code = tokenizer_import_read(o->hf, job->config.vocab_size, &job->tokenizer, &job->notes,
                                  job->err);
@@ -486,7 +537,7 @@ static int convert_write(convert_job *job) {
     for (size_t i = 0; i < job->p.count && !code; i++) {
         plan_tensor *tensor = &job->p.tensors[i];
         code = tensor->vector.length ? convert_vector(job, &tensor->vector)
-                                     : convert_matrix(job, &tensor->matrix);
+                                     : convert_matrix(job, tensor);
     }
     job->summary->output_bytes = job->out.file_bytes;
     if (!code) code = writer_finish(&job->out, job->err);
@@ -523,6 +574,7 @@ int convert_run(const convert_options *options, convert_summary *summary, tc_err
     plan_free(&job.p);
     if (job.has_tokenizer) tokenizer_import_free(&job.tokenizer);
     ckpt_close(&job.ckpt);
+    ckpt_close(&job.search);
     hf_config_free(&job.config);
     tc__buf_free(&job.notes);
     free(job.buffer);

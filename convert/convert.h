@@ -17,6 +17,9 @@
 typedef struct convert_options {
     const char *hf;     /* Hugging Face folder: hyper-parameters, tokenizer, weights unless awq */
     const char *awq;    /* NULL, or the llm-awq dump (file or split folder) with the weights */
+    const char *search; /* NULL, or AWQ search results by which 16-bit weights are quantised */
+    bool quantise;      /* 16-bit weights are quantised by rounding to nearest */
+    uint32_t group;     /* with either: 32, 64 or 128; 0: what suits */
     const char *output; /* the model file */
     const char *template_name; /* NULL: found out */
     const char *name;          /* NULL: the folder's */

@@ -200,7 +200,6 @@ static const family mpt = {
     .layer = "transformer.blocks.",
     .layer_tensors = mpt_layer,
     .end_tensors = mpt_end,
-    .activation_module = "ffn.act",
 };
 
 /* ---- Falcon ---- */
@@ -270,7 +269,7 @@ static const family_word falcon_words[] = {{"activation", {"gelu"}}, {NULL, {NUL
     .settings = falcon_settings, .words = falcon_words, .norm = TC__NORM_LAYER,                    \
     .position = TC__POSITION_ROPE, .activation = TC__ACT_GELU, .parallel = true,                   \
     .embed = "transformer.word_embeddings", .head = "lm_head", .layer = "transformer.h.",          \
-    .end_tensors = falcon_end, .activation_module = "mlp.act"
+    .end_tensors = falcon_end
 /* clang-format on */
 
 static const family_setting falcon_40b_when[] = {

@@ -117,7 +117,6 @@ typedef struct family {
     const char *embed, *head; /* modules with a `weight` */
     const char *layer;        /* the layers' prefix, without number: "model.layers." */
     const family_tensor *layer_tensors, *end_tensors; /* per layer; behind them, before the head */
-    const char *activation_module; /* behind the layer's prefix: AWQ search results name it; NULL */
 } family;
 
 /* The pages, in the order in which they are tried; NULL past the end. */

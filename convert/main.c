@@ -13,15 +13,19 @@ enum { MAIN_OK = 0, MAIN_FAILURE = 1, MAIN_USAGE = 2, MAIN_BAD_CHECKPOINT = 3 };
 
 static const char main_help[] =
     "usage: convert --hf DIR [--awq FILE.pt | --awq DIR] [-o model.bin]\n"
+    "       convert --hf DIR --awq-search FILE.pt | --quantize rtn [-o model.bin]\n"
     "       convert --inspect FILE\n"
     "       convert --verify model.bin\n"
     "\n"
-    "Turns a checkpoint of a LLaMA, LLaMA-2 or Vicuna model into one file for ./chat.\n"
+    "Turns a checkpoint of a LLaMA, Mistral, Qwen, MPT or Falcon model into one file for ./chat.\n"
     "\n"
-    "  --hf DIR         Hugging Face folder: config.json, tokenizer.model; also the weights\n"
-    "                   (safetensors or pytorch_model*.bin; fp16, bf16 or AWQ) unless --awq\n"
+    "  --hf DIR         Hugging Face folder: config.json, tokenizer; also the weights\n"
+    "                   (safetensors or pytorch_model*.bin; fp16, bf16 or 4-bit) unless --awq\n"
     "  --awq FILE|DIR   weights: a 4-bit dump of llm-awq (.pt), or the folder that its\n"
     "                   split_ckpt.py makes of one\n"
+    "  --awq-search F   quantise 16-bit weights with the search results of llm-awq (.pt)\n"
+    "  --quantize rtn   quantise 16-bit weights by rounding to nearest\n"
+    "  --group-size N   of these: 32, 64 or 128 (default: the search results', or what suits)\n"
     "  -o, --output F   the model file (default model.bin); replaced only after success\n"
     "  --template NAME  chat template, instead of the checkpoint's own: %s\n"
     "  --name NAME      the model's name, instead of the folder's\n"
@@ -36,7 +40,7 @@ static const char main_help[] =
 
 typedef struct main_arguments {
     convert_options convert;
-    const char *inspect, *verify;
+    const char *inspect, *verify, *quantize, *group_size;
     bool quiet, help, version;
 } main_arguments;
 
@@ -122,6 +126,9 @@ static int main_parse(int argc, char **argv, main_arguments *a) {
     } values[] = {
         {"--hf", &a->convert.hf},
         {"--awq", &a->convert.awq},
+        {"--awq-search", &a->convert.search},
+        {"--quantize", &a->quantize},
+        {"--group-size", &a->group_size},
         {"-o", &a->convert.output},
         {"--output", &a->convert.output},
         {"--template", &a->convert.template_name},
@@ -154,11 +161,32 @@ static int main_parse(int argc, char **argv, main_arguments *a) {
     return MAIN_OK;
 }
 
-static int main_check(const main_arguments *a) {
+/* --awq-search, --quantize and --group-size. */
+static int main_check_quantise(main_arguments *a) {
+    convert_options *o = &a->convert;
+    if (a->quantize && strcmp(a->quantize, "rtn") != 0)
+        return main_usage("--quantize: expected rtn, not ", a->quantize);
+    o->quantise = a->quantize != NULL;
+    if (o->search && o->quantise)
+        return main_usage("--awq-search and --quantize exclude each other", "");
+    if (a->group_size && !o->search && !o->quantise)
+        return main_usage("--group-size belongs to --awq-search or --quantize", "");
+    static const struct {
+        const char *text;
+        uint32_t size;
+    } groups[] = {{"32", 32}, {"64", 64}, {"128", 128}};
+    for (size_t i = 0; i < TC_COUNT(groups) && a->group_size; i++)
+        if (strcmp(a->group_size, groups[i].text) == 0) o->group = groups[i].size;
+    if (a->group_size && !o->group)
+        return main_usage("--group-size: expected 32, 64 or 128, not ", a->group_size);
+    return MAIN_OK;
+}
+
+static int main_check(main_arguments *a) {
     char names[256];
     const convert_options *o = &a->convert;
     if (a->inspect || a->verify) {
-        if (o->hf || o->awq || o->output || (a->inspect && a->verify))
+        if (o->hf || o->awq || o->output || o->search || a->quantize || (a->inspect && a->verify))
             return main_usage("--inspect and --verify stand alone", "");
         return MAIN_OK;
     }
@@ -172,7 +200,7 @@ static int main_check(const main_arguments *a) {
                 names);
         return MAIN_USAGE;
     }
-    return MAIN_OK;
+    return main_check_quantise(a);
 }
 
 /* ---- the work ---- */

@@ -1,5 +1,7 @@
 #include "plan.h"
 
+#include "search.h"
+
 /* What a plan is made from, and which tensors of the checkpoint it has used. */
 typedef struct plan_state {
     const hf_config *config;
@@ -176,6 +178,13 @@ static int plan_matrix(plan_state *state, long layer, const family_tensor *sourc
         return tc__fail(state->err, TC_ERR_UNSUPPORTED,
                         "'%s': head_dim %u; 4-bit weights in this order need a multiple of 8",
                         tensor->part_names[0], (unsigned)m->head_dim);
+    tensor->quantise = state->p->quantise;
+    for (int i = 0; i < m->part_count && tensor->quantise; i++)
+        if (m->parts[i].kind != LAYOUT_PLAIN)
+            return tc__fail(state->err, TC_ERR_UNSUPPORTED,
+                            "layer '%s' is quantised already; --awq-search and --quantize need a "
+                            "16-bit checkpoint",
+                            tensor->part_names[i]);
     return plan_check_join(state, m);
 }
 
@@ -278,6 +287,36 @@ static void plan_drop_ones(plan_state *state, size_t per_layer) {
             p->tensors[p->count++] = p->tensors[i];
 }
 
+/* ---- quantising ---- */
+
+/* The group size must divide the columns of every matrix. Without one, the largest that does. */
+static int plan_group(plan_state *state, uint32_t group) {
+    plan *p = state->p;
+    for (p->group = group ? group : 128; p->group >= 32; p->group /= 2) {
+        const plan_tensor *unfit = NULL;
+        for (size_t i = 0; i < p->count && !unfit; i++)
+            if (p->tensors[i].quantise && p->tensors[i].matrix.columns % p->group)
+                unfit = &p->tensors[i];
+        if (!unfit) return TC_OK;
+        if (group || p->group == 32)
+            return tc__fail(state->err, TC_ERR_UNSUPPORTED,
+                            "layer '%s' has %u columns, which groups of %u do not divide%s",
+                            unfit->part_names[0], (unsigned)unfit->matrix.columns,
+                            (unsigned)p->group,
+                            p->group > 32 ? "; try a smaller --group-size" : "");
+    }
+    return TC_OK;
+}
+
+static int plan_quantising(plan_state *state, const plan_quantise *how) {
+    uint32_t group = how->group;
+    int code = TC_OK;
+    if (how->search) code = search_group(how->search, state->p, &group, state->err);
+    if (!code) code = plan_group(state, group);
+    if (!code && how->search) code = search_bind(state->config, how->search, state->p, state->err);
+    return code;
+}
+
 /* ---- what is left over ---- */
 
 static bool plan_ends(const char *name, const char *end) {
@@ -327,9 +366,11 @@ static size_t plan_length(const family_tensor *list) {
     return n;
 }
 
-int plan_make(const hf_config *config, const checkpoint *ckpt, plan *p, tc__buf *notes,
-              tc_error *err) {
+int plan_make(const hf_config *config, const checkpoint *ckpt, const plan_quantise *how, plan *p,
+              tc__buf *notes, tc_error *err) {
     memset(p, 0, sizeof *p);
+    p->quantise = how != NULL;
+    p->awq = how && how->search;
     const family *page = config->family;
     size_t per_layer = plan_length(page->layer_tensors);
     size_t most = config->layers * per_layer + plan_length(page->end_tensors) + 2;
@@ -345,6 +386,7 @@ int plan_make(const hf_config *config, const checkpoint *ckpt, plan *p, tc__buf 
     if (!code) code = plan_tensors(&state, -1, page->end_tensors);
     if (!code) code = plan_head(&state);
     if (!code) code = plan_check_rest(&state);
+    if (!code && how) code = plan_quantising(&state, how);
     if (!code) plan_drop_ones(&state, per_layer);
     free(state.used);
     if (code) plan_free(p);
