@@ -450,7 +450,10 @@ static void convert_found(convert_job *job) {
     const hf_config *c = &job->config;
     char line[1024], tokenizer[64] = "no tokenizer";
     if (job->has_tokenizer)
-        snprintf(tokenizer, sizeof tokenizer, "SentencePiece tokenizer, %u pieces",
+        snprintf(tokenizer, sizeof tokenizer, "%s tokenizer, %u pieces",
+                 !job->tokenizer.has_merges ? "SentencePiece"
+                 : job->tokenizer.bytes     ? "byte-level BPE"
+                                            : "BPE",
                  (unsigned)job->tokenizer.count);
     snprintf(line, sizeof line,
              "%s, %u layers, hidden %u, %u heads (%u KV), vocabulary %u | %s | %s | chat template "

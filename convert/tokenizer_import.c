@@ -3,7 +3,9 @@
 #include "checkpoint.h"
 #include "hf_config.h"
 #include "json.h"
-#include "src/tokenizer.h"
+#include "src/split.h"
+#include "src/vocabulary.h"
+#include "tokenizer_json.h"
 
 #define IMPORT_MAX_PIECES (1u << 21)
 
@@ -255,9 +257,8 @@ static int64_t import_lookup(const tokenizer_import *import, const tc__buf *text
     return -1;
 }
 
-/* Adds a token unless it is a control or unknown piece of that id (those are special anyway). */
-static int import_add(tokenizer_import *import, uint32_t vocab_size, int64_t id,
-                      const tc__buf *text, tc__buf *notes, tc_error *err) {
+int tokenizer_import_add(tokenizer_import *import, uint32_t vocab_size, int64_t id,
+                         const tc__buf *text, uint8_t flags, tc__buf *notes, tc_error *err) {
     uint32_t index;
     if (text->failed) return tc__fail_memory(err, "an added token", text->len);
     if (text->len == 0) return TC_OK;
@@ -268,7 +269,8 @@ static int import_add(tokenizer_import *import, uint32_t vocab_size, int64_t id,
                        text->data, (long long)id, (unsigned)vocab_size);
         return TC_OK;
     }
-    if (id < import->count &&
+    /* control and unknown pieces of SentencePiece are special anyway */
+    if (!import->has_merges && id < import->count &&
         (import->types.data[id] == TC__PIECE_CONTROL ||
          import->types.data[id] == TC__PIECE_UNKNOWN) &&
         import_find(&import->pieces, text->data, text->len, &index) && index == (uint32_t)id)
@@ -281,6 +283,7 @@ static int import_add(tokenizer_import *import, uint32_t vocab_size, int64_t id,
     uint32_t number = (uint32_t)id;
     writer_add_string(&import->added, text->data, text->len);
     tc__buf_add(&import->added_ids, &number, sizeof number);
+    tc__buf_add(&import->added_flags, &flags, sizeof flags);
     import->added_count++;
     return TC_OK;
 }
@@ -290,6 +293,20 @@ static void import_content(const json_doc *doc, const json_value *value, tc__buf
     text->len = 0;
     if (json_type(value) == JSON_OBJECT) value = json_get(doc, value, "content");
     json_string(doc, value, text);
+}
+
+/* Remarks on what SentencePiece's path does not do. */
+static void import_strips(const json_doc *doc, const json_value *token, const tc__buf *text,
+                          bool inside, tc__buf *notes) {
+    static const char *const flags[] = {"lstrip", "rstrip", "single_word"};
+    for (size_t i = 0; i < TC_COUNT(flags); i++) {
+        bool set = false;
+        if (json_bool(json_get(doc, token, flags[i]), &set) && set && inside)
+            tc__buf_printf(notes,
+                           "added token '%.80s' asks for %s, which is not implemented: text "
+                           "beside it is taken as it is\n",
+                           text->data ? text->data : "", flags[i]);
+    }
 }
 
 /* added_tokens_decoder: {"32000": {"content": "<pad>", "lstrip": false, ...}} */
@@ -306,16 +323,11 @@ static int import_decoder(const json_doc *doc, tokenizer_import *import, uint32_
         json_string(doc, item, &key);
         import_content(doc, token, &text);
         int64_t id = key.len ? strtol(key.data, NULL, 10) : -1;
-        code = import_add(import, vocab_size, id, &text, notes, err);
-        static const char *const flags[] = {"lstrip", "rstrip", "single_word"};
-        for (size_t i = 0; i < TC_COUNT(flags); i++) {
-            bool set = false;
-            if (json_bool(json_get(doc, token, flags[i]), &set) && set && id < vocab_size)
-                tc__buf_printf(notes,
-                               "added token '%.80s' asks for %s, which is not implemented: text "
-                               "beside it is taken as it is\n",
-                               text.data ? text.data : "", flags[i]);
-        }
+        bool flagged = import->has_merges && text.len;
+        uint8_t flags = flagged ? tokenizer_json_flags(doc, token, &text) : 0;
+        if (!import->bytes) flags &= (uint8_t)~TC__ADDED_NORMALIZED;
+        code = tokenizer_import_add(import, vocab_size, id, &text, flags, notes, err);
+        if (!import->has_merges) import_strips(doc, token, &text, id < vocab_size, notes);
     }
     tc__buf_free(&text);
     tc__buf_free(&key);
@@ -338,7 +350,7 @@ static int import_added_file(const char *dir, tokenizer_import *import, uint32_t
         if (json_type(root) != JSON_OBJECT || !json_int(&doc, json_member(item), &id))
             code = tc__fail(err, TC_ERR_FORMAT, "%s: expected an object of token ids", path);
         else
-            code = import_add(import, vocab_size, id, &text, notes, err);
+            code = tokenizer_import_add(import, vocab_size, id, &text, 0, notes, err);
     }
     tc__buf_free(&text);
     json_close(&doc);
@@ -348,19 +360,36 @@ static int import_added_file(const char *dir, tokenizer_import *import, uint32_t
 
 /* ---- tokenizer_config.json ---- */
 
-/* bos_token and eos_token: as text, which is looked up; null or absent leaves the model's own. */
+/* bos_token and eos_token: as text, which is looked up; null or absent leaves the model's own. They
+ * are special whether or not a tokenizer.json says so. */
 static int import_named(const json_doc *doc, const char *path, const char *key,
-                        const tokenizer_import *import, int64_t *id, tc_error *err) {
+                        tokenizer_import *import, int64_t *id, tc_error *err) {
     tc__buf text = {0};
     import_content(doc, json_get(doc, json_root(doc), key), &text);
     int64_t found = text.len ? import_lookup(import, &text) : *id;
     int code = TC_OK;
+    uint32_t index;
     if (found < 0 && text.len)
         code = tc__fail(err, TC_ERR_FORMAT, "%s: '%s' is '%.80s', which is no token", path, key,
                         text.data);
+    else if (text.len && import->has_merges &&
+             !import_find(&import->added, text.data, text.len, &index))
+        code = tokenizer_import_add(import, UINT32_MAX, found, &text, 0, NULL, err);
     *id = found;
     tc__buf_free(&text);
     return code;
+}
+
+/* Whether the configuration's add_bos_token counts for a tokenizer.json, and its default: the
+ * classes made for one family put the BOS there themselves, whatever the file says. */
+static void import_bos_class(const json_doc *doc, tokenizer_import *import) {
+    const json_value *root = json_root(doc), *name = json_get(doc, root, "tokenizer_class");
+    static const char *const llama[] = {"LlamaTokenizer", "LlamaTokenizerFast",
+                                        "CodeLlamaTokenizer", "CodeLlamaTokenizerFast"};
+    if (json_is(doc, name, "PreTrainedTokenizerFast")) return;
+    for (size_t i = 0; i < TC_COUNT(llama); i++)
+        if (json_is(doc, name, llama[i])) import->add_bos = true;
+    json_bool(json_get(doc, root, "add_bos_token"), &import->add_bos);
 }
 
 static void import_class(const json_doc *doc, const char *path, tc__buf *notes) {
@@ -384,14 +413,18 @@ static int import_config(const json_doc *doc, const char *path, tokenizer_import
     if (json_type(root) != JSON_OBJECT)
         return tc__fail(err, TC_ERR_FORMAT, "%s: not a JSON object", path);
     bool prefix = true, add_eos = false;
-    json_bool(json_get(doc, root, "add_bos_token"), &import->add_bos);
-    json_bool(json_get(doc, root, "legacy"), &import->legacy);
     json_bool(json_get(doc, root, "add_prefix_space"), &prefix);
     json_bool(json_get(doc, root, "add_eos_token"), &add_eos);
-    import->dummy_prefix = import->legacy ? import->spm_prefix : prefix;
+    if (import->has_merges) {
+        import_bos_class(doc, import);
+    } else {
+        json_bool(json_get(doc, root, "add_bos_token"), &import->add_bos);
+        json_bool(json_get(doc, root, "legacy"), &import->legacy);
+        import->dummy_prefix = import->legacy ? import->spm_prefix : prefix;
+        import_class(doc, path, notes);
+    }
     if (add_eos)
         tc__buf_printf(notes, "%s: add_eos_token is ignored: a chat template places it\n", path);
-    import_class(doc, path, notes);
     int code = import_decoder(doc, import, vocab_size, notes, err);
     if (!code) code = import_named(doc, path, "bos_token", import, &import->bos_id, err);
     if (!code) code = import_named(doc, path, "eos_token", import, &import->eos_id, err);
@@ -400,14 +433,17 @@ static int import_config(const json_doc *doc, const char *path, tokenizer_import
 
 static int import_read_config(const char *dir, tokenizer_import *import, uint32_t vocab_size,
                               tc__buf *notes, tc_error *err) {
-    import->add_bos = import->legacy = true;
-    import->dummy_prefix = import->spm_prefix;
+    if (!import->has_merges) {
+        import->add_bos = import->legacy = true;
+        import->dummy_prefix = import->spm_prefix;
+    }
     int code = import_added_file(dir, import, vocab_size, notes, err);
     char *path = code ? NULL : hf_path(dir, "tokenizer_config.json");
     if (code) return code;
     if (!path) {
-        tc__buf_printf(notes, "%s: no tokenizer_config.json; LlamaTokenizer's defaults are used\n",
-                       dir);
+        tc__buf_printf(notes, "%s: no tokenizer_config.json; %s used\n", dir,
+                       import->has_merges ? "tokenizer.json alone is"
+                                          : "LlamaTokenizer's defaults are");
         return TC_OK;
     }
     json_doc doc;
@@ -421,19 +457,16 @@ static int import_read_config(const char *dir, tokenizer_import *import, uint32_
 /* ---- the whole ---- */
 
 static int import_missing(const char *dir, tc_error *err) {
-    char *json = hf_path(dir, "tokenizer.json");
-    int code = tc__fail(err, TC_ERR_UNSUPPORTED,
-                        "%s: no tokenizer.model in this folder%s; add the model's tokenizer.model, "
-                        "or convert with --no-tokenizer for use with token ids",
-                        dir, json ? " (tokenizer.json alone is not supported yet)" : "");
-    free(json);
-    return code;
+    return tc__fail(err, TC_ERR_UNSUPPORTED,
+                    "%s: neither tokenizer.model nor tokenizer.json in this folder; add the "
+                    "model's, or convert with --no-tokenizer for use with token ids",
+                    dir);
 }
 
 /* The metadata of a tokenizer; what they point to lives here and in the tokenizer. */
 typedef struct import_metas {
-    uint32_t numbers[6];
-    tc__meta metas[16];
+    uint32_t numbers[9];
+    tc__meta metas[24];
     size_t count;
 } import_metas;
 
@@ -457,25 +490,43 @@ static void import_make_metas(const tokenizer_import *import, import_metas *m) {
         {"tokenizer.add_bos", import->add_bos},
         {"tokenizer.dummy_prefix", import->dummy_prefix},
         {"tokenizer.legacy", import->legacy},
+        {"tokenizer.nfc", import->nfc ? 1 : -1},
+        {"tokenizer.ignore_merges", import->ignore_merges ? 1 : -1},
+        {"tokenizer.single_prefix", import->single_prefix ? 1 : -1},
     };
+    const char *alphabet = import->bytes ? "bytes" : "characters";
+    const char *split = tc__split_name(import->split);
     m->count = 0;
-    import_meta_text(m, "tokenizer.type", "spm-bpe", 7);
+    import_meta_text(m, "tokenizer.type", import->has_merges ? "bpe" : "spm-bpe",
+                     import->has_merges ? 3 : 7);
     import_meta(m, "tokenizer.pieces", TC__META_STRINGS, import->count, import->pieces.data,
                 import->pieces.len);
-    import_meta(m, "tokenizer.scores", TC__META_F32, import->count, import->scores.data,
-                import->scores.len);
+    if (import->has_merges) {
+        import_meta_text(m, "tokenizer.alphabet", alphabet, strlen(alphabet));
+        import_meta_text(m, "tokenizer.split", split, strlen(split));
+        import_meta(m, "tokenizer.merges", TC__META_U32, 3 * (size_t)import->merge_count,
+                    import->merges.data, import->merges.len);
+    } else {
+        import_meta(m, "tokenizer.scores", TC__META_F32, import->count, import->scores.data,
+                    import->scores.len);
+    }
     import_meta_text(m, "tokenizer.types", import->types.data, import->types.len);
     for (size_t i = 0; i < TC_COUNT(numbers); i++) {
         m->numbers[i] = (uint32_t)numbers[i].value;
         if (numbers[i].value >= 0)
             import_meta(m, numbers[i].key, TC__META_U32, 1, &m->numbers[i], sizeof m->numbers[i]);
     }
-    import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data, import->unk_surface.len);
+    if (!import->has_merges)
+        import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data,
+                         import->unk_surface.len);
     if (!import->added_count) return;
     import_meta(m, "tokenizer.added_ids", TC__META_U32, import->added_count, import->added_ids.data,
                 import->added_ids.len);
     import_meta(m, "tokenizer.added_pieces", TC__META_STRINGS, import->added_count,
                 import->added.data, import->added.len);
+    if (import->has_merges)
+        import_meta(m, "tokenizer.added_flags", TC__META_BYTES, import->added_count,
+                    import->added_flags.data, import->added_flags.len);
 }
 
 /* Whether the engine will take it: better said now than when the model file is opened. */
@@ -495,24 +546,44 @@ static int import_try(const char *path, const tokenizer_import *import, uint32_t
     return TC_OK;
 }
 
-int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import *import,
-                          tc__buf *notes, tc_error *err) {
-    memset(import, 0, sizeof *import);
-    char *path = hf_path(dir, "tokenizer.model");
-    if (!path) return import_missing(dir, err);
+/* tokenizer.model and how many pieces it may have. */
+static int import_sentencepiece(const char *path, uint32_t vocab_size, tokenizer_import *import,
+                                tc_error *err) {
     int code = import_read_model(path, import, err);
     if (!code && import->count > vocab_size)
         code = tc__fail(err, TC_ERR_FORMAT,
                         "%s: %u pieces, but the model has %u embeddings; is it another model's "
                         "tokenizer?",
                         path, (unsigned)import->count, (unsigned)vocab_size);
+    return code;
+}
+
+/* The list of ids that tiktoken writes under the same name, beside a tokenizer.json. */
+static bool import_is_tiktoken(const char *path) {
+    tc__map map;
+    if (tc__map_open(path, &map, NULL)) return false;
+    bool found = map.size > 5 && !memcmp(map.data, "IQ== ", 5);
+    tc__map_close(&map);
+    return found;
+}
+
+int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import *import,
+                          tc__buf *notes, tc_error *err) {
+    memset(import, 0, sizeof *import);
+    char *model = hf_path(dir, "tokenizer.model"), *json = hf_path(dir, "tokenizer.json");
+    bool use_json = json && (!model || import_is_tiktoken(model));
+    const char *path = use_json ? json : model;
+    int code = !path      ? import_missing(dir, err)
+               : use_json ? tokenizer_json_read(path, vocab_size, import, notes, err)
+                          : import_sentencepiece(path, vocab_size, import, err);
     if (!code) code = import_read_config(dir, import, vocab_size, notes, err);
     if (!code && import->add_bos && import->bos_id < 0)
         code = tc__fail(err, TC_ERR_FORMAT, "%s: add_bos_token, but there is no BOS token", path);
-    if (!code && (import->added.failed || import->added_ids.failed))
+    if (!code && (import->added.failed || import->added_ids.failed || import->added_flags.failed))
         code = tc__fail_memory(err, "the added tokens", import->added.len);
     if (!code) code = import_try(path, import, vocab_size, err);
-    free(path);
+    free(model);
+    free(json);
     if (code) tokenizer_import_free(import);
     return code;
 }
@@ -523,6 +594,8 @@ void tokenizer_import_free(tokenizer_import *import) {
     tc__buf_free(&import->types);
     tc__buf_free(&import->added);
     tc__buf_free(&import->added_ids);
+    tc__buf_free(&import->added_flags);
+    tc__buf_free(&import->merges);
     tc__buf_free(&import->unk_surface);
 }
 

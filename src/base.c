@@ -258,6 +258,19 @@ size_t tc__utf8_decode(const char *s, size_t len, uint32_t *code) {
     return need;
 }
 
+bool tc__utf8_unfinished(const char *s, size_t len) {
+    uint8_t first = (uint8_t)s[0], low = 0x80, high = 0xBF; /* of the second byte */
+    size_t need = first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
+    if (len >= need) return false;
+    if (first == 0xE0) low = 0xA0;  /* below: overlong */
+    if (first == 0xED) high = 0x9F; /* above: surrogates */
+    if (first == 0xF0) low = 0x90;  /* below: overlong */
+    if (first == 0xF4) high = 0x8F; /* above: beyond U+10FFFF */
+    for (size_t i = 1; i < len; i++, low = 0x80, high = 0xBF)
+        if ((uint8_t)s[i] < low || (uint8_t)s[i] > high) return false;
+    return true;
+}
+
 size_t tc__utf8_encode(uint32_t code, char out[4]) {
     if (code < 0x80) {
         out[0] = (char)code;

@@ -124,6 +124,8 @@ TC_INTERNAL uint32_t tc__crc32(uint32_t crc, const void *bytes, size_t len);
  * point; for a malformed sequence (overlong forms, surrogates, above U+10FFFF, stray or missing
  * continuation bytes) returns 1 and *code = UINT32_MAX. */
 TC_INTERNAL size_t tc__utf8_decode(const char *s, size_t len, uint32_t *code);
+/* True if these bytes, too few for a character, may still become one. */
+TC_INTERNAL bool tc__utf8_unfinished(const char *s, size_t len);
 /* Writes the UTF-8 form of a code point (<= 0x10FFFF) to out, returns 1 to 4. */
 TC_INTERNAL size_t tc__utf8_encode(uint32_t code, char out[4]);
 

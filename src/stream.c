@@ -1,20 +1,6 @@
 /* stream - see stream.h. */
 #include "stream.h"
 
-/* True if these bytes, too few for a character, may still become one. */
-static bool stream_unfinished(const char *s, size_t len) {
-    uint8_t first = (uint8_t)s[0], low = 0x80, high = 0xBF; /* of the second byte */
-    size_t need = first < 0xC2 ? 0 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : first < 0xF5 ? 4 : 0;
-    if (len >= need) return false;
-    if (first == 0xE0) low = 0xA0;  /* below: overlong */
-    if (first == 0xED) high = 0x9F; /* above: surrogates */
-    if (first == 0xF0) low = 0x90;  /* below: overlong */
-    if (first == 0xF4) high = 0x8F; /* above: beyond U+10FFFF */
-    for (size_t i = 1; i < len; i++, low = 0x80, high = 0xBF)
-        if ((uint8_t)s[i] < low || (uint8_t)s[i] > high) return false;
-    return true;
-}
-
 /* Drops the first n bytes of what is held, after showing them. */
 static void stream_release(tc__stream *stream, size_t n, tc__buf *out) {
     if (!n) return;
@@ -58,7 +44,7 @@ static void stream_partial(tc__stream *stream, bool at_end, tc__buf *out) {
         size_t n = tc__utf8_decode(stream->partial, stream->n_partial, &code);
         if (code != UINT32_MAX)
             stream_character(stream, stream->partial, n, out);
-        else if (!at_end && stream_unfinished(stream->partial, stream->n_partial))
+        else if (!at_end && tc__utf8_unfinished(stream->partial, stream->n_partial))
             return;
         else
             stream_character(stream, "\xEF\xBF\xBD", 3, out);
