@@ -261,12 +261,13 @@ static int chat_prompt(const tc_chat *chat, size_t base, const tc__buf *user, si
         }
     }
     if (!code && ids->len == 0) code = tc__fail(err, TC_ERR_ARGUMENT, "the prompt is empty");
-    if (!code && ids->len > ctx)
-        code = tc__fail(err, TC_ERR_CONTEXT,
-                        "the prompt has %zu tokens, the context %zu; shorten the text%s or use a "
-                        "larger context",
-                        ids->len, ctx, base > *drop ? ", drop earlier turns" : "");
-    return code;
+    if (code || ids->len <= ctx) return code;
+    char text[TC__LIMIT_TEXT];
+    const char *limit = tc__context_limit(chat->session, text);
+    return tc__fail(
+        err, TC_ERR_CONTEXT, "the prompt has %zu tokens, the context %zu%s%s; shorten the text%s%s",
+        ids->len, ctx, limit ? ", " : "", limit ? limit : "",
+        base > *drop ? ", drop earlier turns" : "", limit ? "" : " or use a larger context");
 }
 
 /* ---- one reply ---- */

@@ -66,15 +66,32 @@ static int session_fail_memory(const tc_model *model, int ctx_size, size_t room,
                     session_size_text(room, available), advice);
 }
 
+static const char *session_limit(const tc_model *model, char text[TC__LIMIT_TEXT]) {
+    const unsigned window = (unsigned)model->weights.arch.sliding_window;
+    if (!window) return "the model's maximum";
+    snprintf(
+        text, TC__LIMIT_TEXT,
+        "the model's maximum: it has a sliding window of %u positions, and to forget what lies "
+        "further back is not supported",
+        window);
+    return text;
+}
+
+const char *tc__context_limit(const tc_session *session, char text[TC__LIMIT_TEXT]) {
+    const bool largest = session->ctx_size == (int)session->model->weights.arch.max_seq_len;
+    return largest ? session_limit(session->model, text) : NULL;
+}
+
 /* Turns what the caller asked for into a number of positions that should fit. */
 static int session_choose_ctx(const tc_model *model, int asked, int *ctx_size, tc_error *err) {
     int most = (int)model->weights.arch.max_seq_len;
+    char limit[TC__LIMIT_TEXT];
     size_t room = model->backend->free_bytes(model->device);
     if (asked < -1 || asked > most)
         return tc__fail(err, TC_ERR_ARGUMENT,
-                        "context size %d; expected 1 to %d (the model's maximum), 0 for that "
-                        "maximum or -1 for the default",
-                        asked, most);
+                        "context size %d; expected 1 to %d (%s), 0 for that maximum or -1 for the "
+                        "default",
+                        asked, most, session_limit(model, limit));
     if (asked >= 0) {
         *ctx_size = asked ? asked : most;
         return session_fits(model, *ctx_size, room)
@@ -133,16 +150,23 @@ tc_session_info tc_session_get_info(const tc_session *session) {
 
 /* ---- evaluating ---- */
 
+static int session_fail_context(const tc_session *session, size_t n, tc_error *err) {
+    char text[TC__LIMIT_TEXT];
+    const char *limit = tc__context_limit(session, text);
+    return tc__fail(err, TC_ERR_CONTEXT,
+                    "%zu tokens after the %zu in the context do not fit; the context has %d "
+                    "positions%s%s; truncate it%s",
+                    n, session->length, session->ctx_size, limit ? ", " : "", limit ? limit : "",
+                    limit ? "" : " or open a larger one");
+}
+
 static int session_check(const tc_session *session, const int32_t *ids, size_t n, tc_error *err) {
     int code = tc__need(session, "session", err);
     if (code) return code;
     int vocab_size = (int)session->model->weights.arch.vocab_size;
     if (n == 0 || !ids) return tc__fail(err, TC_ERR_ARGUMENT, "evaluate: no token ids given");
     if (n > (size_t)session->ctx_size - session->length)
-        return tc__fail(err, TC_ERR_CONTEXT,
-                        "%zu tokens after the %zu in the context do not fit; the context has %d "
-                        "positions; truncate it or open a larger one",
-                        n, session->length, session->ctx_size);
+        return session_fail_context(session, n, err);
     for (size_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= vocab_size)
             return tc__fail(err, TC_ERR_ARGUMENT,

@@ -58,4 +58,9 @@ TC_INTERNAL int tc__selftest_model(const tc__backend *backend, const char *path,
 /* UNSUPPORTED if the model has no tokenizer. */
 TC_INTERNAL int tc__need_tokenizer(const tc_model *model, tc_error *err);
 
+/* Why this session's context could not be larger, for messages: "the model's maximum", with the
+ * sliding window that ends it; NULL if it could. */
+#define TC__LIMIT_TEXT 160
+TC_INTERNAL const char *tc__context_limit(const tc_session *session, char text[TC__LIMIT_TEXT]);
+
 #endif /* TC_SESSION_H */
