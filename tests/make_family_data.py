@@ -9,13 +9,14 @@ the same bytes. Versions used for the committed files: Python 3.11, torch 2.15.0
 numpy 2.4.
 
 The weights are random, made by a rule that tests/random_checkpoint.h knows too, so that only the
-checkpoint's config.json and the header of its model.safetensors are stored. Element j of a tensor
-whose data begin at byte o is made of the number k, the upper 11 bits of SplitMix64's output number
-seed + o / 2 + j, less 1024 (-1024 <= k < 1024):
+checkpoint's config.json and the header of its model.safetensors are stored. The header's metadata
+name a seed. Element j of a tensor whose data begin at byte o is made of the number k, the upper 11
+bits of SplitMix64's output number seed + o / 2 + j (the first is number 0, and it is started at 0),
+less 1024 (-1024 <= k < 1024):
 
     matrices        k / 2^(9 + s), s the smallest with 4^s >= columns; tables of tokens: 4 times that
     *.bias          k / 4096
-    other vectors   1 + (k >> 2) / 1024
+    other vectors   1 + k / 4096, k rounded down to a multiple of 4 first
 
 and in bfloat16 k is rounded down to a multiple of 8 (vectors: 32) first. All of them are exact.
 
@@ -41,7 +42,7 @@ from transformers.utils import logging
 
 TOKENS = ("wte", "word_embeddings", "embed_tokens", "lm_head")  # tables of tokens
 SPREAD = 0x9E3779B97F4A7C15
-MASK = (1 << 64) - 1
+METADATA = "__metadata__"
 
 # ---- the rule ------------------------------------------------------------------------------------
 
@@ -59,16 +60,15 @@ def numbers(first, count):
 def tensor_bytes(name, entry, seed):
     shape, bf16 = entry["shape"], entry["dtype"] == "BF16"
     k = numbers(seed + entry["data_offsets"][0] // 2, math.prod(shape))
-    if bf16:
-        k &= -32 if len(shape) == 1 else -8
     if len(shape) == 2:
+        k &= -8 if bf16 else -1
         shift = 9 + next(s for s in range(32) if 4 ** s >= shape[1])
         shift -= 2 * any(x in name for x in TOKENS)
         values = np.ldexp(k.astype(np.float32), -shift)
     elif name.endswith(".bias"):
-        values = np.ldexp(k.astype(np.float32), -12)
+        values = np.ldexp((k & (-32 if bf16 else -1)).astype(np.float32), -12)
     else:
-        values = 1 + np.ldexp((k >> 2).astype(np.float32), -10)
+        values = 1 + np.ldexp((k & (-32 if bf16 else -4)).astype(np.float32), -12)
     if bf16:
         bits = values.astype("<f4").view("<u4")
         assert not (bits & 0xFFFF).any(), name
@@ -79,7 +79,7 @@ def tensor_bytes(name, entry, seed):
 
 
 def header_of(shapes, dtype):
-    header, end = {}, 0
+    header, end = {METADATA: {"format": "pt"}}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
@@ -91,15 +91,16 @@ def save_json(value, path):
     path.write_text(text + "\n")
 
 
-def save_checkpoint(folder, config, header, seed):
+def save_checkpoint(folder, config, header):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_json(config, folder / "config.json")
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(folder / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, entry in header.items():
-            file.write(tensor_bytes(name, entry, seed))
+            if name != METADATA:
+                file.write(tensor_bytes(name, entry, int(header[METADATA]["seed"])))
 
 
 # ---- the families --------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ FAMILIES = {
                      tie_word_embeddings=True, torch_dtype="bfloat16",
                      max_position_embeddings=512, eos_token_id=[2, 5, 6]), (9, 100), {
         "no scaling": {"rope_scaling": None}}),
-    "llama-linear": (llama("llama", 320, 640, 4, 4, max_position_embeddings=64,  # head size 80
+    "llama-linear": (llama("llama", 320, 640, 4, 4,  # head size 80
                            rope_scaling={"factor": 4.0, "type": "linear"}), (9, 100), {
         "no scaling": {"rope_scaling": None}}),
     "llama-dynamic": (llama("llama", 256, 512, 2, 1, head_dim=256, max_position_embeddings=64,
@@ -249,14 +250,14 @@ def slopes_of_a_mistake(mistake):
     return lambda heads, length, alibi_bias_max=8, device=None: ALIBI(heads, length, 7.9, device)
 
 
-def check_mistakes(folder, config, header, seed, sequences, right, mistakes):
+def check_mistakes(folder, config, header, sequences, right, mistakes):
     name, ids = list(sequences.items())[-1]
     for mistake, change in mistakes.items():
         wrong = json.loads(json.dumps(config))
         for key, value in change.items():
             wrong[key] = wrong[key] | value if key == "attn_config" else value
         shutil.rmtree(folder)
-        save_checkpoint(folder, wrong, header, seed)
+        save_checkpoint(folder, wrong, header)
         with mock.patch.object(modeling_mpt, "build_mpt_alibi_tensor", slopes_of_a_mistake(mistake)):
             error = relative_error(logits_of(load(folder), ids), right[name])
         print(f"    {mistake:20} {error:.1e}")
@@ -270,18 +271,19 @@ def make(name, root):
         with tempfile.TemporaryDirectory() as temporary:
             checkpoint = pathlib.Path(temporary) / "hf"
             sequences = sequences_of(config, lengths, seed)
-            save_checkpoint(checkpoint, config, header, seed)
+            header[METADATA]["seed"] = str(seed)
+            save_checkpoint(checkpoint, config, header)
             made = reference(checkpoint, sequences)
             if made is None:
                 continue
             logits, continuation = made
             print(f"{name}: seed {seed >> 32} << 32, logits {logits[f'len{lengths[0]}'].std():.2f}")
-            check_mistakes(checkpoint, config, header, seed, sequences, logits, mistakes)
+            check_mistakes(checkpoint, config, header, sequences, logits, mistakes)
         break
     folder = root / name
     (folder / "refs").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_json({"seed": seed, "header": header}, folder / "weights.json")
+    save_json(config, folder / "config.json")
+    save_json(header, folder / "header.json")
     run = {"logits": {}, "greedy": continuation}
     ids = sorted(int(x) for x in np.random.default_rng(1).choice(config["vocab_size"], 48, False))
     for sequence, values in logits.items():
@@ -303,10 +305,9 @@ def main():
     data = pathlib.Path(__file__).parent / "data" / "families"
     if sys.argv[1:2] == ["--checkpoints"]:
         for folder in sorted(data.iterdir()):
-            weights = json.loads((folder / "weights.json").read_text())
-            save_checkpoint(pathlib.Path(sys.argv[2]) / folder.name,
-                            json.loads((folder / "config.json").read_text()), weights["header"],
-                            weights["seed"])
+            config, header = (json.loads((folder / f"{x}.json").read_text())
+                              for x in ("config", "header"))
+            save_checkpoint(pathlib.Path(sys.argv[2]) / folder.name, config, header)
         return
     root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else data
     shutil.rmtree(root, ignore_errors=True)
