@@ -24,7 +24,9 @@ static bool make_checkpoint(const char *family) {
 }
 
 static void check_family(const char *family, const char *cut) {
-    static const fixture file = {".", NULL, "w16", false};
+    /* Without rounded weights or vectors the engine is as exact as fp32: GELU by tanh instead of erf
+     * is 2e-4 away. */
+    static const fixture file = {".", NULL, "w16", false, 3e-5};
     char references[PROGRAM_PATH];
     snprintf(references, sizeof references, "tests/data/families/%s", family);
     REQUIRE(make_checkpoint(family));
@@ -70,7 +72,7 @@ TEST(contexts_end_where_the_numbers_would_change) {
         {"mistral", "expected 1 to 48 (the model's maximum: it has a sliding window of 48 "},
         {"llama-dynamic", "expected 1 to 64 (the model's maximum)"},
     };
-    static const fixture file = {".", NULL, "w16", false};
+    static const fixture file = {".", NULL, "w16", false, 0};
     char path[PROGRAM_PATH + 32];
     snprintf(path, sizeof path, "%s/model.bin", folder);
     for (size_t i = 0; i < TC_COUNT(cases); i++) {
