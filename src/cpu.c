@@ -377,16 +377,27 @@ typedef struct cpu_mlp {
     tc__order order;              /* of down */
 } cpu_mlp;
 
-/* silu(v) = v / (1 + exp(-v)); gelu(v) = v / 2 (1 + erf(v / sqrt(2))); n <= TC__LANES_MAX */
-static void cpu_activate(const cpu_mlp *mlp, float *v, size_t n) {
+/* silu(v) = v / (1 + exp(-v)), for n <= TC__LANES_MAX elements. */
+static void cpu_silu(const tc__kernels *kernels, float *v, size_t n) {
     float e[TC__LANES_MAX] = {0};
-    if (mlp->arch->activation == TC__ACT_GELU) {
-        for (size_t i = 0; i < n; i++) v[i] *= 0.5f * erfcf(v[i] * -0.70710678f);
-        return;
-    }
     for (size_t i = 0; i < n; i++) e[i] = -v[i];
-    mlp->kernels->exponential(e, n, 0);
+    kernels->exponential(e, n, 0);
     for (size_t i = 0; i < n; i++) v[i] /= 1 + e[i];
+}
+
+/* gelu(v) = v / 2 (1 + erf(v / sqrt(2))) = max(v, 0) - |v| / 2 erfc(|v| / sqrt(2)), where erfc(x) is
+ * exp(-x^2) times a polynomial in t = 1 / (1 + 0.3275911 x) (Abramowitz and Stegun, 7.1.26: the
+ * error is below 1.5e-7); n <= TC__LANES_MAX. */
+static void cpu_gelu(const tc__kernels *kernels, float *v, size_t n) {
+    float e[TC__LANES_MAX] = {0};
+    for (size_t i = 0; i < n; i++) e[i] = -0.5f * v[i] * v[i];
+    kernels->exponential(e, n, 0);
+    for (size_t i = 0; i < n; i++) {
+        const float size = fabsf(v[i]), t = 1 / (1 + 0.23164189f * size);
+        const float p = (1.061405429f * t - 1.453152027f) * t + 1.421413741f;
+        const float tail = ((p * t - 0.284496736f) * t + 0.254829592f) * t * e[i];
+        v[i] = (v[i] > 0 ? v[i] : 0) - 0.5f * size * tail;
+    }
 }
 
 /* The inner activations: act(up), or act(gate) * up out of blocks of 8 rows of gate and the same 8
@@ -397,7 +408,10 @@ static void cpu_take_inner(void *user, size_t vector, size_t row, size_t rows, c
     const size_t n = gated ? rows / 2 : rows, first = gated ? row / 2 : row;
     float v[TC__BLOCK];
     memcpy(v, y, n * sizeof *v);
-    cpu_activate(mlp, v, n);
+    if (mlp->arch->activation == TC__ACT_GELU)
+        cpu_gelu(mlp->kernels, v, n);
+    else
+        cpu_silu(mlp->kernels, v, n);
     for (size_t i = 0; gated && i < n; i++) v[i] *= y[n + i];
     if (mlp->act_scales) {
         const float *scales = (const float *)mlp->act_scales->data + first;

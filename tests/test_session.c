@@ -389,6 +389,7 @@ TEST(evaluation_keeps_the_books) {
     CHECK(tc_eval(session, ids + 6, 11, &err) == TC_ERR_CONTEXT);
     CHECK_MSG(strstr(err.message, "11 ") && strstr(err.message, "6 ") && strstr(err.message, "16 "),
               "%s", err.message);
+    CHECK(strstr(err.message, "or open a larger one"));
     CHECK(tc_kv_length(session) == 6 && tc_logits(session)); /* nothing happened */
     CHECK(tc_eval(session, ids + 6, 10, &err) == TC_OK && tc_kv_length(session) == 16);
     CHECK(tc_eval(session, ids, 1, &err) == TC_ERR_CONTEXT);
@@ -403,6 +404,43 @@ TEST(evaluation_keeps_the_books) {
     CHECK(tc_kv_length(session) == 0);
     tc_session_close(session);
     tc_model_close(model);
+}
+
+/* Who has the largest context there is hears why there is no larger one. */
+TEST(a_full_context_names_what_ends_it) {
+    static const char *const reasons[] = {
+        "16 positions, the model's maximum; truncate it",
+        "16 positions, the model's maximum: it has a sliding window of 16 positions"};
+    fake_reset();
+    for (int window = 0; window <= 16; window += 16) {
+        tiny_model options = tiny_model_default();
+        tc_session_params params = {17};
+        tc_session *session;
+        tc_chat *chat;
+        tc_error err;
+        int32_t ids[17];
+        options.max_seq_len = 16;
+        options.sliding_window = window;
+        REQUIRE(tiny_model_write(&options, in_folder("window.bin")) == 0);
+        tc_model *model = fake_model(in_folder("window.bin"));
+        REQUIRE(model);
+        CHECK(tc_session_open(model, &params, &session, &err) == TC_ERR_ARGUMENT);
+        CHECK(!strstr(err.message, "sliding window of 16") == !window);
+        session = session_of(model, 0);
+        REQUIRE(session);
+        some_ids(ids, 17, 3);
+        CHECK(tc_eval(session, ids, 17, &err) == TC_ERR_CONTEXT);
+        CHECK_MSG(strstr(err.message, reasons[window > 0]), "%s", err.message);
+        CHECK(!strstr(err.message, "larger"));
+        tc_session_close(session);
+        CHECK(tc_chat_open(model, NULL, &chat, &err) == TC_OK);
+        const char *text = "12345678901234567890";
+        CHECK(tc_chat_send(chat, text, strlen(text), NULL, NULL, NULL, &err) == TC_ERR_CONTEXT);
+        CHECK_MSG(strstr(err.message, "16, the model's maximum") && !strstr(err.message, "larger"),
+                  "%s", err.message);
+        tc_chat_close(chat);
+        tc_model_close(model);
+    }
 }
 
 TEST(a_failed_evaluation_leaves_the_old_length) {
@@ -726,6 +764,7 @@ TEST_MAIN(
     RUN(detokenize_returns_the_text)
     RUN(the_default_context_is_the_smallest_of_three)
     RUN(evaluation_keeps_the_books)
+    RUN(a_full_context_names_what_ends_it)
     RUN(a_failed_evaluation_leaves_the_old_length)
     RUN(eval_all_hands_over_every_position)
     RUN(a_cancellation_is_used_up_by_the_call_it_stops)

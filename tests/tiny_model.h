@@ -19,10 +19,11 @@ typedef struct tiny_model {
     int group_size; /* 32, 64, 128: W4; 0: binary16; -1: bfloat16 */
     int hidden, intermediate, layers, heads, kv_heads, head_dim; /* multiples of the group size */
     int max_seq_len;
-    int tied;         /* 1: no head of its own */
-    int no_tokenizer; /* 1: token ids only */
-    int vocab;        /* of a model without a tokenizer; 0: TINY_VOCAB */
-    unsigned seed;    /* of the weights */
+    int sliding_window; /* 0: none */
+    int tied;           /* 1: no head of its own */
+    int no_tokenizer;   /* 1: token ids only */
+    int vocab;          /* of a model without a tokenizer; 0: TINY_VOCAB */
+    unsigned seed;      /* of the weights */
     const char *name, *template_name, *first, *first_system, *next, *reply, *system;
     const char *stop_string; /* NULL: none */
     int stop_ids[3];         /* -1 ends the list */
@@ -284,6 +285,7 @@ static tiny_meta tiny_metadata(const tiny_model *model) {
     tiny_key_u32(&meta, "arch.head_dim", model->head_dim);
     tiny_key_u32(&meta, "arch.vocab_size", tiny_vocab(model));
     tiny_key_u32(&meta, "arch.max_seq_len", model->max_seq_len);
+    if (model->sliding_window) tiny_key_u32(&meta, "arch.sliding_window", model->sliding_window);
     tiny_key_f64(&meta, "arch.norm_eps", 1e-5);
     tiny_key_f64(&meta, "arch.rope_theta", 10000);
     if (model->no_tokenizer) {
