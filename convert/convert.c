@@ -24,6 +24,7 @@ typedef struct convert_job {
     uint8_t *buffer; /* what is on its way to the file */
     size_t buffer_size;
     uint64_t bytes_done, bytes_total; /* of tensor data, for the progress */
+    uint64_t unreleased;              /* bytes of a matrix read since its pages were let go */
     uint64_t rounded_weights, rounded_scales, narrowed_weights;
 } convert_job;
 
@@ -51,6 +52,17 @@ static int convert_step(convert_job *job, size_t bytes) {
     if (o->cancel && tc__flag_get(o->cancel))
         return tc__fail(job->err, TC_ERR_CANCELLED, "cancelled; nothing was written");
     return TC_OK;
+}
+
+/* Lets go of the pages of a matrix that have been read, so that few are resident at once however
+ * large it is. Packing A and GPTQ are read by columns: their pages are all needed until the end. */
+#define CONVERT_RESIDENT (32u << 20)
+
+static void convert_relax(convert_job *job, const repack_matrix *m, size_t bytes) {
+    job->unreleased += bytes;
+    if (job->unreleased < CONVERT_RESIDENT || layout_by_columns(m->parts[0].kind)) return;
+    job->unreleased = 0;
+    for (int i = 0; i < m->part_count; i++) ckpt_release(&job->ckpt, m->parts[i].weight);
 }
 
 static int convert_room(convert_job *job, size_t bytes) {
@@ -155,6 +167,7 @@ static int convert_walk(convert_job *job, const repack_matrix *m, uint8_t *room,
         repack_locate(m, row, &part, &part_row, &count);
         if (count > convert_piece(m)) count = convert_piece(m);
         const uint8_t *rows = convert_rows(&m->parts[part], part_row, count, room);
+        convert_relax(job, m, (size_t)count * m->columns * ckpt_dtype_size(m->parts[part].dtype));
         code = visit(job, &m->parts[part], rows, (size_t)count * m->columns, user);
     }
     return code;
@@ -204,6 +217,7 @@ static int convert_packed(convert_job *job, const repack_matrix *m) {
         repack_blocks(m, block, now, job->buffer);
         code = writer_put(&job->out, job->buffer, bytes, job->err);
         if (!code) code = convert_step(job, bytes);
+        convert_relax(job, m, bytes);
     }
     for (int i = 0; i < m->part_count; i++) job->rounded_scales += m->parts[i].rounded;
     return code;
@@ -221,6 +235,7 @@ static int convert_quantised(convert_job *job, const plan_tensor *tensor) {
         code = quantise_blocks(&q, block, now, job->buffer, job->err);
         if (!code) code = writer_put(&job->out, job->buffer, now * block_bytes, job->err);
         if (!code) code = convert_step(job, now * block_bytes);
+        convert_relax(job, m, (size_t)now * TC__UNIT_ROWS * m->columns * 2);
     }
     job->narrowed_weights += q.rounded;
     quantise_close(&q);
@@ -394,7 +409,10 @@ static int convert_metadata(convert_job *job) {
 
 /* Tells when the folder's own description differs from its tensors, which are followed. */
 static void convert_cross_check(convert_job *job) {
-    static const char *const versions[] = {NULL, "gemm", "gemv", "gemv_fast"};
+    static const struct {
+        const char *method, *version;
+    } kinds[] = {{"", ""},     {"awq", "gemm"},           {"awq", "gemv"}, {"awq", "gemv_fast"},
+                 {"gptq", ""}, {"compressed-tensors", ""}};
     const hf_config *c = &job->config;
     const plan *p = &job->p;
     if (job->options->awq || !c->quant_method[0]) return;
@@ -403,15 +421,18 @@ static void convert_cross_check(convert_job *job) {
                        "config.json says that the model is quantised, but its tensors are not\n");
         return;
     }
-    const char *version = versions[p->kind];
-    bool same = !c->quant_version[0] || strcmp(c->quant_version, version) == 0 ||
-                (p->kind == LAYOUT_A && (strncmp(c->quant_version, "exllama", 7) == 0 ||
-                                         strcmp(c->quant_version, "ipex") == 0));
+    const char *method = kinds[p->kind].method, *version = kinds[p->kind].version;
+    bool same = strcmp(c->quant_method, method) == 0;
+    if (same && version[0] && c->quant_version[0])
+        same = strcmp(c->quant_version, version) == 0 ||
+               (p->kind == LAYOUT_A && (strncmp(c->quant_version, "exllama", 7) == 0 ||
+                                        strcmp(c->quant_version, "ipex") == 0));
     if (!same)
         tc__buf_printf(&job->notes,
-                       "config.json says AWQ version '%s', the tensors are packing %s ('%s'): the "
-                       "tensors are followed\n",
-                       c->quant_version, layout_letter(p->kind), version);
+                       "config.json says %s version '%s', the tensors are %s ('%s'): the tensors "
+                       "are followed\n",
+                       c->quant_method, c->quant_version, layout_name(p->kind),
+                       version[0] ? version : method);
     if (c->quant_group > 0 && c->quant_group != p->source_group && !p->mixed)
         tc__buf_printf(&job->notes,
                        "config.json says group size %lld, the tensors have %u: the tensors are "
@@ -420,9 +441,6 @@ static void convert_cross_check(convert_job *job) {
 }
 
 static void convert_describe(convert_job *job) {
-    static const char *const packings[] = {"", "A (AutoAWQ gemm, early llm-awq)",
-                                           "B (llm-awq 2023, AutoAWQ gemv)",
-                                           "C (llm-awq v2, AutoAWQ gemv_fast)"};
     convert_summary *s = job->summary;
     const plan *p = &job->p;
     char layers[128];
@@ -434,7 +452,7 @@ static void convert_describe(convert_job *job) {
         snprintf(layers, sizeof layers, "%s", ckpt_dtype_name(p->dtype));
         snprintf(s->precision, sizeof s->precision, "W16A16");
     } else {
-        snprintf(layers, sizeof layers, "AWQ packing %s, group size %u%s%s", packings[p->kind],
+        snprintf(layers, sizeof layers, "%s, group size %u%s%s", layout_title(p->kind),
                  (unsigned)p->source_group, p->mixed ? " (and others)" : "",
                  p->plain ? ", some layers 16-bit" : "");
         snprintf(s->precision, sizeof s->precision, "W4A16 g%u", (unsigned)p->group);

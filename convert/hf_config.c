@@ -282,20 +282,85 @@ static int hf_read_numbers(const hf_file *file, hf_config *config) {
 
 /* ---- quantisation ---- */
 
-/* quantization_config, or the old quant_config.json whose names end differently. */
-static void hf_read_quant(const hf_file *file, const json_value *quant, hf_config *config) {
+/* quantization_config, or the old files quant_config.json (AutoAWQ) and quantize_config.json
+ * (AutoGPTQ), whose names end differently. */
+static void hf_read_quant(const hf_file *file, const json_value *quant, const char *method,
+                          hf_config *config) {
     const json_value *bits = hf_get(file, quant, "bits"),
-                     *group = hf_get(file, quant, "group_size");
+                     *group = hf_get(file, quant, "group_size"),
+                     *version = hf_get(file, quant, "version");
     if (!bits) bits = hf_get(file, quant, "w_bit");
     if (!group) group = hf_get(file, quant, "q_group_size");
+    if (!version) version = hf_get(file, quant, "checkpoint_format");
+    if (!version) version = hf_get(file, quant, "format");
     hf_word(file, hf_get(file, quant, "quant_method"), config->quant_method,
             sizeof config->quant_method);
-    hf_word(file, hf_get(file, quant, "version"), config->quant_version,
-            sizeof config->quant_version);
+    hf_word(file, version, config->quant_version, sizeof config->quant_version);
     if (!config->quant_method[0])
-        snprintf(config->quant_method, sizeof config->quant_method, "awq");
+        snprintf(config->quant_method, sizeof config->quant_method, "%s", method);
     if (!json_int(&file->doc, bits, &config->quant_bits)) config->quant_bits = 0;
     if (!json_int(&file->doc, group, &config->quant_group)) config->quant_group = 0;
+    json_bool(hf_get(file, quant, "desc_act"), &config->quant_desc_act);
+    config->quant_zeros_whole = strcmp(config->quant_version, "gptq_v2") == 0;
+    if (hf_equals(file, hf_get(file, quant, "is_marlin_format"), 1))
+        snprintf(config->quant_version, sizeof config->quant_version, "marlin");
+}
+
+/* What one group of compressed-tensors layers has that is not supported; NULL: nothing. */
+static const char *hf_compressed_group(const hf_file *file, const json_value *group) {
+    const json_value *weights = hf_get(file, group, "weights"),
+                     *format = hf_get(file, group, "format"),
+                     *bits = hf_get(file, weights, "num_bits");
+    char type[32], strategy[32], order[32];
+    hf_word(file, hf_get(file, weights, "type"), type, sizeof type);
+    hf_word(file, hf_get(file, weights, "strategy"), strategy, sizeof strategy);
+    hf_word(file, hf_get(file, weights, "actorder"), order, sizeof order);
+    if (hf_get(file, group, "input_activations") || hf_get(file, group, "output_activations"))
+        return "quantised activations";
+    if (format && !json_is(&file->doc, format, "pack-quantized")) return "a format of its own";
+    if (type[0] && strcmp(type, "int") != 0) return "weights that are not integers";
+    if (bits && !hf_equals(file, bits, 4)) return "other than 4 bits";
+    if (strategy[0] && strcmp(strategy, "group") != 0 && strcmp(strategy, "channel") != 0)
+        return "a strategy that is neither group nor channel";
+    if (strcmp(order, "group") == 0 || strcmp(order, "dynamic") == 0)
+        return "act-order (actorder group)";
+    return NULL;
+}
+
+/* llm-compressor's quantization_config: quantised layers in groups. */
+static void hf_read_compressed(const hf_file *file, const json_value *quant, hf_config *config) {
+    const char *problem = NULL;
+    const json_value *groups = hf_get(file, quant, "config_groups");
+    if (strcmp(config->quant_version, "pack-quantized") != 0) problem = "another format";
+    if (hf_get(file, quant, "kv_cache_scheme")) problem = "a quantised KV cache";
+    for (const json_value *key = json_first(groups); key && !problem; key = json_next(groups, key))
+        problem = hf_compressed_group(file, json_member(key));
+    if (problem)
+        snprintf(config->quant_problem, sizeof config->quant_problem,
+                 "compressed-tensors (%s) with %s", config->quant_version, problem);
+}
+
+int hf_config_check_quant(const hf_config *config, const char *dir, tc_error *err) {
+    static const char *const methods[] = {"", "awq", "gptq", "compressed-tensors"};
+    bool known = false;
+    for (size_t i = 0; i < TC_COUNT(methods); i++)
+        known |= strcmp(config->quant_method, methods[i]) == 0;
+    char problem[160];
+    snprintf(problem, sizeof problem, "%s", config->quant_problem);
+    if (!known)
+        snprintf(problem, sizeof problem, "quant_method '%s'", config->quant_method);
+    else if (strncmp(config->quant_version, "marlin", 6) == 0)
+        snprintf(problem, sizeof problem, "%s in the format '%s'", config->quant_method,
+                 config->quant_version);
+    else if (config->quant_bits && config->quant_bits != 4)
+        snprintf(problem, sizeof problem, "%s of %lld bits", config->quant_method,
+                 (long long)config->quant_bits);
+    if (!problem[0]) return TC_OK;
+    return tc__fail(err, TC_ERR_UNSUPPORTED,
+                    "%s: %s is not supported; supported: 4-bit awq (gemm, gemv, gemv_fast), gptq "
+                    "without act-order, compressed-tensors pack-quantized (W4A16), or no "
+                    "quantisation",
+                    dir, problem);
 }
 
 /* ---- files ---- */
@@ -312,7 +377,9 @@ static int hf_read_config(hf_file *file, hf_config *config) {
     config->tied = config->family->tied;
     json_bool(hf_get(file, file->root, "tie_word_embeddings"), &config->tied);
     const json_value *quant = hf_get(file, file->root, "quantization_config");
-    if (quant) hf_read_quant(file, quant, config);
+    if (quant) hf_read_quant(file, quant, "awq", config);
+    if (strcmp(config->quant_method, "compressed-tensors") == 0)
+        hf_read_compressed(file, quant, config);
     tc__buf name = {0};
     json_string(&file->doc, hf_get(file, file->root, "_name_or_path"), &name);
     config->name_or_path = name.data ? name.data : tc__copy("", 0);
@@ -324,8 +391,13 @@ static int hf_read_generation(hf_file *file, hf_config *config) {
     return hf_read_stops(file, config);
 }
 
-static int hf_read_quant_file(hf_file *file, hf_config *config) {
-    if (!config->quant_method[0]) hf_read_quant(file, file->root, config);
+static int hf_read_awq_file(hf_file *file, hf_config *config) {
+    if (!config->quant_method[0]) hf_read_quant(file, file->root, "awq", config);
+    return TC_OK;
+}
+
+static int hf_read_gptq_file(hf_file *file, hf_config *config) {
+    if (!config->quant_method[0]) hf_read_quant(file, file->root, "gptq", config);
     return TC_OK;
 }
 
@@ -363,8 +435,10 @@ int hf_config_read(const char *dir, hf_config *config, tc__buf *notes, tc_error 
         code = hf_read_file(dir, "generation_config.json", false, config, notes, hf_read_generation,
                             err);
     if (!code)
+        code = hf_read_file(dir, "quant_config.json", false, config, notes, hf_read_awq_file, err);
+    if (!code)
         code =
-            hf_read_file(dir, "quant_config.json", false, config, notes, hf_read_quant_file, err);
+            hf_read_file(dir, "quantize_config.json", false, config, notes, hf_read_gptq_file, err);
     if (code) hf_config_free(config);
     return code;
 }
@@ -375,34 +449,4 @@ void hf_config_free(hf_config *config) {
     rope_free(&config->rope);
     config->name_or_path = NULL;
     config->alibi_slopes = NULL;
-}
-
-int hf_config_check_quant(const hf_config *config, const char *dir, tc_error *err) {
-    static const struct {
-        const char *method, *what;
-    } later[] = {
-        {"gptq", "GPTQ checkpoints are not supported yet"},
-        {"marlin", "Marlin checkpoints are not supported yet"},
-        {"compressed-tensors", "compressed-tensors checkpoints are not supported yet"},
-    };
-    if (!config->quant_method[0]) return TC_OK;
-    for (size_t i = 0; i < TC_COUNT(later); i++)
-        if (strcmp(config->quant_method, later[i].method) == 0)
-            return tc__fail(err, TC_ERR_UNSUPPORTED,
-                            "%s: %s; use an AWQ or a 16-bit checkpoint of the model", dir,
-                            later[i].what);
-    if (strcmp(config->quant_method, "awq") != 0)
-        return tc__fail(
-            err, TC_ERR_UNSUPPORTED,
-            "%s: quant_method '%s' is not supported; supported: awq, or no quantisation", dir,
-            config->quant_method);
-    if (strncmp(config->quant_version, "marlin", 6) == 0)
-        return tc__fail(err, TC_ERR_UNSUPPORTED,
-                        "%s: AWQ version '%s' (Marlin) is not supported yet; use a checkpoint of "
-                        "version gemm or gemv",
-                        dir, config->quant_version);
-    if (config->quant_bits && config->quant_bits != 4)
-        return tc__fail(err, TC_ERR_UNSUPPORTED, "%s: quantised to %lld bits; supported: 4", dir,
-                        (long long)config->quant_bits);
-    return TC_OK;
 }

@@ -30,6 +30,9 @@ typedef struct hf_config {
     char quant_method[32];           /* lower case; "" if config.json has no quantization_config */
     char quant_version[32];          /* lower case; "" if not given */
     int64_t quant_bits, quant_group; /* 0 if not given; group -1: whole rows */
+    bool quant_desc_act;             /* GPTQ with act-order */
+    bool quant_zeros_whole;  /* GPTQ's format gptq_v2: zero points are not stored less one */
+    char quant_problem[160]; /* what cannot be read, or "" */
 } hf_config;
 
 /* "DIR/file" if it exists as a file, else NULL; malloc'ed. */
@@ -40,9 +43,9 @@ char *hf_path(const char *dir, const char *file);
 int hf_config_read(const char *dir, hf_config *config, tc__buf *notes, tc_error *err);
 void hf_config_free(hf_config *config);
 
-/* Refuses a quantisation that the folder's own weights are said to have and that cannot be read:
- * another method than AWQ, other than 4 bits, Marlin. Not to be asked when weights come from
- * somewhere else. Errors: UNSUPPORTED. */
+/* Refuses a quantisation that the folder's own weights are said to have and that cannot be read: an
+ * unknown method, other than 4 bits, quantised activations... Not to be asked when weights come
+ * from somewhere else. Errors: UNSUPPORTED. */
 int hf_config_check_quant(const hf_config *config, const char *dir, tc_error *err);
 
 #endif /* CONVERT_HF_CONFIG_H */

@@ -105,28 +105,31 @@ static int inspect_model(const char *path, FILE *out, tc_error *err) {
 
 /* ---- checkpoints ---- */
 
-static void inspect_layer(FILE *out, const checkpoint *ckpt, const ckpt_tensor *weight) {
+/* Prints the layer if the tensor is its packed weight, whose name ends like that. */
+static bool inspect_layer(FILE *out, const checkpoint *ckpt, const ckpt_tensor *weight,
+                          const char *end, bool first) {
     char name[512];
     tc_error err;
     layout_matrix m;
-    snprintf(name, sizeof name, "%.*s", (int)(strlen(weight->name) - strlen(".qweight")),
-             weight->name);
+    size_t len = strlen(weight->name), tail = strlen(end);
+    if (len <= tail || strcmp(weight->name + len - tail, end) != 0) return false;
+    if (first) fprintf(out, "quantised layers:\n");
+    snprintf(name, sizeof name, "%.*s", (int)(len - tail), weight->name);
     if (layout_detect(ckpt, name, &m, &err))
         fprintf(out, "  %-52s %s\n", name, err.message);
     else
-        fprintf(out, "  %-52s packing %s, [%u, %u], group size %u, scales %s\n", name,
-                layout_letter(m.kind), (unsigned)m.rows, (unsigned)m.columns,
-                (unsigned)m.source_group, ckpt_dtype_name(m.dtype));
+        fprintf(out, "  %-52s %s, [%u, %u], group size %u, scales %s\n", name, layout_name(m.kind),
+                (unsigned)m.rows, (unsigned)m.columns, (unsigned)m.source_group,
+                ckpt_dtype_name(m.dtype));
+    return true;
 }
 
 static void inspect_layers(FILE *out, const checkpoint *ckpt) {
-    size_t shown = 0;
+    bool any = false;
     for (size_t i = 0; i < ckpt->count; i++) {
-        const char *name = ckpt->tensors[i].name;
-        size_t len = strlen(name);
-        if (len <= 8 || strcmp(name + len - 8, ".qweight") != 0) continue;
-        if (shown++ == 0) fprintf(out, "quantised layers:\n");
-        inspect_layer(out, ckpt, &ckpt->tensors[i]);
+        const ckpt_tensor *tensor = &ckpt->tensors[i];
+        any |= inspect_layer(out, ckpt, tensor, ".qweight", !any) ||
+               inspect_layer(out, ckpt, tensor, ".weight_packed", !any);
     }
 }
 

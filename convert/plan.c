@@ -120,7 +120,7 @@ static const char *plan_describe(const layout_matrix *m, char text[64]) {
     if (m->kind == LAYOUT_PLAIN)
         snprintf(text, 64, "%s", ckpt_dtype_name(m->dtype));
     else
-        snprintf(text, 64, "packing %s with group size %u", layout_letter(m->kind),
+        snprintf(text, 64, "%s with group size %u", layout_name(m->kind),
                  (unsigned)m->source_group);
     return text;
 }
@@ -154,6 +154,19 @@ static int plan_part_of(plan_state *state, layout_matrix *m, const char *name, s
     plan_use(state, m->weight);
     plan_use(state, m->scales);
     plan_use(state, m->zeros);
+    static const char *const others[] = {"g_idx", "weight_shape"}; /* looked at by layout_detect */
+    for (size_t i = 0; i < TC_COUNT(others); i++) {
+        char full[96];
+        snprintf(full, sizeof full, "%s.%s", name, others[i]);
+        plan_use(state, ckpt_find(state->ckpt, full));
+    }
+    if (m->kind != LAYOUT_GPTQ) return TC_OK;
+    if (state->config->quant_desc_act && !m->has_g_idx)
+        return tc__fail(state->err, TC_ERR_UNSUPPORTED,
+                        "layer '%s' is GPTQ with act-order (desc_act), and its '%s.g_idx' is "
+                        "missing; supported: GPTQ without act-order",
+                        name, name);
+    if (state->config->quant_zeros_whole) m->zero_bias = 0;
     return TC_OK;
 }
 

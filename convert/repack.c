@@ -43,7 +43,7 @@ void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *pa
 }
 
 uint32_t repack_band(const repack_matrix *m) {
-    return m->parts[0].kind == LAYOUT_A ? REPACK_BAND_A : REPACK_BAND;
+    return layout_by_columns(m->parts[0].kind) ? REPACK_BAND_A : REPACK_BAND;
 }
 
 static uint32_t repack_group(const repack_matrix *m) {
@@ -124,11 +124,11 @@ static void repack_unit(const repack_run *runs, int run_count, uint32_t group, u
     memcpy(out + 8 * group, scales, sizeof scales);
 }
 
-/* Packing A has the rows of a band side by side, so that they are read together, column by column;
+/* Packing A and GPTQ have the rows of a band side by side, so that they are read together, column by column;
  * the others have them far apart. */
 void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint8_t *out) {
     uint32_t group = repack_group(m), units = m->columns / group;
-    uint32_t together = m->parts[0].kind == LAYOUT_A ? REPACK_BAND_A : 1;
+    uint32_t together = layout_by_columns(m->parts[0].kind) ? REPACK_BAND_A : 1;
     size_t unit_bytes = TC__UNIT_BYTES(group);
     repack_run runs[REPACK_BAND_A][16];
     int run_count[REPACK_BAND_A];
