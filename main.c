@@ -4,7 +4,8 @@
  * how to use it. Only replies and results go to stdout, everything else to stderr.
  *
  * Contents: buffers - output - interrupts - flags - help - model - input - replies - commands -
- * conversation - tokens and logits - benchmark - self-test - doctor - main.
+ * conversation - tokens and logits - benchmark - self-test - kernels - doctor -
+ * main.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64
@@ -49,6 +50,7 @@ static const struct {
  * of flags stores into them by offset. */
 typedef struct options {
     const char *model, *device, *prompt, *file, *system, *template_name, *ids, *logits;
+    const char *kernels, *export_kernels;
     const char *precision; /* NULL: not given */
     const char **stop;     /* NULL-terminated */
     size_t n_stop;
@@ -342,6 +344,8 @@ static const flag flags[] = {
         "fits into memory]"),
     INT("-t --threads", NULL, threads, 0, 512, "CPU threads; 0 = one per processor"),
     STRING("--device", "NAME", device, "auto, cpu, cuda or cuda:N"),
+    STRING("--kernels", "FILE", kernels,
+           "take the GPU's kernels from FILE, made by --export-kernels; needs no NVRTC"),
 
     SECTION("Conversation"),
     STRING("-p --prompt", "TEXT", prompt, "answer TEXT once; - reads stdin"),
@@ -395,11 +399,14 @@ static const flag flags[] = {
     ON("--bench", bench,
        "measure memory bandwidth, decode and prefill; of a model file, or of random weights in the "
        "shape of:"),
-    STRING("--precision", "NAME", precision, "with --bench SHAPE: w4a16 or w16a16 [w4a16]"),
+    STRING("--precision", "NAME", precision, "of a shape: w4a16 or w16a16 [w4a16]"),
     INT("--group-size", NULL, group_size, 32, 128, "with --bench SHAPE: 32, 64 or 128 [128]"),
     ON("--json", json, "with --bench: print JSON"),
     ON("--selftest", selftest,
        "compare the GPU with the CPU: all kernels with small random models, or MODEL if there is one"),
+    STRING("--export-kernels", "FILE", export_kernels,
+           "write the kernels for MODEL on this GPU to FILE, for machines of the same kind without "
+           "NVRTC"),
     ON("--doctor", doctor, "what this machine has: driver, GPUs, NVRTC, cache, CPU; no MODEL"),
     ON("-h --help", help, "print this"),
     ON("--version", version, "print the version"),
@@ -515,15 +522,17 @@ static int parse_arguments(app *a, int argc, char **argv) {
 /* Flags that do not go together. */
 static int check_options(app *a) {
     options *o = &a->opt;
-    for (int i = 0; o->bench && o->model && tc_shape_name(i); i++)
+    for (int i = 0; (o->bench || o->export_kernels) && o->model && tc_shape_name(i); i++)
         o->shape = o->shape || strcmp(o->model, tc_shape_name(i)) == 0;
-    int tools = o->tokenize + o->detokenize + o->bench + o->selftest + (o->ids || o->logits);
+    int tools = o->tokenize + o->detokenize + o->bench + o->selftest + (o->ids || o->logits) +
+                (o->export_kernels != NULL);
     if (o->doctor && (o->model || tools))
         return tell(a, USAGE, "--doctor looks at the machine only: no model, no other tool");
     if (o->doctor) return GO_ON;
     if (!o->model && !o->selftest) return tell(a, USAGE, "no model file given; --help explains");
     if (tools > 1)
-        return tell(a, USAGE, "choose one of --tokenize, --detokenize, --ids, --bench, --selftest");
+        return tell(a, USAGE, "choose one of --tokenize, --detokenize, --ids, --bench, --selftest, "
+                              "--export-kernels");
     if (!o->ids != !o->logits) return tell(a, USAGE, "--ids and --logits need each other");
     if (o->prompt && o->file) return tell(a, USAGE, "choose one of -p and -f");
     if (tools && (o->prompt || o->file || o->conversation))
@@ -531,7 +540,9 @@ static int check_options(app *a) {
     if (o->special && !o->tokenize) return tell(a, USAGE, "--special belongs to --tokenize");
     if (o->json && !o->bench) return tell(a, USAGE, "--json belongs to --bench");
     if ((o->precision || o->group_size) && !o->shape)
-        return tell(a, USAGE, "--precision and --group-size belong to --bench with a shape's name");
+        return tell(a, USAGE, "--precision and --group-size belong to the name of a shape");
+    if (o->kernels && o->selftest && !o->model)
+        return tell(a, USAGE, "--kernels is for a model, not for the self-test without one");
     return GO_ON;
 }
 
@@ -647,8 +658,10 @@ static int open_model(app *a) {
     tc_model_params params = tc_model_default_params();
     /* turning text into ids needs no GPU, and must not say that there is none */
     bool text_only = a->opt.tokenize || a->opt.detokenize;
-    params.device = text_only && strcmp(a->opt.device, "auto") == 0 ? "cpu" : a->opt.device;
+    const char *automatic = text_only ? "cpu" : a->opt.export_kernels ? "cuda" : "auto";
+    params.device = strcmp(a->opt.device, "auto") == 0 ? automatic : a->opt.device;
     params.threads = a->opt.threads;
+    params.kernels = a->opt.kernels;
     params.progress = on_progress;
     params.log = on_log;
     params.user = a;
@@ -1523,6 +1536,7 @@ static int selftest(app *a) {
     double start = tc_seconds();
     params.device = a->opt.device;
     params.threads = a->opt.threads;
+    params.kernels = a->opt.kernels;
     params.progress = on_progress;
     params.user = a;
     int rc = tc_selftest(a->opt.model, &params, on_row, &state, &err);
@@ -1536,6 +1550,16 @@ static int selftest(app *a) {
     put_text(a, line.data, line.len);
     free(line.data);
     return state.wrong ? FAILED : DONE;
+}
+
+/* ---- kernels --------------------------------------------------------------------------------- */
+
+static int export_kernels(app *a) {
+    tc_error err;
+    if (tc_model_export_kernels(a->model, a->opt.export_kernels, &err)) return fail_error(a, &err);
+    tell(a, NOTE, "[the kernels for %s on %s are in %s]", a->info.name, a->info.device,
+         a->opt.export_kernels);
+    return GO_ON;
 }
 
 /* ---- doctor ---------------------------------------------------------------------------------- */
@@ -1561,11 +1585,12 @@ static int run(app *a, int argc, char **argv) {
     if (rc != GO_ON) return rc;
     if (a->opt.doctor) return doctor(a);
     if (a->opt.selftest) return selftest(a);
-    int (*tool)(app *) = a->opt.tokenize     ? tokenize
-                         : a->opt.detokenize ? detokenize
-                         : a->opt.ids        ? write_logits
-                         : a->opt.bench      ? bench
-                                             : NULL;
+    int (*tool)(app *) = a->opt.tokenize         ? tokenize
+                         : a->opt.detokenize     ? detokenize
+                         : a->opt.ids            ? write_logits
+                         : a->opt.bench          ? bench
+                         : a->opt.export_kernels ? export_kernels
+                                                 : NULL;
     if (!tool) return chat(a);
     rc = open_model(a);
     return rc == GO_ON ? tool(a) : rc;

@@ -98,6 +98,9 @@ typedef struct tc_model_params {
     /* Remarks that are not errors, one line each without a newline. NULL = none wanted. */
     void (*log)(void *user, const char *line);
     void *user; /* handed to both callbacks */
+    /* A file that tc_model_export_kernels wrote: the GPU's kernels come from there, and neither the
+     * cache nor NVRTC is looked at. NULL = none. */
+    const char *kernels;
 } tc_model_params;
 
 /* The defaults given above. Always start from this: later versions add fields. */
@@ -135,6 +138,12 @@ typedef struct tc_model_info {
 } tc_model_info;
 
 TC_API tc_model_info tc_model_get_info(const tc_model *model);
+
+/* Writes the kernels that were compiled for this model's sizes and its GPU to a file, for machines
+ * of the same kind that lack NVRTC (tc_model_params.kernels). They serve every model of these sizes
+ * and every driver that can run them, with this version of the library.
+ * Errors: IO, UNSUPPORTED (the model is on the CPU), DEVICE, MEMORY. */
+TC_API int tc_model_export_kernels(const tc_model *model, const char *path, tc_error *err);
 
 /* Compares every tensor's bytes with its checksum; reads the whole file once.
  * Errors: FORMAT (names the first bad tensor), CANCELLED (by `progress`, which may be NULL),

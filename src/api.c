@@ -28,7 +28,7 @@ double tc_seconds(void) {
 /* ---- opening a model ---- */
 
 tc_model_params tc_model_default_params(void) {
-    tc_model_params params = {"auto", 0, NULL, NULL, NULL};
+    tc_model_params params = {"auto", 0, NULL, NULL, NULL, NULL};
     return params;
 }
 
@@ -281,6 +281,18 @@ int tc_model_verify(const tc_model *model,
                             (unsigned)tensor->crc);
     }
     return tc__ok(err);
+}
+
+int tc_model_export_kernels(const tc_model *model, const char *path, tc_error *err) {
+    int code = tc__need(model && path, model ? "path" : "model", err);
+    if (code) return code;
+    if (!model->backend->export_kernels)
+        return tc__fail(err, TC_ERR_UNSUPPORTED,
+                        "the model is on the %s, where nothing is compiled: there are no kernels to "
+                        "export; use --device cuda",
+                        model->backend->name(model->device));
+    code = model->backend->export_kernels(model->device, path, err);
+    return code ? code : tc__ok(err);
 }
 
 int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_per_second,

@@ -47,6 +47,9 @@ typedef struct tc__backend {
     /* Median bytes per second of a plain read loop over `bytes` of the device's memory. */
     int (*read_bandwidth)(tc__device *device, size_t bytes, double *bytes_per_second,
                           tc_error *err);
+    /* Writes the kernels compiled for this model to a file (tc_model_params.kernels); NULL where
+     * nothing is compiled. */
+    int (*export_kernels)(tc__device *device, const char *path, tc_error *err);
 } tc__backend;
 
 /* Each backend casts the two handles to types of its own. */

@@ -721,6 +721,7 @@ const tc__backend *tc__cpu_backend(void) {
                                         cpu_eval,
                                         cpu_logits,
                                         cpu_sample,
-                                        cpu_read_bandwidth};
+                                        cpu_read_bandwidth,
+                                        NULL};
     return &backend;
 }

@@ -242,36 +242,81 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     return code;
 }
 
-static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_error *err) {
+/* The model's programs: their sources, and the images that come of them. */
+typedef struct cuda_programs {
+    tc__buf texts[CUDA_PROGRAMS];
+    tc__jit_program programs[CUDA_PROGRAMS];
+} cuda_programs;
+
+static void cuda_free_programs(cuda_programs *all) {
+    for (int i = 0; i < CUDA_PROGRAMS; i++) {
+        tc__buf_free(&all->programs[i].image);
+        tc__buf_free(&all->texts[i]);
+    }
+}
+
+static int cuda_write_programs(const cuda_device *device, cuda_programs *all, tc_error *err) {
     static const struct {
         const char *name;
         void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
     } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode},
                                 {"prefill", tc__write_prefill},
                                 {"wide", tc__write_prefill_wide}};
-    tc__buf texts[CUDA_PROGRAMS];
-    tc__jit_program programs[CUDA_PROGRAMS];
-    memset(texts, 0, sizeof texts);
-    memset(programs, 0, sizeof programs);
-    if (params->progress && params->progress(params->user, 0, "preparing the GPU's kernels"))
-        return tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels");
     int code = TC_OK;
+    memset(all, 0, sizeof *all);
     for (int i = 0; i < CUDA_PROGRAMS; i++) {
-        writers[i].write(device->weights, &device->kinds, device->sm_count, &texts[i]);
-        programs[i].name = writers[i].name;
-        programs[i].text = texts[i].data;
-        if (texts[i].failed) code = tc__fail_memory(err, "kernel sources", texts[i].len);
+        writers[i].write(device->weights, &device->kinds, device->sm_count, &all->texts[i]);
+        all->programs[i].name = writers[i].name;
+        all->programs[i].text = all->texts[i].data;
+        if (all->texts[i].failed) code = tc__fail_memory(err, "kernel sources", all->texts[i].len);
     }
-    if (!code) code = tc__jit(programs, CUDA_PROGRAMS, &device->target, err);
+    return code;
+}
+
+/* Whose kernels these are, for people who carry them to another machine. */
+static void cuda_describe_kernels(const cuda_device *device, char *text, size_t size) {
+    const tc__arch *arch = &device->weights->arch;
+    char precision[48];
+    tc__precision_name(device->weights, precision, sizeof precision);
+    snprintf(text, size, "tinychat %s, %s_%d%s with %d SMs, %s, hidden size %u, MLP %u, %u/%u heads",
+             TC_VERSION, device->target.as_ptx ? "compute" : "sm", device->target.arch,
+             device->target.specific ? "a" : "", device->sm_count, precision,
+             (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size, (unsigned)arch->heads,
+             (unsigned)arch->kv_heads);
+}
+
+static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    cuda_programs all;
+    char what[240];
+    if (params->progress && params->progress(params->user, 0, "preparing kernels"))
+        return tc__fail(err, TC_ERR_CANCELLED, "cancelled while preparing kernels");
+    int code = cuda_write_programs(device, &all, err);
+    cuda_describe_kernels(device, what, sizeof what);
+    if (!code)
+        code = params->kernels
+                   ? tc__jit_import(params->kernels, what, all.programs, CUDA_PROGRAMS,
+                                    &device->target, err)
+                   : tc__jit(all.programs, CUDA_PROGRAMS, &device->target, params, err);
     for (int i = 0; i < CUDA_PROGRAMS && !code; i++)
         code = tc__cu_check(&device->cu,
-                            device->cu.module_load(&device->modules[i], programs[i].image.data),
+                            device->cu.module_load(&device->modules[i], all.programs[i].image.data),
                             "loading kernels", err);
-    for (int i = 0; i < CUDA_PROGRAMS; i++) {
-        tc__buf_free(&programs[i].image);
-        tc__buf_free(&texts[i]);
-    }
+    cuda_free_programs(&all);
     return code ? code : cuda_load_kernels(device, err);
+}
+
+/* Out of the cache, or compiled once more. */
+static int cuda_export_kernels(tc__device *handle, const char *path, tc_error *err) {
+    const cuda_device *device = (const cuda_device *)handle;
+    cuda_programs all;
+    char what[240];
+    int code = cuda_write_programs(device, &all, err);
+    cuda_describe_kernels(device, what, sizeof what);
+    if (!code) code = tc__jit(all.programs, CUDA_PROGRAMS, &device->target, NULL, err);
+    if (!code)
+        code = tc__jit_export(path, what, all.programs, CUDA_PROGRAMS, &device->target, err);
+    cuda_free_programs(&all);
+    return code;
 }
 
 /* ---- launches ---- */
@@ -972,7 +1017,7 @@ const tc__backend *tc__cuda_backend(void) {
     static const tc__backend backend = {
         cuda_open,      cuda_close,       cuda_name, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
         cuda_cache_open, cuda_cache_close, cuda_eval, cuda_logits,   cuda_sample,
-        cuda_read_bandwidth,
+        cuda_read_bandwidth, cuda_export_kernels,
     };
     return &backend;
 }

@@ -242,7 +242,8 @@ static int jit_fit(jit_job *job, tc_error *err) {
     return TC_OK;
 }
 
-static int jit_compile_missing(jit_job *jobs, size_t n, uint32_t *version, tc_error *err) {
+static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *progress,
+                               uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
     int code = tc__nvrtc_open(&nvrtc, err);
     if (code) return code;
@@ -261,13 +262,17 @@ static int jit_compile_missing(jit_job *jobs, size_t n, uint32_t *version, tc_er
             code = jobs[i].program->error.code;
             if (err) *err = jobs[i].program->error;
         }
+        if (!code && progress && progress->progress &&
+            progress->progress(progress->user, (i + 1.0) / (double)n, "compiling kernels"))
+            code = tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels");
         jobs[i].nvrtc = NULL;
     }
     tc__nvrtc_close(&nvrtc);
     return code;
 }
 
-int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target, tc_error *err) {
+int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
+            const tc_model_params *progress, tc_error *err) {
     jit_sources sources;
     jit_job jobs[JIT_MAX_FILES] = {{0}};
     uint64_t keys[JIT_MAX_FILES][2];
@@ -289,11 +294,133 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target, t
     }
     if (missing) {
         uint32_t version = 0;
-        code = jit_compile_missing(jobs, n, &version, err);
+        code = jit_compile_missing(jobs, n, progress, &version, err);
         if (!code && folder[0]) jit_make_folders(folder);
         for (size_t i = 0; i < n && !code && folder[0]; i++)
             if (!programs[i].cached) jit_cache_write(paths[i], keys[i], &programs[i].image, version);
     }
     jit_free_sources(&sources);
+    return code;
+}
+
+/* ---- carried in a file ---- */
+
+#define JIT_BUNDLE_MAGIC "TCKERN01"
+
+typedef struct jit_bundle { /* before the rest of the file */
+    char magic[8];
+    char what[240]; /* NUL-terminated */
+    uint32_t crc;   /* of what follows */
+    uint32_t count; /* of the programs */
+    uint64_t size;  /* of the rest */
+} jit_bundle;
+
+typedef struct jit_carried { /* `count` of them; their images follow behind the last */
+    uint64_t key[2], size;
+} jit_carried;
+
+static uint32_t jit_bundle_crc(const jit_bundle *head, const void *rest, size_t size) {
+    return tc__crc32(tc__crc32(0, &head->count, sizeof head->count), rest, size);
+}
+
+/* Of a program for any driver: the file may go to a machine with another one. */
+static void jit_carried_key(uint64_t key[2], const tc__jit_program *program,
+                            const tc__jit_target *target, const jit_sources *sources) {
+    tc__jit_target any = *target;
+    any.driver = 0;
+    jit_key(key, program, &any, sources);
+}
+
+int tc__jit_export(const char *path, const char *what, const tc__jit_program *programs, size_t n,
+                   const tc__jit_target *target, tc_error *err) {
+    jit_bundle head;
+    jit_sources sources;
+    tc__replace file;
+    tc__buf rest = {NULL, 0, 0, false};
+    int code = jit_read_sources(&sources, err);
+    if (code) return code;
+    for (size_t i = 0; i < n; i++) {
+        jit_carried entry = {{0, 0}, programs[i].image.len};
+        jit_carried_key(entry.key, &programs[i], target, &sources);
+        tc__buf_add(&rest, &entry, sizeof entry);
+    }
+    for (size_t i = 0; i < n; i++) tc__buf_add(&rest, programs[i].image.data, programs[i].image.len);
+    jit_free_sources(&sources);
+    memset(&head, 0, sizeof head);
+    memcpy(head.magic, JIT_BUNDLE_MAGIC, sizeof head.magic);
+    snprintf(head.what, sizeof head.what, "%s", what);
+    head.count = (uint32_t)n;
+    head.size = rest.len;
+    if (rest.failed) return tc__fail_memory(err, "compiled kernels", rest.len);
+    head.crc = jit_bundle_crc(&head, rest.data, rest.len);
+    code = tc__replace_open(&file, path, err);
+    if (!code) {
+        fwrite(&head, sizeof head, 1, file.file); /* the commit looks whether all went well */
+        fwrite(rest.data, rest.len, 1, file.file);
+        code = tc__replace_commit(&file, err);
+    }
+    tc__buf_free(&rest);
+    return code;
+}
+
+/* The header, after all of the file was checked. */
+static int jit_bundle_check(const tc__map *map, const char *path, jit_bundle *head, tc_error *err) {
+    if (map->size >= sizeof *head) memcpy(head, map->data, sizeof *head);
+    if (map->size < sizeof *head || memcmp(head->magic, JIT_BUNDLE_MAGIC, sizeof head->magic))
+        return tc__fail(err, TC_ERR_FORMAT,
+                        "%s: not a file of compiled kernels; chat --export-kernels writes one",
+                        path);
+    const uint8_t *rest = map->data + sizeof *head;
+    bool whole = head->size == map->size - sizeof *head && head->count <= JIT_MAX_FILES &&
+                 head->count * sizeof(jit_carried) <= head->size &&
+                 head->crc == jit_bundle_crc(head, rest, (size_t)head->size) &&
+                 !head->what[sizeof head->what - 1];
+    if (!whole)
+        return tc__fail(err, TC_ERR_FORMAT,
+                        "%s: the file of compiled kernels is damaged; copy or export it again", path);
+    return TC_OK;
+}
+
+/* The image with this key; NULL if the file has none. */
+static const uint8_t *jit_bundle_find(const tc__map *map, const jit_bundle *head,
+                                      const uint64_t key[2], size_t *size) {
+    const uint8_t *entries = map->data + sizeof *head;
+    size_t at = sizeof *head + head->count * sizeof(jit_carried);
+    for (uint32_t i = 0; i < head->count; i++) {
+        jit_carried entry;
+        memcpy(&entry, entries + i * sizeof entry, sizeof entry);
+        if (entry.size > map->size - at) return NULL;
+        *size = (size_t)entry.size;
+        if (entry.key[0] == key[0] && entry.key[1] == key[1]) return map->data + at;
+        at += (size_t)entry.size;
+    }
+    return NULL;
+}
+
+int tc__jit_import(const char *path, const char *what, tc__jit_program *programs, size_t n,
+                   const tc__jit_target *target, tc_error *err) {
+    jit_bundle head;
+    jit_sources sources;
+    tc__map map;
+    int code = tc__map_open(path, &map, err);
+    if (code) return code;
+    code = jit_bundle_check(&map, path, &head, err);
+    if (!code) code = jit_read_sources(&sources, err);
+    for (size_t i = 0; i < n && !code; i++) {
+        uint64_t key[2];
+        size_t size = 0;
+        jit_carried_key(key, &programs[i], target, &sources);
+        const uint8_t *image = jit_bundle_find(&map, &head, key, &size);
+        if (image) tc__buf_add(&programs[i].image, image, size);
+        if (!image)
+            code = tc__fail(err, TC_ERR_UNSUPPORTED,
+                            "%s holds kernels for %s; needed are those for %s; export them anew",
+                            path, head.what, what);
+        else if (programs[i].image.failed)
+            code = tc__fail_memory(err, "compiled kernels", size);
+        programs[i].cached = image != NULL;
+        if (i + 1 == n || code) jit_free_sources(&sources);
+    }
+    tc__map_close(&map);
     return code;
 }

@@ -1,5 +1,5 @@
 /* jit - from CUDA source to a loadable image: compiled once per GPU architecture and model shape,
- * kept in a cache on disk.
+ * kept in a cache on disk, or carried in a file to machines without a compiler.
  *
  * The cache is a convenience that is never trusted and never needed: an entry carries its key and a
  * checksum, anything that does not fit is compiled anew, and a folder that cannot be written only
@@ -27,10 +27,21 @@ typedef struct tc__jit_program {
     tc_error error;   /* out */
 } tc__jit_program;
 
-/* Compiles n programs, those that the cache lacks side by side. Errors: DEVICE (NVRTC missing or the
- * compiler's first complaint, with file and line), MEMORY. */
+/* Compiles n programs, those that the cache lacks side by side. `progress` (NULL: none): whose
+ * callback is told of each and may cancel. Errors: DEVICE (NVRTC missing or the compiler's first
+ * complaint, with file and line), MEMORY, CANCELLED. */
 TC_INTERNAL int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
-                        tc_error *err);
+                        const tc_model_params *progress, tc_error *err);
+
+/* Kernels carried in a file to a machine without NVRTC. `what` tells people whose they are: version,
+ * architecture, model. They fit the same sources, sizes and architecture, under any driver.
+ * tc__jit_export writes the programs' images (tc__jit has made them). Errors: IO, MEMORY. */
+TC_INTERNAL int tc__jit_export(const char *path, const char *what, const tc__jit_program *programs,
+                               size_t n, const tc__jit_target *target, tc_error *err);
+/* tc__jit_import takes all images from the file. Errors: IO, FORMAT (no such file, damaged),
+ * UNSUPPORTED (for another machine, model or version), MEMORY. */
+TC_INTERNAL int tc__jit_import(const char *path, const char *what, tc__jit_program *programs,
+                               size_t n, const tc__jit_target *target, tc_error *err);
 
 /* The cache's folder into path: TINYCHAT_CACHE, $XDG_CACHE_HOME/tinychat or ~/.cache/tinychat; ""
  * if there is none. */

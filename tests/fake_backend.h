@@ -165,7 +165,8 @@ static int fake_sample(tc__cache *cache, const tc_sampling *sampling, const int3
 
 static const tc__backend fake_backend = {
     fake_open,       fake_close,       fake_name, fake_kv_bytes, fake_workspace, fake_free,
-    fake_cache_open, fake_cache_close, fake_eval, fake_logits,   fake_sample,    fake_bandwidth};
+    fake_cache_open, fake_cache_close, fake_eval, fake_logits,   fake_sample,    fake_bandwidth,
+    NULL};
 
 /* A model file on this backend; NULL (and a message) if it cannot be opened. */
 static inline tc_model *fake_model(const char *path) {

@@ -496,6 +496,9 @@ TEST(help_is_complete_and_fits_80_columns) {
                                         "--logits",
                                         "--bench",
                                         "--json",
+                                        "--selftest",
+                                        "--export-kernels",
+                                        "--kernels",
                                         "--doctor",
                                         "--precision",
                                         "--group-size",
@@ -568,7 +571,11 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "-p", "x", "--file=y"}, "choose one of -p and -f"},
         {{"M", "--ids", "x"}, "--ids and --logits need each other"},
         {{"M", "--json"}, "--json belongs to --bench"},
-        {{"tiny", "--precision", "w4a16"}, "belong to --bench"},
+        {{"tiny", "--precision", "w4a16"}, "belong to the name of a shape"},
+        {{"M", "--selftest", "--bench"}, "choose one of"},
+        {{"--selftest", "--kernels", "x"}, "--kernels is for a model"},
+        {{"--selftest", "--device", "cpu"}, "compares a GPU with the CPU"},
+        {{"M", "--export-kernels", "x", "-p", "h"}, "not for the tools"},
         {{"M", "--bench", "--group-size", "16"},
          "--group-size: expected a whole number from 32 to"},
         {{"M", "--special"}, "--special belongs to --tokenize"},
@@ -595,6 +602,12 @@ TEST(exit_codes_say_what_failed) {
     RUNS(ARGS(in_folder("bad.bin"), "-p", "h"), 3, "", "bad.bin");
     RUNS(ARGS(model_path, "-p", "h", "--device", "cuda"), 4, "", "cuda");
     RUNS(ARGS(model_path, "-p", "h", "--device=cuda:1"), 4, "", "cuda:1");
+    RUNS(ARGS("--selftest"), 4, "", "driver");
+    RUNS(ARGS(model_path, "--selftest"), 4, "", "driver");
+    RUNS(ARGS(model_path, "--export-kernels", in_folder("kernels")), 4, "", "cuda");
+    CHECK(access(in_folder("kernels"), F_OK) != 0);
+    RUNS(ARGS(model_path, "--export-kernels", in_folder("kernels"), "--device", "cpu"), 3, "",
+         "nothing is compiled");
     RUNS(ARGS(model_path, "-p", "h", "--device", "cpu"), 0, "Hello there.\n", ANY);
     RUNS(ARGS(model_path, "-f", in_folder("no-prompt")), 1, "", "no-prompt");
     RUNS(ARGS(model_path, "-p", "a prompt that is far too long h", "-c", "16"), 1, "", "16");
@@ -1128,7 +1141,7 @@ TEST(the_benchmark_knows_shapes) {
     RUNS(ARGS("--bench", "tiny", "--precision", "w8a8", "--device", "cpu"), 2, "", "'w8a8'");
     RUNS(ARGS("--bench", "tiny", "--precision", "w16a16", "--group-size", "64"), 2, "",
          "group size 64 with precision w16a16");
-    RUNS(ARGS(model_path, "--bench", "--group-size", "64"), 2, "", "a shape's name");
+    RUNS(ARGS(model_path, "--bench", "--group-size", "64"), 2, "", "the name of a shape");
 }
 
 TEST(the_doctor_looks_at_the_machine) {

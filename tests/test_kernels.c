@@ -455,7 +455,7 @@ static int jit_once(const char *text, const tc__jit_target *target, bool nvrtc, 
     program.name = "test";
     program.text = text;
     if (!nvrtc) setenv("TINYCHAT_NVRTC", "/nonexistent/libnvrtc.so", 1);
-    int code = tc__jit(&program, 1, target, err);
+    int code = tc__jit(&program, 1, target, NULL, err);
     if (!nvrtc && kept)
         setenv("TINYCHAT_NVRTC", kept, 1);
     else if (!nvrtc)
@@ -555,6 +555,68 @@ TEST(the_target_of_one_architecture_is_apart) {
           (plain.len != specific.len || memcmp(plain.data, specific.data, plain.len)));
     tc__buf_free(&plain);
     tc__buf_free(&specific);
+    place_close(&p);
+}
+
+/* What came out of tc__jit_import is what went into tc__jit_export, or a reason is given. */
+static void check_import(const char *path, const char *text, const tc__jit_target *target,
+                         int expected, const char *words, const tc__buf *image) {
+    tc__jit_program program;
+    tc_error err = {0, ""};
+    memset(&program, 0, sizeof program);
+    program.name = "test", program.text = text;
+    int code = tc__jit_import(path, "another world", &program, 1, target, &err);
+    CHECK_MSG(code == expected, "%d: %s", code, err.message);
+    CHECK_MSG(!code || strstr(err.message, words), "%s", err.message);
+    CHECK(code || !image || (program.image.len == image->len &&
+                   !memcmp(program.image.data, image->data, image->len)));
+    tc__buf_free(&program.image);
+}
+
+TEST(kernels_can_be_carried_to_another_machine) {
+    static const char other_text[] = "extern \"C\" __global__ void g() {}\n";
+    tc__jit_target target = jit_target, other = jit_target;
+    tc__jit_program programs[2];
+    char path[2 * PROGRAM_PATH];
+    tc__buf bytes = {0};
+    tc__map map;
+    tc_error err;
+    place p;
+    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
+    REQUIRE(place_open(&p));
+    memset(programs, 0, sizeof programs);
+    programs[0].name = programs[1].name = "test";
+    programs[0].text = jit_text, programs[1].text = other_text;
+    REQUIRE(tc__jit(programs, 2, &target, NULL, &err) == TC_OK);
+    snprintf(path, sizeof path, "%s/kernels", p.folder);
+    CHECK(tc__jit_export(path, "this world", programs, 2, &target, &err) == TC_OK);
+    unsetenv("TINYCHAT_CACHE");
+    setenv("TINYCHAT_NVRTC", "/nonexistent/libnvrtc.so", 1);
+    target.driver = 12080; /* another driver may take them */
+    check_import(path, jit_text, &target, TC_OK, "", &programs[0].image);
+    check_import(path, other_text, &target, TC_OK, "", &programs[1].image);
+    other.arch = 86;
+    check_import(path, jit_text, &other, TC_ERR_UNSUPPORTED,
+                 "kernels for this world; needed are those for another world", NULL);
+    check_import(path, "\n", &target, TC_ERR_UNSUPPORTED, "export them anew", NULL);
+    REQUIRE(tc__map_open(path, &map, &err) == TC_OK);
+    tc__buf_add(&bytes, map.data, map.size);
+    tc__map_close(&map);
+    for (size_t at = 0; at < bytes.len; at += at < 600 ? 1 : 401) { /* a byte is wrong */
+        bytes.data[at] ^= 4;
+        write_file(path, bytes.data, bytes.len);
+        bool text = at >= 8 && at < 248; /* for people: any text will do */
+        if (!text) check_import(path, jit_text, &target, TC_ERR_FORMAT, path, NULL);
+        bytes.data[at] ^= 4;
+    }
+    for (size_t len = 0; len < bytes.len; len += len < 600 ? 7 : 401) { /* the end is missing */
+        write_file(path, bytes.data, len);
+        check_import(path, jit_text, &target, TC_ERR_FORMAT, path, NULL);
+    }
+    check_import("/nonexistent/kernels", jit_text, &target, TC_ERR_IO, "/nonexistent", NULL);
+    unsetenv("TINYCHAT_NVRTC");
+    for (int i = 0; i < 2; i++) tc__buf_free(&programs[i].image);
+    tc__buf_free(&bytes);
     place_close(&p);
 }
 
@@ -756,6 +818,7 @@ TEST_MAIN(RUN(kernel_sources_stand_alone) RUN(the_probe_calls_every_function_of_
                   RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
                       RUN(a_hit_needs_no_nvrtc)
                           RUN(the_target_of_one_architecture_is_apart)
+                          RUN(kernels_can_be_carried_to_another_machine)
                           RUN(damaged_cache_files_are_compiled_anew)
                           RUN(a_cache_that_cannot_be_written_costs_only_time)
                               RUN(the_cache_is_where_it_is_expected)
