@@ -466,19 +466,22 @@ static void convert_describe(convert_job *job) {
 static void convert_found(convert_job *job) {
     const convert_options *o = job->options;
     const hf_config *c = &job->config;
-    char line[1024], tokenizer[64] = "no tokenizer";
+    char line[1024], scaling[64] = "", tokenizer[64] = "no tokenizer";
     if (job->has_tokenizer)
         snprintf(tokenizer, sizeof tokenizer, "%s tokenizer, %u pieces",
                  !job->tokenizer.has_merges ? "SentencePiece"
                  : job->tokenizer.bytes     ? "byte-level BPE"
                                             : "BPE",
                  (unsigned)job->tokenizer.count);
-    snprintf(line, sizeof line,
-             "%s, %u layers, hidden %u, %u heads (%u KV), vocabulary %u | %s | %s | chat template "
-             "%s (%s)",
-             c->family->name, (unsigned)c->layers, (unsigned)c->hidden_size, (unsigned)c->heads,
-             (unsigned)c->kv_heads, (unsigned)c->vocab_size, job->summary->source, tokenizer,
-             job->chat.chosen->name, job->chat.reason);
+    if (!c->alibi_slopes && strcmp(c->rope.type, "default") != 0)
+        snprintf(scaling, sizeof scaling, ", RoPE scaling %s", c->rope.type);
+    snprintf(
+        line, sizeof line,
+        "%s, %u layers, hidden %u, %u heads (%u KV), vocabulary %u%s | %s | %s | chat template "
+        "%s (%s)",
+        c->family->name, (unsigned)c->layers, (unsigned)c->hidden_size, (unsigned)c->heads,
+        (unsigned)c->kv_heads, (unsigned)c->vocab_size, scaling, job->summary->source, tokenizer,
+        job->chat.chosen->name, job->chat.reason);
     if (o->found) o->found(o->user, line);
 }
 

@@ -761,6 +761,12 @@ TEST(a_tied_head_is_left_out) {
 
 /* ---- what is refused ---- */
 
+/* A quantization_config of llm-compressor. */
+#define COMPRESSED(weights, activations)                                                           \
+    "\"quantization_config\":{\"quant_method\":\"compressed-tensors\",\"format\":"                 \
+    "\"pack-quantized\",\"config_groups\":{\"group_0\":{\"targets\":[\"Linear\"],\"weights\":"     \
+    "{" weights "},\"input_activations\":" activations "}}}"
+
 TEST(settings_that_would_change_answers_are_refused) {
     static const struct {
         const char *config, *message; /* message NULL: accepted */
@@ -816,11 +822,25 @@ TEST(settings_that_would_change_answers_are_refused) {
         {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64,"
          "\"version\":\"gemv\"}",
          NULL},
-        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}", "GPTQ"},
+        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}", NULL}, /* a note */
+        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8}", "gptq of 8 bits"},
+        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,"
+         "\"checkpoint_format\":\"marlin\"}",
+         "gptq in the format 'marlin'"},
+        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"is_marlin_format\":true}",
+         "'marlin'"},
         {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":8}", "8 bits"},
         {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"version\":\"Marlin\"}",
-         "Marlin"},
-        {"\"quantization_config\":{\"quant_method\":\"compressed-tensors\"}", "compressed-tensors"},
+         "in the format 'marlin' is not supported; supported: 4-bit awq"},
+        {"\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+         "\"format\":\"float-quantized\"}",
+         "compressed-tensors (float-quantized) with another format"},
+        {COMPRESSED("\"num_bits\":8,\"type\":\"int\"", "null"), "other than 4 bits"},
+        {COMPRESSED("\"num_bits\":4,\"type\":\"float\"", "null"), "not integers"},
+        {COMPRESSED("\"num_bits\":4,\"strategy\":\"tensor\"", "null"), "neither group nor channel"},
+        {COMPRESSED("\"num_bits\":4,\"actorder\":\"group\"", "null"), "act-order"},
+        {COMPRESSED("\"num_bits\":4,\"actorder\":\"weight\"", "null"), NULL},
+        {COMPRESSED("\"num_bits\":4", "{\"num_bits\":8}"), "quantised activations"},
         {"\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}", "'bitsandbytes'"},
     };
     run r;
@@ -905,14 +925,26 @@ TEST(tensors_that_do_not_fit_are_named) {
          "model.layers.0.mlp.down_proj.g_idx",
          NULL,
          {0, 0},
-         TC_ERR_UNSUPPORTED,
-         "GPTQ"},
+         TC_ERR_FORMAT,
+         "a number for each column"},
         {"lm_head.weight",
          "model.layers.0.mlp.down_proj.weight_packed",
          NULL,
          {0, 0},
          TC_ERR_UNSUPPORTED,
-         "compressed-tensors"},
+         "weight_packed' has no place"},
+        {"lm_head.weight",
+         "model.layers.0.mlp.down_proj.weight_g_idx",
+         NULL,
+         {0, 0},
+         TC_ERR_UNSUPPORTED,
+         "act-order"},
+        {"lm_head.weight",
+         "model.layers.0.mlp.down_proj.weight_scale",
+         NULL,
+         {0, 0},
+         TC_ERR_UNSUPPORTED,
+         "fp8 or int8"},
         {"lm_head.weight",
          "model.layers.0.mlp.down_proj.workspace",
          NULL,
@@ -949,9 +981,10 @@ static void check_foreign_layer(const uint32_t q[2], const uint32_t s[2], const 
     run_end(&r);
 }
 
-TEST(gptq_and_marlin_layers_are_recognised_by_shape) {
+TEST(foreign_layers_are_recognised_by_shape) {
     const uint32_t none[2] = {0, 0};
-    check_foreign_layer((uint32_t[2]){8, 128}, (uint32_t[2]){1, 128}, (uint32_t[2]){1, 16}, "GPTQ");
+    check_foreign_layer((uint32_t[2]){16, 128}, (uint32_t[2]){1, 128}, (uint32_t[2]){1, 32},
+                        "GPTQ's of 4 bits"); /* GPTQ of 8 */
     check_foreign_layer((uint32_t[2]){4, 256}, (uint32_t[2]){1, 128}, none, "Marlin");
 }
 
@@ -1113,6 +1146,138 @@ TEST(hyper_parameters_reach_the_file) {
     CHECK(!tc__meta_text(&r.file, "general.name", &text, &len, &r.err) && len == 6 &&
           !memcmp(text, "a name", 6));
     CHECK(!tc__meta_text(&r.file, "tokenizer.type", &text, &len, &r.err) && len == 4);
+    model_free(&m);
+    run_end(&r);
+}
+
+/* Angles and scale of rotations as transformers 5.24 computes them (modeling_rope_utils.py) for
+ * the scalings of Vicuna-16k, LLaMA-3.1-8B, Qwen2.5-7B and one with every setting of yarn. */
+TEST(rope_scalings_are_those_of_transformers) {
+    static const struct {
+        const char *config;
+        uint32_t head_dim, positions;
+        double scale;
+        struct {
+            int i;
+            double angle;
+        } want[6];
+    } cases[] = {
+        {"\"max_position_embeddings\":4096,\"max_sequence_length\":16384,"
+         "\"rope_scaling\":{\"type\":\"linear\",\"factor\":4.0}",
+         64,
+         16384,
+         1,
+         {{0, 0.25},
+          {8, 0.025},
+          {15, 0.0033338037},
+          {19, 0.0010542412},
+          {24, 0.00025000001},
+          {31, 3.3338038e-05}}},
+        {"\"max_position_embeddings\":131072,\"rope_theta\":500000.0,\"rope_scaling\":{\"factor\":"
+         "8.0,"
+         "\"high_freq_factor\":4.0,\"low_freq_factor\":1.0,"
+         "\"original_max_position_embeddings\":8192,\"rope_type\":\"llama3\"}",
+         128,
+         131072,
+         1,
+         {{0, 1},
+          {16, 0.037606031},
+          {31, 0.00085675146},
+          {35, 9.5562122e-05},
+          {48, 6.6478697e-06},
+          {63, 3.0689259e-07}}},
+        {"\"max_position_embeddings\":32768,\"rope_theta\":1000000.0,\"rope_scaling\":{"
+         "\"factor\":4.0,\"original_max_position_embeddings\":32768,\"type\":\"yarn\"}",
+         128,
+         131072,
+         1.138629436111989,
+         {{0, 1},
+          {16, 0.031622779},
+          {31, 0.00080295978},
+          {35, 0.00024625839},
+          {48, 7.9056936e-06},
+          {63, 3.1023444e-07}}},
+        {"\"max_position_embeddings\":4096,\"rope_parameters\":{\"rope_theta\":10000.0,"
+         "\"factor\":40,\"beta_fast\":32,\"beta_slow\":1,\"mscale\":1.0,\"mscale_all_dim\":0.8,"
+         "\"original_max_position_embeddings\":4096,\"rope_type\":\"yarn\",\"truncate\":false}",
+         64,
+         163840,
+         1.0569662567531275,
+         {{0, 1},
+          {8, 0.1},
+          {15, 0.0084462352},
+          {19, 0.0013051096},
+          {24, 2.4999999e-05},
+          {31, 3.3338035e-06}}},
+        {"\"max_position_embeddings\":512,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}",
+         64,
+         512,
+         1,
+         {{-1, 0}}}, /* none of its own up to there */
+    };
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        run r;
+        model m = model_default;
+        uint32_t positions = 0;
+        double scale = 1;
+        REQUIRE(run_begin(&r));
+        m.config = cases[i].config;
+        m.head_dim = cases[i].head_dim;
+        model_fill(&m);
+        CHECK_MSG(run_model(&r, &m) == TC_OK, "%s", r.err.message);
+        REQUIRE(r.open);
+        const tc__meta *angles = tc__find_meta(&r.file, "arch.rope_frequencies");
+        CHECK(!tc__meta_u32(&r.file, "arch.max_seq_len", &positions, &r.err));
+        CHECK_MSG(positions == cases[i].positions, "%zu: %u positions", i, (unsigned)positions);
+        if (cases[i].scale != 1) CHECK(!tc__meta_f64(&r.file, "arch.rope_scale", &scale, &r.err));
+        CHECK_MSG(fabs(scale - cases[i].scale) < 1e-12, "%zu: scale %.17g", i, scale);
+        CHECK((angles != NULL) == (cases[i].want[0].i >= 0));
+        for (int k = 0; angles && k < 6; k++) {
+            double angle;
+            memcpy(&angle, angles->value + 8 * cases[i].want[k].i, sizeof angle);
+            CHECK_MSG(fabs(angle / cases[i].want[k].angle - 1) < 1e-6, "%zu: angle %d is %.9g", i,
+                      cases[i].want[k].i, angle);
+        }
+        model_free(&m);
+        run_end(&r);
+    }
+}
+
+/* Within its window attention sees everything: the context ends there, and people are told. */
+TEST(sliding_windows_limit_the_context) {
+    static const struct {
+        const char *config;
+        uint32_t positions, window;
+    } cases[] = {
+        {"\"model_type\":\"mistral\",\"sliding_window\":1024,\"max_position_embeddings\":4096",
+         1024, 1024},
+        {"\"model_type\":\"mistral\",\"sliding_window\":null,\"max_position_embeddings\":4096",
+         4096, 0},
+        {"\"model_type\":\"mistral\",\"sliding_window\":8192,\"max_position_embeddings\":4096",
+         4096, 8192},
+        {"\"sliding_window\":1024,\"use_sliding_window\":false,\"max_position_embeddings\":4096",
+         4096, 0},
+        {"\"sliding_window\":64,\"use_sliding_window\":true,\"max_position_embeddings\":4096", 64,
+         64},
+        {"\"sliding_window\":64,\"use_sliding_window\":false,\"max_position_embeddings\":4096,"
+         "\"layer_types\":[\"sliding_attention\"]",
+         64, 64},
+    };
+    run r;
+    model m = model_default;
+    REQUIRE(run_begin(&r));
+    model_fill(&m);
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        uint32_t positions = 0, window = 0;
+        m.config = cases[i].config;
+        CHECK_MSG(run_model(&r, &m) == TC_OK, "%s", r.err.message);
+        REQUIRE(r.open);
+        CHECK(!tc__meta_u32(&r.file, "arch.max_seq_len", &positions, &r.err));
+        CHECK(!tc__meta_u32_or(&r.file, "arch.sliding_window", 0, &window, &r.err));
+        CHECK_MSG(positions == cases[i].positions && window == cases[i].window, "%s: %u, %u",
+                  cases[i].config, (unsigned)positions, (unsigned)window);
+        CHECK(run_noted(&r, "limited to the window") == (positions < 4096));
+    }
     model_free(&m);
     run_end(&r);
 }
@@ -1607,25 +1772,33 @@ TEST(memory_does_not_grow_with_the_model) {
 #endif
 }
 
+/* clang-format off */
 TEST_MAIN(
-    RUN(golden_vectors_of_the_original_packers) RUN(every_packing_and_group_size_round_trips) RUN(
-        row_counts_need_not_be_multiples_of_16) RUN(large_groups_and_whole_rows_are_expanded)
-        RUN(scales_of_other_types_are_converted_exactly) RUN(
-            sixteen_bit_weights_are_copied_bit_for_bit) RUN(binary32_weights_become_16_bit)
-            RUN(a_tied_head_is_left_out) RUN(settings_that_would_change_answers_are_refused) RUN(
-                tensors_that_do_not_fit_are_named)
-                RUN(gptq_and_marlin_layers_are_recognised_by_shape) RUN(
-                    parts_of_a_joined_matrix_must_be_alike)
-                    RUN(bad_scales_are_named_with_row_and_group) RUN(
-                        impossible_group_sizes_are_refused)
-                        RUN(the_folder_s_description_is_compared) RUN(
-                            hyper_parameters_reach_the_file) RUN(stop_ids_of_both_files_are_united)
-                            RUN(tokenizers_that_would_differ_are_refused)
-                                RUN(tokenizer_settings_reach_the_file)
-                                    RUN(a_folder_without_a_tokenizer_needs_a_flag)
-                                        RUN(templates_are_chosen_by_flag_fingerprint_and_name)
-                                            RUN(an_output_is_replaced_only_after_success)
-                                                RUN(outputs_that_cannot_be_are_refused)
-                                                    RUN(verify_names_the_damaged_tensor)
-                                                        RUN(exit_codes_and_one_line_messages) RUN(
-                                                            memory_does_not_grow_with_the_model))
+    RUN(golden_vectors_of_the_original_packers)
+    RUN(every_packing_and_group_size_round_trips)
+    RUN(row_counts_need_not_be_multiples_of_16)
+    RUN(large_groups_and_whole_rows_are_expanded)
+    RUN(scales_of_other_types_are_converted_exactly)
+    RUN(sixteen_bit_weights_are_copied_bit_for_bit)
+    RUN(binary32_weights_become_16_bit)
+    RUN(a_tied_head_is_left_out)
+    RUN(settings_that_would_change_answers_are_refused)
+    RUN(tensors_that_do_not_fit_are_named)
+    RUN(foreign_layers_are_recognised_by_shape)
+    RUN(parts_of_a_joined_matrix_must_be_alike)
+    RUN(bad_scales_are_named_with_row_and_group)
+    RUN(impossible_group_sizes_are_refused)
+    RUN(the_folder_s_description_is_compared)
+    RUN(hyper_parameters_reach_the_file)
+    RUN(rope_scalings_are_those_of_transformers)
+    RUN(sliding_windows_limit_the_context)
+    RUN(stop_ids_of_both_files_are_united)
+    RUN(tokenizers_that_would_differ_are_refused)
+    RUN(tokenizer_settings_reach_the_file)
+    RUN(a_folder_without_a_tokenizer_needs_a_flag)
+    RUN(templates_are_chosen_by_flag_fingerprint_and_name)
+    RUN(an_output_is_replaced_only_after_success)
+    RUN(outputs_that_cannot_be_are_refused)
+    RUN(verify_names_the_damaged_tensor)
+    RUN(exit_codes_and_one_line_messages)
+    RUN(memory_does_not_grow_with_the_model))
