@@ -21,8 +21,10 @@ less 1024 (-1024 <= k < 1024):
 and in bfloat16 k is rounded down to a multiple of 8 (vectors: 32) first. All of them are exact.
 
 The logits are those of transformers, which reads the checkpoint by itself, in fp32 with eager
-attention. What is checked before anything is written: margins wide enough to compare argmax and
-greedy ids, that fp64 agrees with fp32, and that each family's typical mistakes are far outside the
+attention; run w16 on the weights as they are, run w4 on the weights rounded to nearest, as convert
+--quantize rtn does it: a range that contains 0, a binary16 scale and a zero point for each group.
+
+What is checked before anything is written: margins wide enough to compare argmax and greedy ids, that fp64 agrees with fp32, and that each family's typical mistakes are far outside the
 tolerance that the tests use.
 """
 import json
@@ -182,6 +184,10 @@ FAMILIES = {
 }
 
 
+GROUPS = {"llama3": 128, "qwen2-yarn": 32}  # the others: 64
+STEPS = {"w16": 1, "w4": 8}                 # of the positions that are stored
+
+
 def shapes_of(config):
     """Names and shapes of a checkpoint's tensors, as the model that transformers makes has them."""
     with tempfile.TemporaryDirectory() as folder:
@@ -193,6 +199,26 @@ def shapes_of(config):
             shapes[name] = tuple(tensor.shape)
         seen.add(tensor.data_ptr())
     return shapes
+
+
+# ---- 4 bits ----------------------------------------------------------------------------------------
+
+
+def rounded(weight, group):
+    """Nearest of scale * (q - zero), q and zero in 0..15, for each group of columns."""
+    w = weight.float().reshape(weight.shape[0], -1, group)
+    low, high = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 15).half().float()
+    zero = (-low / scale).round().clamp(0, 15)
+    return (scale * (((w / scale).round() + zero).clamp(0, 15) - zero)).reshape(weight.shape)
+
+
+@torch.no_grad()
+def round_weights(model, group):
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and not any(x in name for x in TOKENS):
+            parameter.copy_(rounded(parameter, group))
+    return model
 
 
 # ---- references ----------------------------------------------------------------------------------
@@ -227,9 +253,11 @@ def sequences_of(config, lengths, seed):
     return {f"len{n}": [int(x) for x in rng.integers(3, config["vocab_size"], n)] for n in lengths}
 
 
-def reference(checkpoint, sequences):
+def reference(checkpoint, sequences, group=None):
     """Logits of each sequence and the greedy continuation; None if the margins are too small."""
     model, exact = load(checkpoint), load(checkpoint, torch.float64)
+    if group:
+        model, exact = round_weights(model, group), round_weights(exact, group)
     logits, margin = {}, 1e9
     for name, ids in sequences.items():
         logits[name] = logits_of(model, ids)
@@ -273,10 +301,12 @@ def make(name, root):
             sequences = sequences_of(config, lengths, seed)
             header[METADATA]["seed"] = str(seed)
             save_checkpoint(checkpoint, config, header)
-            made = reference(checkpoint, sequences)
-            if made is None:
+            group = GROUPS.get(name, 64)
+            made = {"w16": reference(checkpoint, sequences),
+                    "w4": reference(checkpoint, sequences, group)}
+            if None in made.values():
                 continue
-            logits, continuation = made
+            logits = made["w16"][0]
             print(f"{name}: seed {seed >> 32} << 32, logits {logits[f'len{lengths[0]}'].std():.2f}")
             check_mistakes(checkpoint, config, header, sequences, logits, mistakes)
         break
@@ -284,17 +314,21 @@ def make(name, root):
     (folder / "refs").mkdir(parents=True)
     save_json(config, folder / "config.json")
     save_json(header, folder / "header.json")
-    run = {"logits": {}, "greedy": continuation}
     ids = sorted(int(x) for x in np.random.default_rng(1).choice(config["vocab_size"], 48, False))
-    for sequence, values in logits.items():
-        file = f"refs/{sequence}.f32"
-        values[:, ids].numpy().astype("<f4").tofile(folder / file)
-        run["logits"][sequence] = {"file": file, "positions": list(range(len(values))),
-                                   "argmax": values.argmax(-1).tolist(),
-                                   "logsumexp": [round(x, 5) for x in values.logsumexp(-1).tolist()]}
+    runs = {run: {"logits": {}, "greedy": continuation} for run, (_, continuation) in made.items()}
+    runs["w4"]["group_size"] = group
+    for run, (logits, _) in made.items():
+        for sequence, values in logits.items():
+            file = f"refs/{run}_{sequence}.f32"
+            positions = list(range(0, len(values), STEPS[run]))
+            values = values[positions]
+            values[:, ids].numpy().astype("<f4").tofile(folder / file)
+            runs[run]["logits"][sequence] = {
+                "file": file, "positions": positions, "argmax": values.argmax(-1).tolist(),
+                "logsumexp": [round(x, 5) for x in values.logsumexp(-1).tolist()]}
     save_json({"about": "fp32 logits of transformers with eager attention, for vocab_ids; argmax "
                         "and logsumexp over the whole vocabulary",
-               "vocab_ids": ids, "sequences": sequences, "runs": {"w16": run}},
+               "vocab_ids": ids, "sequences": sequences, "runs": runs},
               folder / "refs" / "refs.json")
 
 

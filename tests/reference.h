@@ -329,16 +329,21 @@ typedef struct fixture {
     const char *run;      /* of refs.json */
     bool tokenizer;       /* the folder has one */
     double tolerance;     /* 0: TOLERANCE */
+    const char *group;    /* not NULL: rounded to nearest with this group size */
 } fixture;
 
 static bool convert(const char *checkpoints, const fixture *f, const char *output) {
     char hf[2 * PROGRAM_PATH], awq[2 * PROGRAM_PATH], messages[4096];
-    const char *argv[10] = {program_convert(), "--hf", hf, "-o", output};
+    const char *argv[14] = {program_convert(), "--hf", hf, "-o", output};
     int n = 5, status;
     snprintf(hf, sizeof hf, "%s/%s", checkpoints, f->hf);
     snprintf(awq, sizeof awq, "%s/%s", checkpoints, f->awq ? f->awq : "");
     if (f->awq) argv[n++] = "--awq", argv[n++] = awq;
     if (!f->tokenizer) argv[n++] = "--no-tokenizer";
+    if (f->group) {
+        argv[n++] = "--quantize", argv[n++] = "rtn";
+        argv[n++] = "--group-size", argv[n++] = f->group;
+    }
     status = program_run(argv, NULL, 0, messages, sizeof messages);
     CHECK_MSG(status == 0, "convert %s %s: exit status %d\n%s", hf, f->awq ? awq : "", status,
               messages);
@@ -431,7 +436,12 @@ static void check_folder(const char *folder, const char *checkpoints, const fixt
         const fixture *f = &fixtures[i];
         bool first = i == 0 || strcmp(f->run, fixtures[i - 1].run) != 0;
         const char *output = path[first ? 0 : 1];
-        snprintf(label, sizeof label, "%s%s%s", f->hf, f->awq ? " + " : "", f->awq ? f->awq : "");
+        const char *model = strrchr(folder, '/') ? strrchr(folder, '/') + 1 : folder;
+        snprintf(label, sizeof label, "%s: %s%s%s%s", model, f->hf, f->awq ? " + " : "",
+                 f->awq     ? f->awq
+                 : f->group ? " rounded, group size "
+                            : "",
+                 f->group ? f->group : "");
         CHECK_MSG(refs_open(&r, folder, f->run), "%s: no references for %s", folder, f->run);
         r.tolerance = f->tolerance > 0 ? f->tolerance : TOLERANCE;
         if (r.run && convert(checkpoints, f, output)) {

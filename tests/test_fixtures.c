@@ -145,42 +145,42 @@ static bool fixture_folder(char folder[PROGRAM_PATH], const char *model) {
 #define NO_FIXTURES "$TINYCHAT_FIXTURES names no folder with %s", folder
 
 static const fixture llama_tiny_files[] = {
-    {"hf", "quant/llama-tiny-w4-g128-awq.pt", "w4", true, 0},
-    {"hf", "quant/llama-tiny-w4-g128-awq-a.pt", "w4", true, 0},
-    {"hf", "quant/llama-tiny-w4-g128-awq-v2.pt", "w4", true, 0},
-    {"hf", "quant/llama-tiny-w4-g128-awq", "w4", true, 0},
-    {"hf", "quant/llama-tiny-w4-g128-awq-legacy.pt", "w4", true, 0},
-    {"autoawq", NULL, "w4", true, 0},
-    {"hf", NULL, "w16", true, 0},
-    {"hf-bin", NULL, "w16", true, 0},
+    {"hf", "quant/llama-tiny-w4-g128-awq.pt", "w4", true, 0, NULL},
+    {"hf", "quant/llama-tiny-w4-g128-awq-a.pt", "w4", true, 0, NULL},
+    {"hf", "quant/llama-tiny-w4-g128-awq-v2.pt", "w4", true, 0, NULL},
+    {"hf", "quant/llama-tiny-w4-g128-awq", "w4", true, 0, NULL},
+    {"hf", "quant/llama-tiny-w4-g128-awq-legacy.pt", "w4", true, 0, NULL},
+    {"autoawq", NULL, "w4", true, 0, NULL},
+    {"hf", NULL, "w16", true, 0, NULL},
+    {"hf-bin", NULL, "w16", true, 0, NULL},
 };
 
 static const fixture llama_gqa_tiny_files[] = {
-    {"hf", "quant/llama-gqa-tiny-w4-g128-awq.pt", "w4", false, 0},
-    {"hf", "quant/llama-gqa-tiny-w4-g128-awq-a.pt", "w4", false, 0},
-    {"hf", "quant/llama-gqa-tiny-w4-g128-awq-v2.pt", "w4", false, 0},
-    {"hf", NULL, "w16", false, 0},
+    {"hf", "quant/llama-gqa-tiny-w4-g128-awq.pt", "w4", false, 0, NULL},
+    {"hf", "quant/llama-gqa-tiny-w4-g128-awq-a.pt", "w4", false, 0, NULL},
+    {"hf", "quant/llama-gqa-tiny-w4-g128-awq-v2.pt", "w4", false, 0, NULL},
+    {"hf", NULL, "w16", false, 0, NULL},
 };
 
 static const fixture mpt_tiny_files[] = {
-    {"hf", "quant/mpt-tiny-w4-g128-awq.pt", "w4", false, 0},
-    {"hf", "quant/mpt-tiny-w4-g128-awq-a.pt", "w4", false, 0},
-    {"hf", "quant/mpt-tiny-w4-g128-awq-v2.pt", "w4", false, 0},
-    {"hf", NULL, "w16", false, 0},
+    {"hf", "quant/mpt-tiny-w4-g128-awq.pt", "w4", false, 0, NULL},
+    {"hf", "quant/mpt-tiny-w4-g128-awq-a.pt", "w4", false, 0, NULL},
+    {"hf", "quant/mpt-tiny-w4-g128-awq-v2.pt", "w4", false, 0, NULL},
+    {"hf", NULL, "w16", false, 0, NULL},
 };
 
 static const fixture falcon_tiny_files[] = {
-    {"hf", "quant/falcon-tiny-w4-g64-awq.pt", "w4", false, 0},
-    {"hf", "quant/falcon-tiny-w4-g64-awq-a.pt", "w4", false, 0},
-    {"hf", NULL, "w16", false, 0},
+    {"hf", "quant/falcon-tiny-w4-g64-awq.pt", "w4", false, 0, NULL},
+    {"hf", "quant/falcon-tiny-w4-g64-awq-a.pt", "w4", false, 0, NULL},
+    {"hf", NULL, "w16", false, 0, NULL},
 };
 
 static const fixture qwen2_tiny_files[] = {
-    {"hf", "quant/qwen2-tiny-w4-g128-awq.pt", "w4", false, 0},
-    {"hf", "quant/qwen2-tiny-w4-g128-awq-a.pt", "w4", false, 0},
-    {"hf", "quant/qwen2-tiny-w4-g128-awq-v2.pt", "w4", false, 0},
-    {"autoawq", NULL, "w4", false, 0},
-    {"hf", NULL, "w16", false, 0},
+    {"hf", "quant/qwen2-tiny-w4-g128-awq.pt", "w4", false, 0, NULL},
+    {"hf", "quant/qwen2-tiny-w4-g128-awq-a.pt", "w4", false, 0, NULL},
+    {"hf", "quant/qwen2-tiny-w4-g128-awq-v2.pt", "w4", false, 0, NULL},
+    {"autoawq", NULL, "w4", false, 0, NULL},
+    {"hf", NULL, "w16", false, 0, NULL},
 };
 
 /* The logits of all files of a model, and the integers in its first `packed` ones. */
@@ -203,47 +203,47 @@ FIXTURE_TESTS(falcon_tiny, "falcon-tiny", falcon_tiny_files, 2)
 FIXTURE_TESTS(qwen2_tiny, "qwen2-tiny", qwen2_tiny_files, 3)
 
 TEST(llama_small) {
-    static const fixture files[] = {{"hf", NULL, "w16", false, 0},
-                                    {"hf-bin", NULL, "w16", false, 0},
-                                    {"hf-bf16", NULL, "bf16", false, 0},
-                                    {"hf", "g64-b.pt", "g64", false, 0},
-                                    {"hf", "g64-a.pt", "g64", false, 0},
-                                    {"hf", "g64-c.pt", "g64", false, 0},
-                                    {"hf", "g64-b-legacy.pt", "g64", false, 0},
-                                    {"hf", "g64-b-split", "g64", false, 0},
-                                    {"autoawq", NULL, "g64", false, 0},
-                                    {"hf", "g32-b.pt", "g32", true, 0},
-                                    {"autoawq-mixed", NULL, "mixed", false, 0}};
+    static const fixture files[] = {{"hf", NULL, "w16", false, 0, NULL},
+                                    {"hf-bin", NULL, "w16", false, 0, NULL},
+                                    {"hf-bf16", NULL, "bf16", false, 0, NULL},
+                                    {"hf", "g64-b.pt", "g64", false, 0, NULL},
+                                    {"hf", "g64-a.pt", "g64", false, 0, NULL},
+                                    {"hf", "g64-c.pt", "g64", false, 0, NULL},
+                                    {"hf", "g64-b-legacy.pt", "g64", false, 0, NULL},
+                                    {"hf", "g64-b-split", "g64", false, 0, NULL},
+                                    {"autoawq", NULL, "g64", false, 0, NULL},
+                                    {"hf", "g32-b.pt", "g32", true, 0, NULL},
+                                    {"autoawq-mixed", NULL, "mixed", false, 0, NULL}};
     check_folder("tests/data/llama-small", "tests/data/llama-small", files, TC_COUNT(files),
                  "len150");
 }
 
 TEST(llama_128) {
-    static const fixture files[] = {{"hf-awq", NULL, "g128", false, 0},
-                                    {"hf-awq", "g128-b.pt", "g128", false, 0},
-                                    {"hf-awq", "g128-c.pt", "g128", false, 0}};
+    static const fixture files[] = {{"hf-awq", NULL, "g128", false, 0, NULL},
+                                    {"hf-awq", "g128-b.pt", "g128", false, 0, NULL},
+                                    {"hf-awq", "g128-c.pt", "g128", false, 0, NULL}};
     check_folder("tests/data/llama-128", "tests/data/llama-128", files, TC_COUNT(files), "len150");
 }
 
 TEST(llama_rows) {
-    static const fixture files[] = {{"autoawq", NULL, "rows", false, 0},
-                                    {"autoawq", "rows-b.pt", "rows", false, 0},
-                                    {"autoawq", "rows-c.pt", "rows", false, 0}};
+    static const fixture files[] = {{"autoawq", NULL, "rows", false, 0, NULL},
+                                    {"autoawq", "rows-b.pt", "rows", false, 0, NULL},
+                                    {"autoawq", "rows-c.pt", "rows", false, 0, NULL}};
     check_folder("tests/data/llama-rows", "tests/data/llama-rows", files, TC_COUNT(files), "len60");
 }
 
 TEST(llama_256) {
-    static const fixture files[] = {{"hf", "g256-b.pt", "g256", false, 0}};
+    static const fixture files[] = {{"hf", "g256-b.pt", "g256", false, 0, NULL}};
     check_folder("tests/data/llama-256", "tests/data/llama-256", files, TC_COUNT(files), "len60");
 }
 
 TEST(llama_odd) {
-    static const fixture files[] = {{"hf", "g32-c.pt", "g32", false, 0}};
+    static const fixture files[] = {{"hf", "g32-c.pt", "g32", false, 0, NULL}};
     check_folder("tests/data/llama-odd", "tests/data/llama-odd", files, TC_COUNT(files), "len256");
 }
 
 TEST(llama_odd16) {
-    static const fixture files[] = {{"hf", NULL, "w16", false, 0}};
+    static const fixture files[] = {{"hf", NULL, "w16", false, 0, NULL}};
     check_folder("tests/data/llama-odd16", "tests/data/llama-odd16", files, TC_COUNT(files),
                  "len100");
 }
