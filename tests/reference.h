@@ -413,7 +413,7 @@ static void check_model(const char *path, const refs *r, const char *level, cons
         worst = compare_run(other, r, label);
         compare_greedy(model, r, label);
         if (cut) check_cuts(model, other, r, cut, label);
-        printf("    %-44s relative error %.1e  %s\n", label, worst,
+        printf("    %-54s relative error %.1e  %s\n", label, worst,
                tc_model_get_info(other).device);
     }
     tc_model_close(model);
@@ -426,7 +426,7 @@ static void check_model(const char *path, const refs *r, const char *level, cons
 static void check_folder(const char *folder, const char *checkpoints, const fixture *fixtures,
                          size_t count, const char *cut) {
     static const char *const levels[] = {"portable", "avx2", "avx512", "neon"};
-    char temporary[PROGRAM_PATH], path[2][PROGRAM_PATH + 16], label[PROGRAM_PATH];
+    char temporary[PROGRAM_PATH], path[2][PROGRAM_PATH + 16], label[2 * PROGRAM_PATH];
     size_t i, level;
     refs r;
     REQUIRE(program_folder(temporary));

@@ -163,24 +163,24 @@ static const fixture llama_gqa_tiny_files[] = {
 };
 
 static const fixture mpt_tiny_files[] = {
-    {"hf", "quant/mpt-tiny-w4-g128-awq.pt", "w4", false, 0, NULL},
-    {"hf", "quant/mpt-tiny-w4-g128-awq-a.pt", "w4", false, 0, NULL},
-    {"hf", "quant/mpt-tiny-w4-g128-awq-v2.pt", "w4", false, 0, NULL},
-    {"hf", NULL, "w16", false, 0, NULL},
+    {"hf", "quant/mpt-tiny-w4-g128-awq.pt", "w4", true, 0, NULL},
+    {"hf", "quant/mpt-tiny-w4-g128-awq-a.pt", "w4", true, 0, NULL},
+    {"hf", "quant/mpt-tiny-w4-g128-awq-v2.pt", "w4", true, 0, NULL},
+    {"hf", NULL, "w16", true, 0, NULL},
 };
 
 static const fixture falcon_tiny_files[] = {
-    {"hf", "quant/falcon-tiny-w4-g64-awq.pt", "w4", false, 0, NULL},
-    {"hf", "quant/falcon-tiny-w4-g64-awq-a.pt", "w4", false, 0, NULL},
-    {"hf", NULL, "w16", false, 0, NULL},
+    {"hf", "quant/falcon-tiny-w4-g64-awq.pt", "w4", true, 0, NULL},
+    {"hf", "quant/falcon-tiny-w4-g64-awq-a.pt", "w4", true, 0, NULL},
+    {"hf", NULL, "w16", true, 0, NULL},
 };
 
 static const fixture qwen2_tiny_files[] = {
-    {"hf", "quant/qwen2-tiny-w4-g128-awq.pt", "w4", false, 0, NULL},
-    {"hf", "quant/qwen2-tiny-w4-g128-awq-a.pt", "w4", false, 0, NULL},
-    {"hf", "quant/qwen2-tiny-w4-g128-awq-v2.pt", "w4", false, 0, NULL},
-    {"autoawq", NULL, "w4", false, 0, NULL},
-    {"hf", NULL, "w16", false, 0, NULL},
+    {"hf", "quant/qwen2-tiny-w4-g128-awq.pt", "w4", true, 0, NULL},
+    {"hf", "quant/qwen2-tiny-w4-g128-awq-a.pt", "w4", true, 0, NULL},
+    {"hf", "quant/qwen2-tiny-w4-g128-awq-v2.pt", "w4", true, 0, NULL},
+    {"autoawq", NULL, "w4", true, 0, NULL},
+    {"hf", NULL, "w16", true, 0, NULL},
 };
 
 /* The logits of all files of a model, and the integers in its first `packed` ones. */
