@@ -303,7 +303,7 @@ static int ckpt_collect_search(ckpt_builder *b, const ckpt_pickle *pickle) {
     if (!b->allow_search)
         return ckpt_fail(b, TC_ERR_UNSUPPORTED,
                          "this file holds AWQ search results (scales and clips), not quantised "
-                         "weights: expected a file made with --dump_quant");
+                         "weights: give it to --awq-search, with the 16-bit checkpoint");
     const pkl_list *lists[2];
     size_t layer_count = 0;
     for (int clip = 0; clip < 2; clip++) {

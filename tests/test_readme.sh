@@ -7,7 +7,7 @@ build=${1:-build/release}
 chat=${TINYCHAT_CHAT:-$build/chat}
 convert=${TINYCHAT_CONVERT:-$build/convert/convert}
 TEST_WRAPPER=${TEST_WRAPPER:-} # names an emulator in cross builds
-pages="README.md docs/chat.md docs/checkpoints.md docs/format.md models/README.md"
+pages="README.md docs/chat.md docs/checkpoints.md docs/families.md docs/format.md models/README.md"
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
