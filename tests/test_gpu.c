@@ -19,6 +19,7 @@
 #include "src/model_file.h"
 #include "src/session.h"
 #include "src/threads.h"
+#include "random_checkpoint.h"
 #include "tiny_model.h"
 #include "tinychat.h"
 #include "test.h"
@@ -428,17 +429,15 @@ static bool fixture_folder(const fixture *f, char folder[PROGRAM_PATH]) {
     return access(folder, R_OK) == 0;
 }
 
-static void check_fixture(const void *item) {
-    const fixture *f = item;
-    char folder[PROGRAM_PATH], path[2 * PROGRAM_PATH], label[PROGRAM_PATH];
+/* Converts what is in `folder` and compares it with the references in another one. */
+static void check_converted(const char *folder, const char *references, const fixture *f,
+                            const char *label) {
+    char path[2 * PROGRAM_PATH];
     errors worst;
     refs r;
-    fixture_folder(f, folder);
     temporary(path, "fixture.bin");
-    snprintf(label, sizeof label, "%s %s%s%s", strrchr(folder, '/') + 1, f->hf, f->awq ? " + " : "",
-             f->awq ? f->awq : "");
     tc_model *model = convert(folder, f, path) ? open_on(settings.device, path) : NULL;
-    if (refs_open(&r, folder, f->run) && model) {
+    if (refs_open(&r, references, f->run) && model) {
         compare_sequences(model, &r, label, &worst);
         compare_greedy(model, &r, worst.absolute, label);
         printf("    %-56s prefill %.1e decode %.1e; logits off by %.4f", label, worst.prefill,
@@ -449,6 +448,46 @@ static void check_fixture(const void *item) {
     tc_model_close(model);
     refs_close(&r);
     unlink(path);
+}
+
+static void check_fixture(const void *item) {
+    const fixture *f = item;
+    char folder[PROGRAM_PATH], label[PROGRAM_PATH];
+    fixture_folder(f, folder);
+    snprintf(label, sizeof label, "%s %s%s%s", strrchr(folder, '/') + 1, f->hf, f->awq ? " + " : "",
+             f->awq ? f->awq : "");
+    check_converted(folder, folder, f, label);
+}
+
+/* A checkpoint made by rule (random_checkpoint.h) in a folder of its own. */
+static void check_family(const void *item) {
+    static const fixture f = {"", ".", NULL, "w16", false};
+    const char *family = *(const char *const *)item;
+    char folder[PROGRAM_PATH], from[PROGRAM_PATH], to[PROGRAM_PATH + 32];
+    tc__map config = {NULL, 0};
+    bool good = program_folder(folder);
+    snprintf(from, sizeof from, "tests/data/families/%s/config.json", family);
+    snprintf(to, sizeof to, "%s/config.json", folder);
+    FILE *file = good ? fopen(to, "wb") : NULL;
+    good = file && tc__map_open(from, &config, NULL) == TC_OK &&
+           fwrite(config.data, 1, config.size, file) == config.size;
+    if (file) good &= fclose(file) == 0;
+    tc__map_close(&config);
+    snprintf(from, sizeof from, "tests/data/families/%s/header.json", family);
+    snprintf(to, sizeof to, "%s/model.safetensors", folder);
+    good = good && random_checkpoint_write(from, to);
+    CHECK_MSG(good, "%s: the checkpoint cannot be made", family);
+    snprintf(from, sizeof from, "tests/data/families/%s", family);
+    if (good) check_converted(folder, from, &f, family);
+    program_remove_folder(folder);
+}
+
+TEST(families_match_their_references) {
+    static const char *const all[] = {"mpt",         "falcon", "qwen3",        "falcon-new",
+                                      "mpt-112",     "llama3", "llama-linear", "llama-dynamic",
+                                      "mistral",     "qwen2-yarn"};
+    static const size_t counts[] = {TC_COUNT(all), 4, 0};
+    in_parallel(check_family, all, sizeof *all, counts[settings.quick]);
 }
 
 TEST(fixtures_match_their_references) {
@@ -1618,6 +1657,7 @@ int main(int argc, char **argv) {
     if (settings.quick == 3) APART(every_kernel_once, 3);
     APART(fixtures_match_their_references, 2);
     APART(small_checkpoints_match_their_references, 2);
+    APART(families_match_their_references, 1);
     APART(prefill_decode_and_the_cpu_agree, 2);
     APART(massive_activations_stay_finite, 2);
     APART(seeded_replies_repeat_bit_by_bit, 0);
