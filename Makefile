@@ -39,6 +39,9 @@ $(BUILD)/libconvert.a: $(CONVERT_OBJECTS)
 	rm -f $@ && ar rcs $@ $^
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libconvert.a $(BUILD)/libtinychat.a
 	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libconvert.a $(BUILD)/libtinychat.a
+	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
+$(BUILD)/bench/%.o: ALL_CFLAGS += -Iconvert
 $(BUILD)/tests/%.o: ALL_CFLAGS += -Iconvert -Itests
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
@@ -65,7 +68,7 @@ gpu-test:
 	@sh tests/gpu_test.sh
 
 ## gpu-bench      on a machine with an NVIDIA GPU: decode and prefill of the built-in shapes
-gpu-bench: all
+gpu-bench: all $(BUILD)/bench/make_model $(BUILD)/bench/startup
 	@sh bench/gpu_bench.sh
 
 ## amalgamate     writes tinychat.c and kernels.cu.inc from src/

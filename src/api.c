@@ -77,7 +77,7 @@ typedef struct api_source {
 /* The tables; a shape's weights too if the backend is one that reads them in memory. */
 static int api_read_tables(tc_model *model, const api_source *source, const tc_model_params *params,
                            tc_error *err) {
-    bool in_memory = model->backend->open == tc__cpu_backend()->open;
+    bool in_memory = model->backend != tc__cuda_backend(); /* which makes them itself */
     if (source->path) return tc__model_file_open(source->path, &model->file, err);
     if (source->spec)
         return tc__shape_make(source->spec, source->precision, source->group_size, in_memory,

@@ -2,6 +2,7 @@
 #include "shapes.h"
 #include "threads.h"
 
+#include <limits.h>
 #include <math.h>
 #include <pthread.h>
 
@@ -230,6 +231,7 @@ typedef struct selftest_result {
 
 typedef struct selftest_work {
     const tc__backend *backend;
+    int most_tokens;
     const tc_model_params *params; /* of the caller, for the progress callback */
     selftest_result results[SELFTEST_CASES];
     pthread_mutex_t lock;
@@ -260,7 +262,8 @@ static int selftest_case_run(const selftest_work *work, const selftest_case *tes
     params.device = work->params->device;
     params.threads = 1;
     spec.name = spec.family = "self-test";
-    spec.max_seq_len = (uint32_t)test->tokens;
+    const int tokens = test->tokens < work->most_tokens ? test->tokens : work->most_tokens;
+    spec.max_seq_len = (uint32_t)tokens;
     snprintf(result->name, sizeof result->name, "%s", test->what);
     int code = tc__model_open_spec(work->backend, &spec, precision, test->group_size, &params,
                                    &pair.models[0], err);
@@ -268,8 +271,8 @@ static int selftest_case_run(const selftest_work *work, const selftest_case *tes
         code = tc__model_open_spec(tc__cpu_backend(), &spec, precision, test->group_size, &params,
                                    &pair.models[1], err);
     if (!code) {
-        selftest_describe(pair.models[0], test->what, test->tokens, result);
-        code = selftest_run(&pair, test->sampling, test->tokens, &result->row, err);
+        selftest_describe(pair.models[0], test->what, tokens, result);
+        code = selftest_run(&pair, test->sampling, tokens, &result->row, err);
     }
     selftest_close(&pair);
     return code;
@@ -339,12 +342,13 @@ static int selftest_table(selftest_work *work, void (*row)(void *, const tc_self
 
 /* ---- entry points ---- */
 
-int tc__selftest_with(const tc__backend *backend, const tc_model_params *params,
+int tc__selftest_with(const tc__backend *backend, int most_tokens, const tc_model_params *params,
                       void (*row)(void *user, const tc_selftest_row *row), void *user,
                       tc_error *err) {
     selftest_work *work = tc__calloc(1, sizeof *work);
     if (!work) return tc__fail_memory(err, "the self-test", sizeof *work);
     work->backend = backend;
+    work->most_tokens = most_tokens;
     work->params = params;
     for (int i = 0; i < SELFTEST_CASES; i++) work->results[i].row.limit = SELFTEST_LIMIT;
     selftest_result *first = &work->results[0];
@@ -399,5 +403,5 @@ int tc_selftest(const char *path, const tc_model_params *params,
                         "cuda:N",
                         own.device);
     return path ? tc__selftest_model(tc__cuda_backend(), path, &own, row, user, err)
-                : tc__selftest_with(tc__cuda_backend(), &own, row, user, err);
+                : tc__selftest_with(tc__cuda_backend(), INT_MAX, &own, row, user, err);
 }

@@ -46,8 +46,10 @@ TC_INTERNAL int tc__model_open_spec(const tc__backend *backend, const tc__shape_
                                     const char *precision, int group_size,
                                     const tc_model_params *params, tc_model **model, tc_error *err);
 
-/* tc_selftest's table with a backend in the GPU's place, and a model file on it. */
-TC_INTERNAL int tc__selftest_with(const tc__backend *backend, const tc_model_params *params,
+/* tc_selftest's table with a backend in the GPU's place, and a model file on it. most_tokens: of a
+ * row, for the tests of the self-test. */
+TC_INTERNAL int tc__selftest_with(const tc__backend *backend, int most_tokens,
+                                  const tc_model_params *params,
                                   void (*row)(void *user, const tc_selftest_row *row), void *user,
                                   tc_error *err);
 TC_INTERNAL int tc__selftest_model(const tc__backend *backend, const char *path,

@@ -1,7 +1,7 @@
 #!/bin/sh
 # "make gpu-test": everything that needs an NVIDIA GPU, and a short table last; exit status 1 if a
 # part failed. Without a GPU it says so, runs what needs none and exits 0. Logs stay in
-# build/gpu-test. All parts run side by side: they compare numbers, never times.
+# build/gpu-test. Parts run side by side: they compare numbers, never times.
 #
 #   TINYCHAT_FIXTURES          unpacked checkpoints, or else
 #   TINYCHAT_FIXTURE_ARCHIVES  a folder with their .tar.xz [../shared/fixtures]
@@ -26,7 +26,10 @@ begun=$(now)
 run() {
     name=$1 start=$(now)
     shift
-    timeout -k 5 "$limit" "$@" > "$work/$name.log" 2>&1
+    case $1 in
+        carry_kernels) (carry_kernels) ;;
+        *) timeout -k 5 "$limit" "$@" ;;
+    esac > "$work/$name.log" 2>&1
     echo "$? $(($(now) - start))" > "$work/$name.status"
 }
 
@@ -74,21 +77,41 @@ count_tests() {
     fi
 }
 
-# count_tool TOOL: passed only if the tool itself says that it found nothing.
+# count_tool TOOL: each of its cases passed only if the tool itself says that it found nothing.
 count_tool() {
-    read -r status seconds < "$work/$1.status"
-    summary=$(grep -hE '(ERROR|RACECHECK) SUMMARY' "$work/$1.tool" | tail -n 1 | sed 's/^=* *//')
-    line=$(closing_line "$work/$1.log")
-    if grep -qiE 'device not supported' "$work/$1.tool" "$work/$1.log"; then
-        count "$1" 0 0 1 "NOT RUN: the tool refuses this device"
-    elif [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then
-        count "$1" 0 1 0 "did not finish within $limit s"
-    elif [ "$status" -eq 0 ] && [ -n "$line" ] &&
-        echo "$summary" | grep -qE 'SUMMARY: 0 (errors|hazards)'; then
-        count "$1" 1 0 0 "$summary; tests under it: $line"
+    tool_passed=0 tool_failed=0 remark= slowest=0
+    for case in $cases; do
+        part=$1-$case
+        read -r status seconds < "$work/$part.status"
+        [ "$seconds" -gt "$slowest" ] && slowest=$seconds
+        summary=$(grep -hE '(ERROR|RACECHECK) SUMMARY' "$work/$part.tool" | tail -n 1 | sed 's/^=* *//')
+        if grep -qiE 'device not supported' "$work/$part.tool" "$work/$part.log"; then
+            echo "0 $slowest" > "$work/$1.status"
+            count "$1" 0 0 1 "NOT RUN: the tool refuses this device"
+            return
+        elif [ "$status" -eq 0 ] && echo "$summary" | grep -qE 'SUMMARY: 0 (errors|hazards)' &&
+            closing_line "$work/$part.log" | grep -q '^1 passed, 0 failed'; then
+            tool_passed=$((tool_passed + 1))
+        else
+            tool_failed=$((tool_failed + 1))
+            [ "$status" -eq 124 ] || [ "$status" -eq 137 ] && summary="not finished in $limit s"
+            remark="$remark case $case: ${summary:-status $status, no summary};"
+            { cat "$work/$part.log"; head -n 40 "$work/$part.tool"; } >> "$work/$1.log"
+        fi
+    done
+    echo "0 $slowest" > "$work/$1.status"
+    count "$1" $tool_passed $tool_failed 0 "${remark:-$summary}"
+}
+
+# count_selftest NAME: a row of the self-test is a test.
+count_selftest() {
+    line=$(grep -E '^[0-9]+ of [0-9]+ ok in ' "$work/$1.log")
+    if [ -z "$line" ]; then
+        count "$1" 0 1 0 "ended with status $(cut -d' ' -f1 "$work/$1.status")"
     else
-        head -n 40 "$work/$1.tool" >> "$work/$1.log"
-        count "$1" 0 1 0 "status $status; ${summary:-no summary}"
+        all=${line#* of }
+        all=${all%% ok*}
+        count "$1" "${line%% of*}" $((all - ${line%% of*})) 0 "${line#* ok in }"
     fi
 }
 
@@ -125,11 +148,23 @@ sanitizer() {
     done
 }
 
-# run_tool TOOL: every kernel once, in one process, under the tool.
+# run_tool TOOL CASE: every kernel of a kind of model once, in one process, under the tool.
 run_tool() {
-    : > "$work/$1.tool"
-    run "$1" env TINYCHAT_GPU_QUICK=3 TINYCHAT_GPU_ONE=1 "$tool" --tool "$1" --error-exitcode 9 \
-        --print-limit 10 --log-file "$work/$1.tool" $tests/test_gpu
+    : > "$work/$1-$2.tool"
+    run "$1-$2" env TINYCHAT_GPU_QUICK=3 TINYCHAT_GPU_ONE=1 TINYCHAT_GPU_CASE="$2" "$tool" --tool "$1" \
+        --error-exitcode 9 --print-limit 10 --log-file "$work/$1-$2.tool" $tests/test_gpu
+}
+
+# Kernels exported here work where there is no NVRTC, and only there where they fit.
+carry_kernels() {
+    file=$work/tiny.kernels
+    ./chat --device "$device" --export-kernels "$file" tiny || return 1
+    export TINYCHAT_CACHE=$PWD/$work/no-cache TINYCHAT_NVRTC=/nonexistent
+    ./chat --device "$device" --bench tiny --kernels "$file" || return 1
+    ./chat --device "$device" --bench tiny --precision w16a16 --kernels "$file" 2> "$file.log"
+    status=$?
+    cat "$file.log"
+    [ $status -eq 3 ] && grep -q 'needed are those for' "$file.log" && [ ! -e "$TINYCHAT_CACHE" ]
 }
 
 if ! make --no-print-directory -j"$jobs" all $tests/test_gpu $tests/test_kernels \
@@ -143,6 +178,8 @@ TINYCHAT_CACHE=$PWD/$work/cache # empty at first: everything is compiled anew
 export TINYCHAT_CONVERT TINYCHAT_CACHE
 echo "built in $(($(now) - begun)) s"
 
+device=${TINYCHAT_TEST_DEVICE:-cuda}
+cases="0 1 2 3 4 5"
 if ! $tests/test_gpu probe > $work/probe.log 2>&1; then
     if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then
         count probe 0 1 0 "there is a GPU, but it cannot be used"
@@ -162,26 +199,48 @@ unpack_fixtures
 TINYCHAT_GPU_REQUIRED=1
 export TINYCHAT_GPU_REQUIRED
 
+# the GPU's own path
 run native $tests/test_gpu &
 tool=$(sanitizer)
 for name in $tools; do
-    if [ -n "$tool" ]; then run_tool "$name" & fi
+    for case in $cases; do
+        if [ -n "$tool" ]; then run_tool "$name" "$case" & fi
+    done
 done
+(run carried carry_kernels) &
+wait
+cat $work/native.log
+
+# the other architectures' paths
 for arch in $archs; do
     (TINYCHAT_GPU_QUICK=1 TINYCHAT_ARCH=compute_$arch run "compute_$arch" $tests/test_gpu) &
 done
 wait
 
-cat $work/native.log
+# the self-test on all of them
+run selftest ./chat --selftest --device "$device"
+for arch in $archs; do
+    (TINYCHAT_ARCH=compute_$arch run "selftest_$arch" ./chat --selftest --device "$device") &
+done
+wait
+
 count_tests native
 for arch in $archs; do
-    if [ "${TINYCHAT_TEST_DEVICE:-cuda}" = cpu ] || # trying this script itself
+    if [ "$device" = cpu ] || # trying this script itself
         grep -q "^device: .*compute_$arch" "$work/compute_$arch.log"; then
         count_tests "compute_$arch"
     else
         count "compute_$arch" 0 1 0 "ran on $(grep '^device: ' "$work/compute_$arch.log")"
     fi
 done
+count_selftest selftest
+for arch in $archs; do count_selftest "selftest_$arch"; done
+read -r status seconds < $work/carried.status
+if [ "$status" -eq 0 ]; then
+    count carried 1 0 0 "kernels exported, used without NVRTC, refused for another model"
+else
+    count carried 0 1 0 "status $status"
+fi
 for name in $tools; do
     if [ -n "$tool" ]; then
         count_tool "$name"

@@ -6,6 +6,7 @@
  *                           slowest, every kernel once
  *   TINYCHAT_GPU_REQUIRED   1: a GPU that cannot be used is a failure
  *   TINYCHAT_GPU_ONE        1: everything in one process, for tools that watch one
+ *   TINYCHAT_GPU_CASE       0 to 5: with QUICK=3, one model only
  *   TINYCHAT_FIXTURES       the folder of the checkpoints that the original llm-awq code wrote
  *
  * Each test runs in a process of its own, because an illegal access spoils CUDA for the rest of the
@@ -16,8 +17,9 @@
 #include "convert/json.h"
 #include "src/gpu_driver.h"
 #include "src/model_file.h"
-#include "src/sampler.h"
+#include "src/session.h"
 #include "src/threads.h"
+#include "random_checkpoint.h"
 #include "tiny_model.h"
 #include "tinychat.h"
 #include "test.h"
@@ -427,17 +429,15 @@ static bool fixture_folder(const fixture *f, char folder[PROGRAM_PATH]) {
     return access(folder, R_OK) == 0;
 }
 
-static void check_fixture(const void *item) {
-    const fixture *f = item;
-    char folder[PROGRAM_PATH], path[2 * PROGRAM_PATH], label[PROGRAM_PATH];
+/* Converts what is in `folder` and compares it with the references in another one. */
+static void check_converted(const char *folder, const char *references, const fixture *f,
+                            const char *label) {
+    char path[2 * PROGRAM_PATH];
     errors worst;
     refs r;
-    fixture_folder(f, folder);
     temporary(path, "fixture.bin");
-    snprintf(label, sizeof label, "%s %s%s%s", strrchr(folder, '/') + 1, f->hf, f->awq ? " + " : "",
-             f->awq ? f->awq : "");
     tc_model *model = convert(folder, f, path) ? open_on(settings.device, path) : NULL;
-    if (refs_open(&r, folder, f->run) && model) {
+    if (refs_open(&r, references, f->run) && model) {
         compare_sequences(model, &r, label, &worst);
         compare_greedy(model, &r, worst.absolute, label);
         printf("    %-56s prefill %.1e decode %.1e; logits off by %.4f", label, worst.prefill,
@@ -448,6 +448,46 @@ static void check_fixture(const void *item) {
     tc_model_close(model);
     refs_close(&r);
     unlink(path);
+}
+
+static void check_fixture(const void *item) {
+    const fixture *f = item;
+    char folder[PROGRAM_PATH], label[PROGRAM_PATH];
+    fixture_folder(f, folder);
+    snprintf(label, sizeof label, "%s %s%s%s", strrchr(folder, '/') + 1, f->hf, f->awq ? " + " : "",
+             f->awq ? f->awq : "");
+    check_converted(folder, folder, f, label);
+}
+
+/* A checkpoint made by rule (random_checkpoint.h) in a folder of its own. */
+static void check_family(const void *item) {
+    static const fixture f = {"", ".", NULL, "w16", false};
+    const char *family = *(const char *const *)item;
+    char folder[PROGRAM_PATH], from[PROGRAM_PATH], to[PROGRAM_PATH + 32];
+    tc__map config = {NULL, 0};
+    bool good = program_folder(folder);
+    snprintf(from, sizeof from, "tests/data/families/%s/config.json", family);
+    snprintf(to, sizeof to, "%s/config.json", folder);
+    FILE *file = good ? fopen(to, "wb") : NULL;
+    good = file && tc__map_open(from, &config, NULL) == TC_OK &&
+           fwrite(config.data, 1, config.size, file) == config.size;
+    if (file) good &= fclose(file) == 0;
+    tc__map_close(&config);
+    snprintf(from, sizeof from, "tests/data/families/%s/header.json", family);
+    snprintf(to, sizeof to, "%s/model.safetensors", folder);
+    good = good && random_checkpoint_write(from, to);
+    CHECK_MSG(good, "%s: the checkpoint cannot be made", family);
+    snprintf(from, sizeof from, "tests/data/families/%s", family);
+    if (good) check_converted(folder, from, &f, family);
+    program_remove_folder(folder);
+}
+
+TEST(families_match_their_references) {
+    static const char *const all[] = {"mpt",         "falcon", "qwen3",        "falcon-new",
+                                      "mpt-112",     "llama3", "llama-linear", "llama-dynamic",
+                                      "mistral",     "qwen2-yarn"};
+    static const size_t counts[] = {TC_COUNT(all), 4, 0};
+    in_parallel(check_family, all, sizeof *all, counts[settings.quick]);
 }
 
 TEST(fixtures_match_their_references) {
@@ -575,49 +615,84 @@ TEST(prefill_decode_and_the_cpu_agree) {
     in_parallel(check_shape, shapes, sizeof *shapes, counts[settings.quick]);
 }
 
-/* For tools that take a thousand times as long: a prefill, a few tokens, a choice. */
-static void check_once(const void *item) {
-    const shape *s = item;
-    tiny_model tiny = shape_model(s);
-    size_t n = (size_t)s->tokens, first = n > 64 ? n : n - 3, vocab = TINY_VOCAB, at = 0;
+/* For tools that take a thousand times as long: of each kind of model a prefill, a few tokens and a
+ * choice. TINYCHAT_GPU_CASE=N: only one of them. */
+typedef struct once {
+    const char *what, *precision;
+    int group_size, prefill, decode;
+    tc__shape_spec spec;
+} once;
+
+#define ONCE_LLAMA "llama", "llama"
+#define ONCE_SIZES(hidden, inner, heads, kv_heads, dim)                                            \
+    hidden, inner, 1, heads, kv_heads, dim, 397, 1100, .norm_eps = 1e-5, .rope_theta = 1e4
+
+static const once once_cases[] = {
+    {"g128, head 64, 2:1", "w4a16", 128, 9, 3,
+     {ONCE_LLAMA, ONCE_SIZES(128, 256, 4, 2, 64), .gated = 1}},
+    {"f16, parallel, head 80, MQA", "w16a16", 0, 9, 3,
+     {ONCE_LLAMA, ONCE_SIZES(96, 160, 2, 1, 80), .norm = TC__NORM_LAYER, .norm_bias = true,
+      .activation = TC__ACT_GELU, .parallel = 1, .shared_norm = true, .tied = true}},
+    {"g32, ALiBi, act scales", "w4a16", 32, 9, 3,
+     {ONCE_LLAMA, ONCE_SIZES(96, 160, 2, 2, 112), .norm = TC__NORM_LAYER, .clip_qkv = 0.2,
+      .position = TC__POSITION_ALIBI, .activation = TC__ACT_GELU, .act_scales = true}},
+    {"g64, biases, q/k norms", "w4a16", 64, 9, 3,
+     {ONCE_LLAMA, ONCE_SIZES(128, 192, 4, 1, 128), .gated = 1, .qkv_bias = true, .qk_norm = true}},
+    {"g128, large tiles", "w4a16", 128, 1024, 0,
+     {ONCE_LLAMA, ONCE_SIZES(128, 3328, 2, 1, 64), .gated = 1}},
+    {"f16, large tiles", "w16a16", 0, 1024, 0,
+     {ONCE_LLAMA, ONCE_SIZES(128, 3328, 2, 1, 64), .gated = 1}},
+};
+
+static void compare_once(const once *c, tc_session *session, tc_session *reference) {
+    size_t n = (size_t)(c->prefill + c->decode), first = (size_t)c->prefill, vocab = 397, at = 0;
     int32_t *ids = tc__calloc(n, sizeof *ids), id;
     float *want = tc__calloc(n * vocab, 4), *got = tc__calloc(n * vocab, 4);
     double start = tc_seconds();
-    tc_model *model, *cpu;
     tc_error err;
-    random_ids(ids, n, TINY_VOCAB, 3);
-    if (open_both(&tiny, &model, &cpu)) {
-        tc_session *session = new_session(model), *reference = new_session(cpu);
-        bool good = session && reference && all_logits(reference, ids, n, 4096, want, vocab);
-        good = good && all_logits(session, ids, first, 4096, got, vocab);
-        for (size_t i = first; i < n && good; i++) {
-            good = evaluate(session, ids + i, 1) && tc_logits(session);
-            if (good) memcpy(got + i * vocab, tc_logits(session), vocab * 4);
-        }
-        double error = worst_distance(got, want, n, vocab, &at);
-        CHECK_MSG(good && error <= TOLERANCE, "%s: off by %.2e at position %zu", s->what, error, at);
-        good = good && tc_sample(session, NULL, &id, &err) == TC_OK;
-        CHECK(good && evaluate(session, &id, 1));
-        printf("    %-28s %4zu tokens  off by %.1e  %.1f s\n", s->what, n, error,
-               tc_seconds() - start);
-        tc_session_close(session);
-        tc_session_close(reference);
+    random_ids(ids, n, (int)vocab, 3);
+    bool good = all_logits(reference, ids, n, 4096, want, vocab) &&
+                all_logits(session, ids, first, 4096, got, vocab);
+    for (size_t i = first; i < n && good; i++) {
+        good = evaluate(session, ids + i, 1) && tc_logits(session);
+        if (good) memcpy(got + i * vocab, tc_logits(session), vocab * 4);
     }
-    tc_model_close(model);
-    tc_model_close(cpu);
+    double error = worst_distance(got, want, n, vocab, &at);
+    CHECK_MSG(good && error <= TOLERANCE, "%s: off by %.2e at position %zu", c->what, error, at);
+    good = good && tc_sample(session, NULL, &id, &err) == TC_OK;
+    CHECK(good && evaluate(session, &id, 1));
+    printf("    %-28s %4zu tokens  off by %.1e  %.1f s\n", c->what, n, error,
+           tc_seconds() - start);
     free(want);
     free(got);
     free(ids);
 }
 
+static void check_once(const void *item) {
+    const once *c = item;
+    const char *only = getenv("TINYCHAT_GPU_CASE");
+    tc_model_params params = tc_model_default_params();
+    tc_model *model = NULL, *cpu = NULL;
+    tc_error err;
+    if (only && *only && atoi(only) != (int)(c - once_cases)) return;
+    params.device = settings.device;
+    int code = tc__model_open_spec(on_gpu() ? tc__cuda_backend() : tc__cpu_backend(), &c->spec,
+                                   c->precision, c->group_size, &params, &model, &err);
+    if (!code)
+        code = tc__model_open_spec(tc__cpu_backend(), &c->spec, c->precision, c->group_size, &params,
+                                   &cpu, &err);
+    CHECK_MSG(code == TC_OK, "%s: %s", c->what, err.message);
+    tc_session *session = code ? NULL : new_session(model);
+    tc_session *reference = code ? NULL : new_session(cpu);
+    if (session && reference) compare_once(c, session, reference);
+    tc_session_close(session);
+    tc_session_close(reference);
+    tc_model_close(model);
+    tc_model_close(cpu);
+}
+
 TEST(every_kernel_once) {
-    static const shape once[] = {
-        {"g128, head 64, 2:1", 128, 128, 256, 1, 4, 2, 64, 0, 20},
-        {"f16, head 80, 1:1", 0, 96, 160, 1, 2, 2, 80, 0, 20},
-        {"g128, large tiles", 128, 128, 3328, 1, 2, 1, 64, 0, 1024},
-        {"f16, large tiles", 0, 128, 3328, 1, 2, 1, 64, 0, 1024},
-    };
-    in_parallel(check_once, once, sizeof *once, TC_COUNT(once));
+    in_parallel(check_once, once_cases, sizeof *once_cases, TC_COUNT(once_cases));
 }
 
 /* Matrices so large that prefill takes its larger tiles, also for the narrow ones of a block. */
@@ -1582,6 +1657,7 @@ int main(int argc, char **argv) {
     if (settings.quick == 3) APART(every_kernel_once, 3);
     APART(fixtures_match_their_references, 2);
     APART(small_checkpoints_match_their_references, 2);
+    APART(families_match_their_references, 1);
     APART(prefill_decode_and_the_cpu_agree, 2);
     APART(massive_activations_stay_finite, 2);
     APART(seeded_replies_repeat_bit_by_bit, 0);

@@ -38,7 +38,7 @@ static seen run(const tc__backend *backend, int stop_after, int *code, tc_error 
     s.stop_after = stop_after;
     params.progress = on_progress;
     params.user = &s;
-    *code = tc__selftest_with(backend, &params, on_row, &s, err);
+    *code = tc__selftest_with(backend, 16, &params, on_row, &s, err);
     return s;
 }
 
