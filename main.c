@@ -403,7 +403,8 @@ static const flag flags[] = {
     INT("--group-size", NULL, group_size, 32, 128, "with --bench SHAPE: 32, 64 or 128 [128]"),
     ON("--json", json, "with --bench: print JSON"),
     ON("--selftest", selftest,
-       "compare the GPU with the CPU: all kernels with small random models, or MODEL if there is one"),
+       "compare the GPU with the CPU: all kernels with small random models, or MODEL if there is "
+       "one"),
     STRING("--export-kernels", "FILE", export_kernels,
            "write the kernels for MODEL on this GPU to FILE, for machines of the same kind without "
            "NVRTC"),
@@ -531,8 +532,9 @@ static int check_options(app *a) {
     if (o->doctor) return GO_ON;
     if (!o->model && !o->selftest) return tell(a, USAGE, "no model file given; --help explains");
     if (tools > 1)
-        return tell(a, USAGE, "choose one of --tokenize, --detokenize, --ids, --bench, --selftest, "
-                              "--export-kernels");
+        return tell(a, USAGE,
+                    "choose one of --tokenize, --detokenize, --ids, --bench, --selftest, "
+                    "--export-kernels");
     if (!o->ids != !o->logits) return tell(a, USAGE, "--ids and --logits need each other");
     if (o->prompt && o->file) return tell(a, USAGE, "choose one of -p and -f");
     if (tools && (o->prompt || o->file || o->conversation))

@@ -444,7 +444,7 @@ TC_API int tc_doctor(void (*line)(void *user, const char *text), void *user);
 /* One row of the self-test. */
 typedef struct tc_selftest_row {
     const char *name, *shape, *device; /* for people; valid during the call */
-    int tokens;           /* contexts of 1 to so many positions were compared */
+    int tokens;                        /* contexts of 1 to so many positions were compared */
     double prefill_error; /* relative error (L2) of the worst position's logits, tokens evaluated */
     double decode_error;  /* together and one by one; of sampling: the share of other choices */
     double limit;         /* what both may be */

@@ -101,7 +101,9 @@ static int apart(int (*body)(const char *, void *), const char *path, void *resu
     return bad || status;
 }
 
-static int measure_apart(const char *path, void *result) { return measure(path, result); }
+static int measure_apart(const char *path, void *result) {
+    return measure(path, result);
+}
 static int copy_apart(const char *path, void *result) {
     (void)path;
     return (*(double *)result = plain_copy()) <= 0;

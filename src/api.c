@@ -287,10 +287,11 @@ int tc_model_export_kernels(const tc_model *model, const char *path, tc_error *e
     int code = tc__need(model && path, model ? "path" : "model", err);
     if (code) return code;
     if (!model->backend->export_kernels)
-        return tc__fail(err, TC_ERR_UNSUPPORTED,
-                        "the model is on the %s, where nothing is compiled: there are no kernels to "
-                        "export; use --device cuda",
-                        model->backend->name(model->device));
+        return tc__fail(
+            err, TC_ERR_UNSUPPORTED,
+            "the model is on the %s, where nothing is compiled: there are no kernels to "
+            "export; use --device cuda",
+            model->backend->name(model->device));
     code = model->backend->export_kernels(model->device, path, err);
     return code ? code : tc__ok(err);
 }

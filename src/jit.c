@@ -154,7 +154,9 @@ static int jit_complaint(const jit_job *job, tc__nvrtc_program handle, int statu
         }
     tc__fail(err, TC_ERR_DEVICE, "NVRTC %d.%d (%s) cannot compile the %s kernels for %s: %.600s",
              job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->program->name, job->arch,
-             line ? line : status == 5 ? "an option was not accepted" : "no message");
+             line          ? line
+             : status == 5 ? "an option was not accepted"
+                           : "no message");
     free(log);
     return TC_ERR_DEVICE;
 }
@@ -171,8 +173,7 @@ static int jit_take_image(const jit_job *job, tc__nvrtc_program handle, tc_error
     int status = ptx ? nvrtc->ptx(handle, bytes) : nvrtc->cubin(handle, bytes);
     if (!status) tc__buf_add(&job->program->image, bytes, size);
     free(bytes);
-    if (status || job->program->image.failed)
-        return tc__fail_memory(err, "compiled kernels", size);
+    if (status || job->program->image.failed) return tc__fail_memory(err, "compiled kernels", size);
     return TC_OK;
 }
 
@@ -230,11 +231,12 @@ static int jit_fit(jit_job *job, tc_error *err) {
         if (archs[i] <= job->target->arch && archs[i] > newest) newest = archs[i];
     }
     if (!known && newest < 80)
-        return tc__fail(err, TC_ERR_DEVICE,
-                        "NVRTC %d.%d (%s) knows no architecture from 8.0 to the GPU's %d.%d; install a "
-                        "newer one: pip install nvidia-cuda-nvrtc-cu12",
-                        job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path,
-                        job->target->arch / 10, job->target->arch % 10);
+        return tc__fail(
+            err, TC_ERR_DEVICE,
+            "NVRTC %d.%d (%s) knows no architecture from 8.0 to the GPU's %d.%d; install a "
+            "newer one: pip install nvidia-cuda-nvrtc-cu12",
+            job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->target->arch / 10,
+            job->target->arch % 10);
     job->as_ptx = job->target->as_ptx || !known;
     bool specific = job->target->specific && !job->as_ptx && job->nvrtc->major >= 12;
     snprintf(job->arch, sizeof job->arch, "%s_%d%s", job->as_ptx ? "compute" : "sm",
@@ -297,7 +299,8 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
         code = jit_compile_missing(jobs, n, progress, &version, err);
         if (!code && folder[0]) jit_make_folders(folder);
         for (size_t i = 0; i < n && !code && folder[0]; i++)
-            if (!programs[i].cached) jit_cache_write(paths[i], keys[i], &programs[i].image, version);
+            if (!programs[i].cached)
+                jit_cache_write(paths[i], keys[i], &programs[i].image, version);
     }
     jit_free_sources(&sources);
     return code;
@@ -344,7 +347,8 @@ int tc__jit_export(const char *path, const char *what, const tc__jit_program *pr
         jit_carried_key(entry.key, &programs[i], target, &sources);
         tc__buf_add(&rest, &entry, sizeof entry);
     }
-    for (size_t i = 0; i < n; i++) tc__buf_add(&rest, programs[i].image.data, programs[i].image.len);
+    for (size_t i = 0; i < n; i++)
+        tc__buf_add(&rest, programs[i].image.data, programs[i].image.len);
     jit_free_sources(&sources);
     memset(&head, 0, sizeof head);
     memcpy(head.magic, JIT_BUNDLE_MAGIC, sizeof head.magic);
@@ -377,7 +381,8 @@ static int jit_bundle_check(const tc__map *map, const char *path, jit_bundle *he
                  !head->what[sizeof head->what - 1];
     if (!whole)
         return tc__fail(err, TC_ERR_FORMAT,
-                        "%s: the file of compiled kernels is damaged; copy or export it again", path);
+                        "%s: the file of compiled kernels is damaged; copy or export it again",
+                        path);
     return TC_OK;
 }
 

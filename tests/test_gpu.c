@@ -28,7 +28,7 @@
 #include <math.h>
 #include <pthread.h>
 
-#define TOLERANCE 5e-3       /* relative L2 error of one position's logits */
+#define TOLERANCE 5e-3        /* relative L2 error of one position's logits */
 #define SECONDS_OF_A_TEST 180 /* then it counts as failed */
 #define MAX_JOBS 8
 
@@ -483,9 +483,9 @@ static void check_family(const void *item) {
 }
 
 TEST(families_match_their_references) {
-    static const char *const all[] = {"mpt",         "falcon", "qwen3",        "falcon-new",
-                                      "mpt-112",     "llama3", "llama-linear", "llama-dynamic",
-                                      "mistral",     "qwen2-yarn"};
+    static const char *const all[] = {"mpt",     "falcon",    "qwen3",        "falcon-new",
+                                      "mpt-112", "llama3",    "llama-linear", "llama-dynamic",
+                                      "mistral", "qwen2-yarn"};
     static const size_t counts[] = {TC_COUNT(all), 4, 0};
     in_parallel(check_family, all, sizeof *all, counts[settings.quick]);
 }
@@ -628,19 +628,43 @@ typedef struct once {
     hidden, inner, 1, heads, kv_heads, dim, 397, 1100, .norm_eps = 1e-5, .rope_theta = 1e4
 
 static const once once_cases[] = {
-    {"g128, head 64, 2:1", "w4a16", 128, 9, 3,
+    {"g128, head 64, 2:1",
+     "w4a16",
+     128,
+     9,
+     3,
      {ONCE_LLAMA, ONCE_SIZES(128, 256, 4, 2, 64), .gated = 1}},
-    {"f16, parallel, head 80, MQA", "w16a16", 0, 9, 3,
+    {"f16, parallel, head 80, MQA",
+     "w16a16",
+     0,
+     9,
+     3,
      {ONCE_LLAMA, ONCE_SIZES(96, 160, 2, 1, 80), .norm = TC__NORM_LAYER, .norm_bias = true,
       .activation = TC__ACT_GELU, .parallel = 1, .shared_norm = true, .tied = true}},
-    {"g32, ALiBi, act scales", "w4a16", 32, 9, 3,
+    {"g32, ALiBi, act scales",
+     "w4a16",
+     32,
+     9,
+     3,
      {ONCE_LLAMA, ONCE_SIZES(96, 160, 2, 2, 112), .norm = TC__NORM_LAYER, .clip_qkv = 0.2,
       .position = TC__POSITION_ALIBI, .activation = TC__ACT_GELU, .act_scales = true}},
-    {"g64, biases, q/k norms", "w4a16", 64, 9, 3,
+    {"g64, biases, q/k norms",
+     "w4a16",
+     64,
+     9,
+     3,
      {ONCE_LLAMA, ONCE_SIZES(128, 192, 4, 1, 128), .gated = 1, .qkv_bias = true, .qk_norm = true}},
-    {"g128, large tiles", "w4a16", 128, 1024, 0,
+    {"g128, large tiles",
+     "w4a16",
+     128,
+     1024,
+     0,
      {ONCE_LLAMA, ONCE_SIZES(128, 3328, 2, 1, 64), .gated = 1}},
-    {"f16, large tiles", "w16a16", 0, 1024, 0,
+    {"f16, large tiles",
+     "w16a16",
+     0,
+     1024,
+     0,
      {ONCE_LLAMA, ONCE_SIZES(128, 3328, 2, 1, 64), .gated = 1}},
 };
 
@@ -661,8 +685,7 @@ static void compare_once(const once *c, tc_session *session, tc_session *referen
     CHECK_MSG(good && error <= TOLERANCE, "%s: off by %.2e at position %zu", c->what, error, at);
     good = good && tc_sample(session, NULL, &id, &err) == TC_OK;
     CHECK(good && evaluate(session, &id, 1));
-    printf("    %-28s %4zu tokens  off by %.1e  %.1f s\n", c->what, n, error,
-           tc_seconds() - start);
+    printf("    %-28s %4zu tokens  off by %.1e  %.1f s\n", c->what, n, error, tc_seconds() - start);
     free(want);
     free(got);
     free(ids);
@@ -679,8 +702,8 @@ static void check_once(const void *item) {
     int code = tc__model_open_spec(on_gpu() ? tc__cuda_backend() : tc__cpu_backend(), &c->spec,
                                    c->precision, c->group_size, &params, &model, &err);
     if (!code)
-        code = tc__model_open_spec(tc__cpu_backend(), &c->spec, c->precision, c->group_size, &params,
-                                   &cpu, &err);
+        code = tc__model_open_spec(tc__cpu_backend(), &c->spec, c->precision, c->group_size,
+                                   &params, &cpu, &err);
     CHECK_MSG(code == TC_OK, "%s: %s", c->what, err.message);
     tc_session *session = code ? NULL : new_session(model);
     tc_session *reference = code ? NULL : new_session(cpu);
@@ -1194,7 +1217,7 @@ TEST(nothing_leaks) {
 /* A caller with a context of its own, and one with none: both find what they left. */
 TEST(the_callers_context_stays) {
     watch w;
-    tc__cu_result (*create)(tc__cu_context *context, unsigned flags, tc__cu_device device);
+    tc__cu_result (*create)(tc__cu_context * context, unsigned flags, tc__cu_device device);
     tc__cu_device device = 0;
     tc__cu_context own = NULL, now = NULL, popped;
     tc_error err;

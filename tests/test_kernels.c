@@ -152,16 +152,16 @@ static void shape_fill(const shape *s, shape_weights *w) {
     w->head.type = TC__F16, w->head.rows = (size_t)s->vocab, w->head.columns = hidden;
     w->weights.embed = w->weights.head = &w->head;
     w->weights.layers = w->layers;
-    tc__arch arch = {(uint32_t)s->hidden,
-                     (uint32_t)s->intermediate,
-                     (uint32_t)s->kinds,
-                     (uint32_t)s->heads,
-                     (uint32_t)s->kv_heads,
-                     (uint32_t)s->head_dim,
-                     (uint32_t)s->vocab,
-                     4096,
-                     1e-5f,
-                     10000};
+    tc__arch arch = {.hidden_size = (uint32_t)s->hidden,
+                     .intermediate_size = (uint32_t)s->intermediate,
+                     .layers = (uint32_t)s->kinds,
+                     .heads = (uint32_t)s->heads,
+                     .kv_heads = (uint32_t)s->kv_heads,
+                     .head_dim = (uint32_t)s->head_dim,
+                     .vocab_size = (uint32_t)s->vocab,
+                     .max_seq_len = 4096,
+                     .norm_eps = 1e-5f,
+                     .gated = true};
     w->weights.arch = arch;
 }
 
@@ -360,14 +360,13 @@ TEST(prelude_assembles_for_every_architecture) {
     for (size_t i = 0; i < ARCHS; i++) {
         /* 90a came with NVRTC 12, 100 and 120 with 12.8; the others every NVRTC must know */
         bool known = nvrtc_knows(&nvrtc, &archs[i]);
-        CHECK_MSG(known || archs[i].number >= 100 || strchr(archs[i].name, 'a'), "this NVRTC does not know %s",
-                  archs[i].name);
+        CHECK_MSG(known || archs[i].number >= 100 || strchr(archs[i].name, 'a'),
+                  "this NVRTC does not know %s", archs[i].name);
         if (!known) continue;
         job j = {"probe", "probe", {0}, &archs[i], 0, NULL, NULL, 0};
         tc__buf_str(&j.text, probe);
         job_compile(&j, &nvrtc);
-        CHECK_MSG(j.status == 0 && j.image_bytes > 0, "%s: %s", archs[i].name,
-                  j.log ? j.log : "");
+        CHECK_MSG(j.status == 0 && j.image_bytes > 0, "%s: %s", archs[i].name, j.log ? j.log : "");
         tc__buf_free(&j.text);
         free(j.log);
         free(j.image);
@@ -568,8 +567,9 @@ static void check_import(const char *path, const char *text, const tc__jit_targe
     int code = tc__jit_import(path, "another world", &program, 1, target, &err);
     CHECK_MSG(code == expected, "%d: %s", code, err.message);
     CHECK_MSG(!code || strstr(err.message, words), "%s", err.message);
-    CHECK(code || !image || (program.image.len == image->len &&
-                   !memcmp(program.image.data, image->data, image->len)));
+    CHECK(
+        code || !image ||
+        (program.image.len == image->len && !memcmp(program.image.data, image->data, image->len)));
     tc__buf_free(&program.image);
 }
 
@@ -816,11 +816,10 @@ TEST(a_mistake_in_the_source_is_named) {
 TEST_MAIN(RUN(kernel_sources_stand_alone) RUN(the_probe_calls_every_function_of_the_prelude)
               RUN(prelude_assembles_for_every_architecture)
                   RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
-                      RUN(a_hit_needs_no_nvrtc)
-                          RUN(the_target_of_one_architecture_is_apart)
+                      RUN(a_hit_needs_no_nvrtc) RUN(the_target_of_one_architecture_is_apart)
                           RUN(kernels_can_be_carried_to_another_machine)
-                          RUN(damaged_cache_files_are_compiled_anew)
-                          RUN(a_cache_that_cannot_be_written_costs_only_time)
-                              RUN(the_cache_is_where_it_is_expected)
-                                  RUN(processes_may_start_at_once)
-                                      RUN(a_mistake_in_the_source_is_named))
+                              RUN(damaged_cache_files_are_compiled_anew)
+                                  RUN(a_cache_that_cannot_be_written_costs_only_time)
+                                      RUN(the_cache_is_where_it_is_expected)
+                                          RUN(processes_may_start_at_once)
+                                              RUN(a_mistake_in_the_source_is_named))

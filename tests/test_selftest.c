@@ -17,8 +17,8 @@ static void on_row(void *user, const tc_selftest_row *row) {
     s->rows++;
     s->ok += row->ok;
     CHECK(row->name && *row->name && row->shape && row->device);
-    CHECK(row->ok == (!row->error && row->prefill_error <= row->limit &&
-                      row->decode_error <= row->limit));
+    CHECK(row->ok ==
+          (!row->error && row->prefill_error <= row->limit && row->decode_error <= row->limit));
     if (row->error && !s->failed++)
         snprintf(s->first_error, sizeof s->first_error, "%s", row->error);
     s->sampling_wrong += sampling && row->decode_error > row->limit;
@@ -46,8 +46,8 @@ static seen run(const tc__backend *backend, int stop_after, int *code, tc_error 
 
 static tc__backend broken; /* the CPU's, with one function replaced */
 
-static int no_device(const tc__weights *weights, const tc_model_params *params,
-                     tc__device **device, tc_error *err) {
+static int no_device(const tc__weights *weights, const tc_model_params *params, tc__device **device,
+                     tc_error *err) {
     (void)weights, (void)params;
     *device = NULL;
     return tc__fail(err, TC_ERR_DEVICE, "there is no such device");
