@@ -276,6 +276,11 @@ static int hf_read_numbers(const hf_file *file, hf_config *config) {
     if (!code && clip && !hf_equals(file, clip, 0))
         code = hf_double(file, file->root, page->clip_qkv, &config->clip_qkv);
     if (code) return code;
+    /* what the model file's reader accepts */
+    if (config->norm_eps < 1e-20 || config->norm_eps > 0.5)
+        return hf_bad(file, page->eps_key, "a number from 1e-20 to 0.5");
+    if (config->clip_qkv && (config->clip_qkv < 1e-6 || config->clip_qkv > 1e6))
+        return hf_bad(file, page->clip_qkv, "a number from 1e-6 to 1e6");
     if (page->position == TC__POSITION_ALIBI) return hf_read_slopes(file, config);
     return rope_read(file, config->head_dim, &config->max_seq_len, &config->rope);
 }

@@ -174,6 +174,16 @@ static int rope_scale(rope_source *s, uint32_t *positions) {
                     s->file->path, s->key, s->out->type);
 }
 
+/* What the model file's reader accepts. */
+static int rope_check(const rope_source *s) {
+    bool good = s->out->scale >= 1e-3 && s->out->scale <= 1e3;
+    for (uint32_t i = 0; i < s->head_dim / 2 && s->out->frequencies; i++)
+        good &= s->out->frequencies[i] >= 0 && s->out->frequencies[i] <= 4;
+    if (good) return TC_OK;
+    return tc__fail(s->file->err, TC_ERR_FORMAT, "%s: '%s' of type '%s' has impossible numbers",
+                    s->file->path, s->key, s->out->type);
+}
+
 int rope_read(const hf_file *file, uint32_t head_dim, uint32_t *positions, rope *out) {
     rope_source s = {file, NULL, NULL, head_dim, *positions, out};
     memset(out, 0, sizeof *out);
@@ -182,14 +192,17 @@ int rope_read(const hf_file *file, uint32_t head_dim, uint32_t *positions, rope 
     int code = rope_find(&s);
     if (!code) code = hf_double(file, file->root, "rope_theta", &out->theta);
     if (!code) code = hf_double(file, s.object, "rope_theta", &out->theta);
-    if (code || strcmp(out->type, "default") == 0) return code;
-    if (out->theta <= 1) return hf_bad(file, "rope_theta", "a number above 1");
+    if (code) return code;
+    if (out->theta <= 1 || out->theta > 1e15)
+        return hf_bad(file, "rope_theta", "a number above 1, up to 1e15");
+    if (strcmp(out->type, "default") == 0) return TC_OK;
     out->frequencies = tc__calloc(head_dim / 2, sizeof *out->frequencies);
     if (!out->frequencies)
         return tc__fail_memory(file->err, "RoPE's angles", head_dim * sizeof(double) / 2);
     for (uint32_t i = 0; i < head_dim / 2; i++)
         out->frequencies[i] = pow(out->theta, -2.0 * i / head_dim);
     code = rope_scale(&s, positions);
+    if (!code) code = rope_check(&s);
     if (code) rope_free(out);
     return code;
 }

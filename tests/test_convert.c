@@ -563,6 +563,26 @@ TEST(every_packing_and_group_size_round_trips) {
         }
 }
 
+/* AutoAWQ's gemv_fast is packing C with another name for the zero points. */
+TEST(zero_points_of_gemv_fast_are_called_qzeros) {
+    run r;
+    model m = model_default;
+    REQUIRE(run_begin(&r));
+    m.packing = 'C';
+    m.config = "\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64,"
+               "\"version\":\"gemv_fast\",\"modules_to_not_convert\":[\"lm_head\"]}";
+    model_fill(&m);
+    for (size_t i = 0; i < m.count; i++) {
+        char *end = strstr(m.entries[i].name, "scaled_zeros");
+        if (end) memcpy(end, "qzeros", sizeof "qzeros");
+    }
+    CHECK_MSG(run_model(&r, &m) == TC_OK, "%s", r.err.message);
+    if (r.open) check_layers(&r, &m, 64);
+    CHECK_MSG(!r.notes.len, "%s", r.notes.data);
+    model_free(&m);
+    run_end(&r);
+}
+
 TEST(row_counts_need_not_be_multiples_of_16) {
     static const struct {
         char packing;
@@ -813,6 +833,9 @@ TEST(settings_that_would_change_answers_are_refused) {
         {"\"residual_multiplier\":0.22", "residual_multiplier"},
         {"\"pretraining_tp\":2", NULL},
         {"\"rope_theta\":-1", "rope_theta"},
+        {"\"rope_theta\":1e30", "rope_theta"},
+        {"\"rms_norm_eps\":1e-30", "'rms_norm_eps' is not a number from 1e-20"},
+        {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e-3}", "impossible numbers"},
         {"\"rms_norm_eps\":\"1e-5\"", "rms_norm_eps"},
         {"\"num_hidden_layers\":0", "num_hidden_layers"},
         {"\"num_hidden_layers\":2000", "1 to 1024"},
@@ -1776,6 +1799,7 @@ TEST(memory_does_not_grow_with_the_model) {
 TEST_MAIN(
     RUN(golden_vectors_of_the_original_packers)
     RUN(every_packing_and_group_size_round_trips)
+    RUN(zero_points_of_gemv_fast_are_called_qzeros)
     RUN(row_counts_need_not_be_multiples_of_16)
     RUN(large_groups_and_whole_rows_are_expanded)
     RUN(scales_of_other_types_are_converted_exactly)

@@ -8,6 +8,7 @@
 #include "convert.h"
 #include "convert/json.h"
 #include "forge.h"
+#include "inspect.h"
 #include "program.h"
 #include "quantise.h"
 #include "src/arch.h"
@@ -492,6 +493,71 @@ TEST(weights_that_cannot_be_are_named) {
     program_remove_folder(folder);
 }
 
+/* ---- damage ---- */
+
+static bool read_file(const char *folder, const char *name, tc__buf *out) {
+    char path[2 * PROGRAM_PATH];
+    tc__map map;
+    tc_error err;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    if (tc__map_open(path, &map, &err)) return false;
+    tc__buf_add(out, map.data, map.size);
+    tc__map_close(&map);
+    return !out->failed;
+}
+
+/* Changes a byte: digits, which are sizes and offsets, become other digits. */
+static void damage(char *bytes, size_t len, uint64_t *state) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    size_t at = (size_t)(*state >> 33) % len;
+    unsigned value = (unsigned)(*state >> 20) & 255;
+    for (size_t i = 0; i < 100 && (value & 3); i++, at = (at + 1) % len)
+        if (bytes[at] >= '0' && bytes[at] <= '9') {
+            bytes[at] = (char)('0' + value % 10);
+            return;
+        }
+    bytes[at] = (char)value;
+}
+
+/* Whatever the header of the weights or config.json says: a model file that an engine accepts, or
+ * one error. (Sanitizers watch the rest.) */
+TEST(damaged_checkpoints_are_refused_or_converted) {
+    static const char *const folders[] = {"ct-asym",      "ct-asym-bytes", "gptq",
+                                          "falcon-40b-a", "search-qwen2",  "search-mpt"};
+    static const char *const names[] = {"model.safetensors", "config.json"};
+    uint64_t state = 2;
+    FILE *nowhere = tmpfile();
+    int converted = 0, refused = 0;
+    for (size_t f = 0; f < TC_COUNT(folders); f++)
+        for (int round = 0; round < 60; round++) {
+            char from[PROGRAM_PATH], search[2 * PROGRAM_PATH], folder[PROGRAM_PATH];
+            run r;
+            snprintf(from, sizeof from, DATA "%s", folders[f]);
+            snprintf(search, sizeof search, "%s/search.pt", from);
+            REQUIRE(program_folder(folder) && run_begin(&r, folder));
+            for (int i = 0; i < 2; i++) {
+                tc__buf bytes = {0};
+                REQUIRE(read_file(from, names[i], &bytes));
+                size_t header = i ? bytes.len : 1200; /* of the weights: the first names */
+                if (i == round % 2) damage(bytes.data, header, &state);
+                CHECK(write_file(folder, names[i], bytes.data, bytes.len));
+                tc__buf_free(&bytes);
+            }
+            if (!access(search, R_OK)) r.options.search = search;
+            int code = run_convert(&r);
+            CHECK_MSG(!code || code == TC_ERR_FORMAT || code == TC_ERR_UNSUPPORTED, "%s: %d: %s",
+                      folders[f], code, r.err.message);
+            if (!code)
+                CHECK_MSG(!inspect_verify(r.output, nowhere, NULL, NULL, &r.err), "%s: %s",
+                          folders[f], r.err.message);
+            *(code ? &refused : &converted) += 1;
+            run_end(&r);
+            program_remove_folder(folder);
+        }
+    fclose(nowhere);
+    CHECK_MSG(converted > 20 && refused > 100, "%d converted, %d refused", converted, refused);
+}
+
 /* ---- what is refused ---- */
 
 TEST(search_results_of_something_else_are_refused) {
@@ -552,5 +618,6 @@ TEST_MAIN(
     RUN(rounding_to_binary16_is_exact)
     RUN(rounding_to_nearest_is_within_half_a_step)
     RUN(weights_that_cannot_be_are_named)
+    RUN(damaged_checkpoints_are_refused_or_converted)
     RUN(search_results_of_something_else_are_refused)
     RUN(arguments_that_contradict_are_wrong_usage))
