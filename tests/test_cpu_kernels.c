@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-static const char *const levels[] = {"portable", "avx2", "avx512", "neon"};
+static const char *const levels[] = {"portable", "avx2", "avx512", "avx512vnni", "neon"};
 #define LEVELS (sizeof levels / sizeof *levels)
 
 /* The kernel set of this name, or NULL if the processor lacks it. */
@@ -172,11 +172,21 @@ static results multiply(const tc__kernels *kernels, const matrix *m, const vecto
     results r = {calloc(count * rows, sizeof(float)), calloc(count * rows, sizeof(int)), rows};
     float *scratch = tc__alloc_aligned(tc__multiply_scratch(count) * sizeof *scratch);
     const float *from = x->ordered + first * x->stride;
+    float *fixed = NULL;
+    if (tc__fixes(kernels, &m->tensor)) {
+        size_t groups = count * (m->tensor.columns / m->tensor.group_size);
+        size_t half = random_below(groups + 1);
+        fixed = tc__alloc_aligned(count * m->tensor.columns * sizeof *fixed);
+        tc__fix(kernels, &m->tensor, half, groups, from, x->stride, count, fixed);
+        tc__fix(kernels, &m->tensor, 0, half, from, x->stride, count, fixed);
+        from = fixed;
+    }
     tc__multiply_rows(kernels, &m->tensor, 0, middle, from, x->stride, count, scratch, results_take,
                       &r);
     tc__multiply_rows(kernels, &m->tensor, middle, blocks, from, x->stride, count, scratch,
                       results_take, &r);
     tc__free_aligned(scratch);
+    tc__free_aligned(fixed);
     for (size_t i = 0; i < count * rows; i++) CHECK(r.times[i] == 1);
     return r;
 }
@@ -402,13 +412,22 @@ TEST(unknown_kernels_are_refused) {
 
 /* ---- a small model and its plain forward pass ---- */
 
-enum { MATRICES = 4, LAYERS_MAX = 2 }; /* of a layer: qkv, o, gate_up, down */
+enum { MATRICES = 4, LAYERS_MAX = 2, HALF_MAX = 16 }; /* of a layer: qkv, o, gate_up, down */
+
+#define THETA 1e4
+#define LLAMA(hidden, inner, n_layers, n_heads, n_kv_heads, dim, vocab, positions, eps)            \
+    {                                                                                              \
+        .hidden_size = hidden, .intermediate_size = inner, .layers = n_layers, .heads = n_heads,   \
+        .kv_heads = n_kv_heads, .head_dim = dim, .vocab_size = vocab, .max_seq_len = positions,    \
+        .gated = true, .norm_eps = eps, .rope_scale = 1                                            \
+    }
 
 typedef struct model {
     tc__weights weights;
     tc__layer layers[LAYERS_MAX];
     matrix embed, head, matrices[LAYERS_MAX][MATRICES];
     matrix norms[2 * LAYERS_MAX + 1]; /* attn, mlp of each layer; final */
+    double frequencies[HALF_MAX];
 } model;
 
 /* A norm's weights: binary32. */
@@ -432,6 +451,9 @@ static void model_make(model *m, const tc__arch *arch, uint32_t type, unsigned g
     size_t hidden = arch->hidden_size, heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     w->arch = *arch;
+    w->arch.frequencies = m->frequencies;
+    for (size_t i = 0; i < arch->head_dim / 2; i++)
+        m->frequencies[i] = pow(THETA, -2.0 * (double)i / arch->head_dim);
     w->layers = m->layers;
     matrix_make(&m->embed, TC__BF16, 0, arch->vocab_size, hidden, 1);
     matrix_make(&m->head, TC__F16, 0, arch->vocab_size, hidden, 1);
@@ -449,8 +471,12 @@ static void model_make(model *m, const tc__arch *arch, uint32_t type, unsigned g
                     1 / sqrt((double)arch->intermediate_size));
         norm_make(&m->norms[2 * l], hidden);
         norm_make(&m->norms[2 * l + 1], hidden);
-        m->layers[l] = (tc__layer){&m->norms[2 * l].tensor,     &of[0].tensor, &of[1].tensor,
-                                   &m->norms[2 * l + 1].tensor, &of[2].tensor, &of[3].tensor};
+        m->layers[l] = (tc__layer){.attn_norm = &m->norms[2 * l].tensor,
+                                   .qkv = &of[0].tensor,
+                                   .o = &of[1].tensor,
+                                   .mlp_norm = &m->norms[2 * l + 1].tensor,
+                                   .gate_up = &of[2].tensor,
+                                   .down = &of[3].tensor};
     }
 }
 
@@ -476,9 +502,9 @@ static void plain_product(const matrix *m, const double *x, double *y) {
     }
 }
 
-static void plain_rope(double *head, size_t head_dim, double theta, double position) {
+static void plain_rope(double *head, size_t head_dim, double position) {
     for (size_t i = 0; i < head_dim / 2; i++) {
-        double angle = position * pow(theta, -2.0 * (double)i / (double)head_dim);
+        double angle = position * pow(THETA, -2.0 * (double)i / (double)head_dim);
         double a = head[i], b = head[i + head_dim / 2];
         head[i] = a * cos(angle) - b * sin(angle);
         head[i + head_dim / 2] = a * sin(angle) + b * cos(angle);
@@ -526,7 +552,7 @@ static void plain_forward(const model *m, const int32_t *ids, const size_t *posi
             plain_norm(&m->norms[2 * l], h + p * hidden, hidden, a->norm_eps, x);
             plain_product(&of[0], x, q);
             for (size_t i = 0; i < a->heads + a->kv_heads; i++)
-                plain_rope(q + i * head_dim, head_dim, a->rope_theta, (double)positions[p]);
+                plain_rope(q + i * head_dim, head_dim, (double)positions[p]);
             memcpy(keys + p * kv, q + heads, kv * sizeof *keys);
             memcpy(values + p * kv, q + heads + kv, kv * sizeof *values);
         }
@@ -667,7 +693,7 @@ static void check_model(const tc__arch *arch, uint32_t type, unsigned g) {
     model_free(&m);
 }
 
-static const tc__arch small = {128, 256, 2, 4, 4, 32, 67, 4096, 1e-5f, 1e4};
+static const tc__arch small = LLAMA(128, 256, 2, 4, 4, 32, 67, 4096, 1e-5f);
 
 TEST(forward_w4_group_128) {
     check_model(&small, TC__W4, 128);
@@ -677,25 +703,25 @@ TEST(forward_w4_group_64) {
 }
 
 TEST(forward_w4_group_32_with_gqa) {
-    tc__arch arch = {96, 160, 2, 6, 2, 16, 50, 4096, 1e-6f, 5e5};
+    tc__arch arch = LLAMA(96, 160, 2, 6, 2, 16, 50, 4096, 1e-6f);
     check_model(&arch, TC__W4, 32);
 }
 
 TEST(forward_f16_with_odd_sizes) {
-    tc__arch arch = {42, 24, 2, 3, 1, 10, 33, 4096, 1e-5f, 1e4};
+    tc__arch arch = LLAMA(42, 24, 2, 3, 1, 10, 33, 4096, 1e-5f);
     check_model(&arch, TC__F16, 0);
     check_model(&arch, TC__BF16, 0);
 }
 
 TEST(forward_with_many_queries_per_kv_head) {
-    tc__arch arch = {64, 32, 1, 40, 2, 6, 20, 4096, 1e-5f, 1e4};
+    tc__arch arch = LLAMA(64, 32, 1, 40, 2, 6, 20, 4096, 1e-5f);
     check_model(&arch, TC__F16, 0);
 }
 
 /* The angle of position 999999 is off by 0.06 in single precision. */
 TEST(angles_are_exact_at_a_million) {
     enum { FAR = 999999, VOCAB = 31 };
-    tc__arch arch = {64, 32, 1, 2, 2, 16, VOCAB, 1 << 20, 1e-5f, 1e4};
+    tc__arch arch = LLAMA(64, 32, 1, 2, 2, 16, VOCAB, 1 << 20, 1e-5f);
     const int32_t ids[2] = {3, 5};
     const size_t positions[2] = {0, FAR};
     double want[2 * VOCAB];
