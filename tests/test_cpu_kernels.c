@@ -268,7 +268,7 @@ TEST(products_of_halves) {
 }
 
 TEST(products_of_a_large_model) {
-    static const size_t counts[] = {1, 2, 33, 64, 67};
+    static const size_t counts[] = {1, 2, 33, 64, 67, 130};
     check_products(TC__W4, 128, 17, 11008, counts, TC_COUNT(counts));
     check_products(TC__W4, 64, 17, 11008, counts, TC_COUNT(counts));
     check_products(TC__W4, 32, 17, 4096, counts, TC_COUNT(counts));
@@ -277,7 +277,7 @@ TEST(products_of_a_large_model) {
 }
 
 TEST(every_number_of_vectors) {
-    size_t counts[67];
+    size_t counts[130];
     for (size_t i = 0; i < TC_COUNT(counts); i++) counts[i] = i + 1;
     check_products(TC__W4, 128, 18, 384, counts, TC_COUNT(counts));
     check_products(TC__W4, 32, 16, 96, counts, TC_COUNT(counts));
@@ -310,6 +310,94 @@ TEST(weights_are_exact) {
                 vectors_free(&x);
                 matrix_free(&m);
             }
+}
+
+/* Fixed point, from its definition in cpu_fixed.h: three limbs, their sums, and a step that is the
+ * smallest power of two with which the largest number fits. */
+static void check_fixed(const tc__kernels *kernels, unsigned g, const float *x) {
+    float fixed[128], step;
+    int16_t sums[4];
+    const int8_t *limbs = (const int8_t *)fixed;
+    double largest = 0, error = 0;
+    long total[3] = {0, 0, 0};
+    kernels->fix(x, g, fixed);
+    memcpy(&step, limbs + 3 * g, sizeof step);
+    memcpy(sums, limbs + 3 * g + sizeof step, sizeof sums);
+    for (unsigned i = 0; i < g; i++) {
+        /* a pair's chunk of 4 * places elements: element places * m + p is byte 4 p + m */
+        unsigned places = g == 32 ? 8 : 16, in = i % (4 * places);
+        const int8_t *limb = limbs + i - in + 4 * (in % places) + in / places;
+        double value = 65536.0 * limb[0] + 256.0 * limb[g] + limb[2 * g];
+        error = fmax(error, fabs(value * (double)step - (double)x[i]));
+        largest = fmax(largest, fabs((double)x[i]));
+        for (unsigned k = 0; k < 3; k++) total[k] += limb[(2 - k) * g];
+    }
+    for (unsigned k = 0; k < 3; k++) CHECK(sums[k] == total[k]);
+    CHECK(sums[3] == 0);
+    CHECK_MSG(error <= (double)step / 2, "error %g, step %g", error, (double)step);
+    CHECK_MSG((double)step == ldexp(1, -126) || largest >= (double)step * 0x7f0000 / 2,
+              "largest %g, step %g", largest, (double)step);
+}
+
+TEST(fixed_point) {
+    static const unsigned groups[] = {32, 64, 128};
+    const tc__kernels *kernels = level_kernels("avx512vnni");
+    if (!kernels) return;
+    for (size_t i = 0; i < TC_COUNT(groups); i++) {
+        const unsigned g = groups[i];
+        float x[128] = {0}, fixed[128], step;
+        check_fixed(kernels, g, x);
+        for (int e = -149; e < 126; e++) { /* every exponent; the largest on and around powers */
+            for (unsigned k = 0; k < g; k++) x[k] = (float)ldexp(random_in(-1, 1), e);
+            for (int n = 0; n < 6; n++) {
+                static const double largest[] = {1,        1.5,         0x1.fcp0, 0x1.fdfdfcp0,
+                                                 0x1.fep0, 0x1.fffffep0};
+                x[random_below(g)] = (float)ldexp(n % 2 ? largest[n] : -largest[n], e);
+                check_fixed(kernels, g, x);
+            }
+        }
+        for (unsigned k = 0; k < g; k++) x[k] = k % 3 ? 0x7f7f7f : -0x7f7f7f;
+        check_fixed(kernels, g, x);
+        const float none[] = {NAN, INFINITY, -INFINITY};
+        for (size_t k = 0; k < TC_COUNT(none); k++) {
+            x[random_below(g)] = none[k];
+            kernels->fix(x, g, fixed);
+            memcpy(&step, (const uint8_t *)fixed + 3 * g, sizeof step);
+            CHECK(isnan(step));
+        }
+    }
+}
+
+/* The largest sums there can be: no integer overflows. */
+TEST(extreme_products) {
+    static const unsigned groups[] = {32, 64, 128};
+    for (size_t i = 0; i < TC_COUNT(groups); i++)
+        for (unsigned kind = 0; kind < 8; kind++) {
+            const unsigned g = groups[i], q = kind & 1 ? 15 : 0, zero = kind & 2 ? 15 : 0;
+            const float value = kind & 4 ? -0x7f7f7fp-20f : 0x7f7f7fp-20f;
+            matrix m;
+            matrix_make(&m, TC__W4, g, 16, g, 1);
+            uint8_t *unit = (uint8_t *)m.tensor.data;
+            memset(unit, (int)(q * 17), 8 * (size_t)g);
+            for (unsigned r = 0; r < 16; r++) {
+                put_half(unit + 8 * g + 4 * r, tc__f32_to_f16(0.5f));
+                put_half(unit + 8 * g + 4 * r + 2, tc__f32_to_f16((float)zero));
+            }
+            for (size_t k = 0; k < 16 * (size_t)g; k++) m.values[k] = 0.5 * ((double)q - zero);
+            vectors x = vectors_make(&m.tensor, 5);
+            for (size_t k = 0; k < 5 * (size_t)g; k++)
+                x.plain[k] = x.ordered[k / g * x.stride + k % g] = value;
+            for (size_t l = 0; l < LEVELS; l++) {
+                const tc__kernels *kernels = level_kernels(levels[l]);
+                if (!kernels) continue;
+                results r = multiply(kernels, &m, &x, 0, 5);
+                double error = results_error(&r, &m, &x, 0, 5);
+                CHECK_MSG(error < 1e-6, "%s: g%u, %u - %u: error %g", levels[l], g, q, zero, error);
+                results_free(&r);
+            }
+            vectors_free(&x);
+            matrix_free(&m);
+        }
 }
 
 /* All 65536 halves of both kinds. */
@@ -848,11 +936,11 @@ TEST(device_facts) {
 }
 
 TEST_MAIN(RUN(products_of_w4) RUN(products_of_halves) RUN(products_of_a_large_model)
-              RUN(every_number_of_vectors) RUN(weights_are_exact) RUN(halves_are_exact)
-                  RUN(orders_are_permutations) RUN(exponential) RUN(blend)
-                      RUN(unknown_kernels_are_refused) RUN(forward_w4_group_128)
-                          RUN(forward_w4_group_64) RUN(forward_w4_group_32_with_gqa)
-                              RUN(forward_f16_with_odd_sizes)
+              RUN(every_number_of_vectors) RUN(weights_are_exact) RUN(fixed_point)
+                  RUN(extreme_products) RUN(halves_are_exact) RUN(orders_are_permutations)
+                      RUN(exponential) RUN(blend) RUN(unknown_kernels_are_refused)
+                          RUN(forward_w4_group_128) RUN(forward_w4_group_64)
+                              RUN(forward_w4_group_32_with_gqa) RUN(forward_f16_with_odd_sizes)
                                   RUN(forward_with_many_queries_per_kv_head)
                                       RUN(angles_are_exact_at_a_million)
                                           RUN(old_positions_leave_no_trace)
