@@ -11,11 +11,11 @@ out=$1
 # Reading order: each room stands on those before it.
 headers="base model_file arch shapes
     unicode unicode_tables split tokenizer vocabulary
-    template stream sampler threads cpu_kernels backend
+    template stream sampler threads cpu_fixed cpu_simd cpu_kernels backend
     gpu_driver jit gpu_programs session"
 sources="base model_file arch
     unicode split vocabulary
-    tokenizer template stream sampler threads shapes cpu_kernels
+    tokenizer template stream sampler threads shapes cpu_fixed cpu_kernels
     cpu kernels gpu_driver jit gpu_programs cuda session chat selftest doctor api"
 kernels="prelude rows attention product_decode product_prefill sample instances"
 

@@ -48,6 +48,7 @@ struct tc__cache {
     cpu_vectors logits;  /* [CPU_PIECE][vocab_size] */
     cpu_vectors angles;  /* [CPU_BATCH][head_dim] RoPE: cosines, then sines, of each position */
     cpu_vectors scratch; /* [threads] */
+    float *fixed;        /* [CPU_BATCH][widest of x, mixed, gated], see tc__fix */
     float *queries;      /* [kv_heads][positions][heads / kv_heads][head_stride], scaled */
     tc__candidate *candidates;
     uint8_t *seen;
@@ -96,6 +97,10 @@ static size_t cpu_lay_out(const tc__device *device, tc__cache *cache, unsigned c
     if (scratch < cpu_attention_scratch(cache->head_stride))
         scratch = cpu_attention_scratch(cache->head_stride);
     cpu_place_vectors(memory, &used, (size_t)device->threads, scratch, &cache->scratch);
+    size_t widest = hidden > heads ? hidden : heads;
+    if (widest < arch->intermediate_size) widest = arch->intermediate_size;
+    if (!device->kernels->fix) widest = 0;
+    cache->fixed = cpu_place(memory, &used, CPU_BATCH * widest * sizeof(float));
     cache->queries =
         cpu_place(memory, &used, CPU_BATCH * arch->heads * cache->head_stride * sizeof(float));
     cache->candidates = cpu_place(memory, &used, arch->vocab_size * sizeof(tc__candidate));
@@ -338,10 +343,17 @@ static bool cpu_normalise(cpu_worker *worker, const tc__tensor *gains, const tc_
 /* The products of a matrix with `count` vectors, this worker's row blocks. */
 static bool cpu_multiply_by(cpu_worker *worker, const tc__tensor *matrix, const cpu_vectors *x,
                             size_t count, tc__rows_fn take, void *user) {
+    const bool fixes = tc__fixes(worker->kernels, matrix);
+    float *fixed = worker->cache->fixed;
     size_t begin, end;
+    if (fixes) {
+        cpu_share(worker, matrix->columns / matrix->group_size * count, &begin, &end);
+        tc__fix(worker->kernels, matrix, begin, end, x->data, x->stride, count, fixed);
+        if (!cpu_step(worker)) return false;
+    }
     cpu_share(worker, (matrix->rows + TC__BLOCK - 1) / TC__BLOCK, &begin, &end);
-    tc__multiply_rows(worker->kernels, matrix, begin, end, x->data, x->stride, count,
-                      worker->scratch, take, user);
+    tc__multiply_rows(worker->kernels, matrix, begin, end, fixes ? fixed : x->data, x->stride,
+                      count, worker->scratch, take, user);
     return cpu_step(worker);
 }
 

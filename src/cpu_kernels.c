@@ -1,15 +1,7 @@
 #include "cpu_kernels.h"
+#include "cpu_simd.h"
 
 #include <math.h>
-
-#if defined(__x86_64__)
-#define CPU_X86 1
-#include <cpuid.h>
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#define CPU_NEON 1
-#include <arm_neon.h>
-#endif
 
 /* Columns expanded at a time, a multiple of every group size: 16 rows of them stay in the nearest
  * caches. Their sums are loaded and stored once in 32 steps. */
@@ -19,18 +11,6 @@
  * units, and in each of four streams of halves. */
 #define CPU_AHEAD_W4 8192
 #define CPU_AHEAD_HALVES 2048
-
-#define CPU_ALIGNED __attribute__((aligned(64))) /* a cache line, the longest vector */
-
-#define CPU_INLINE static inline __attribute__((always_inline))
-
-/* A loop over i = 0 .. n-1 with a constant n <= 16 that must become straight-line code, so that the
- * arrays of vectors it indexes live in registers. */
-#if defined(__clang__)
-#define CPU_TIMES(i, n) _Pragma("clang loop unroll(full)") for (unsigned i = 0; i < (n); i++)
-#else
-#define CPU_TIMES(i, n) _Pragma("GCC unroll 16") for (unsigned i = 0; i < (n); i++)
-#endif
 
 /* Keeps 32 floats in memory, from where a broadcast is free: compilers like to hold them in
  * registers and spend a shuffle on each. */
@@ -509,16 +489,24 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
         return (cpu_##level##_f)((cpu_##level##_u)y + ((cpu_##level##_u)t << 23));                 \
     }                                                                                              \
     TARGET static float cpu_##level##_exponential(float *p, size_t n, float shift) {               \
-        for (size_t i = 0; i < n; i += LANES) {                                                    \
+        static const int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};   \
+        cpu_##level##_i left; /* of each lane: places up to n, its own included */                 \
+        float sums[LANES];                                                                         \
+        memcpy(&left, numbers, sizeof left);                                                       \
+        left = (int32_t)n - left;                                                                  \
+        cpu_##level##_f total = cpu_##level##_set1(0);                                             \
+        for (size_t i = 0; i < n || i % TC__LANES_MAX; i += LANES, left -= LANES) {                \
             cpu_##level##_f x = cpu_##level##_load(p + i) - cpu_##level##_set1(shift);             \
-            cpu_##level##_store(p + i, cpu_##level##_exp(x));                                      \
+            cpu_##level##_u y = (cpu_##level##_u)cpu_##level##_exp(x);                             \
+            y &= (cpu_##level##_u)(left > 0);                                                      \
+            cpu_##level##_store(p + i, (cpu_##level##_f)y);                                        \
+            total += (cpu_##level##_f)y;                                                           \
         }                                                                                          \
-        for (size_t i = n; i % TC__LANES_MAX; i++) p[i] = 0;                                       \
-        cpu_##level##_f sums = cpu_##level##_set1(0);                                              \
-        for (size_t i = 0; i < n; i += LANES) sums += cpu_##level##_load(p + i);                   \
-        float sum = 0;                                                                             \
-        for (int i = 0; i < LANES; i++) sum += sums[i];                                            \
-        return sum;                                                                                \
+        cpu_##level##_store(sums, total);                                                          \
+        CPU_TIMES(step, 4) CPU_TIMES(i, LANES / 2u >> step) {                                      \
+            sums[i] += sums[i + (LANES / 2u >> step)];                                             \
+        }                                                                                          \
+        return sums[0];                                                                            \
     }                                                                                              \
     CPU_BLEND(level, TARGET, LANES, WIDTH)                                                         \
     CPU_BLEND(level, TARGET, LANES, 1)                                                             \
@@ -532,26 +520,19 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
 
 /* ---- the sets ---- */
 
-/* MOST: of CPU_MULTIPLY_MOST; WIDTH: of CPU_BLEND; SINGLE: see tc__kernels. */
+/* MOST: of CPU_MULTIPLY_MOST; WIDTH: of CPU_BLEND; SINGLE: see tc__kernels; FIX and the rest: the
+ * kernels of fixed point or NULLs. */
+#define CPU_KERNELS(level, LANES, MOST, SINGLE, FIX, UNPACK, MULTIPLY)                             \
+    LANES, SINGLE, MOST, cpu_##level##_w4_sums, {cpu_##level##_f16_sums, cpu_##level##_bf16_sums}, \
+        cpu_##level##_w4_expand, {cpu_##level##_f16_expand, cpu_##level##_bf16_expand},            \
+        {CPU_MULTIPLIES_##MOST(level)}, cpu_##level##_reduce, cpu_##level##_exponential,           \
+        cpu_##level##_blend, FIX, UNPACK, MULTIPLY
 #define CPU_SET(level, NAME, TARGET, LANES, MOST, WIDTH, SINGLE)                                   \
     CPU_HALVES(level, TARGET, LANES, f16)                                                          \
     CPU_HALVES(level, TARGET, LANES, bf16)                                                         \
     CPU_ATTENTION(level, TARGET, LANES, WIDTH)                                                     \
     static const tc__kernels cpu_##level = {                                                       \
-        NAME,                                                                                      \
-        #level,                                                                                    \
-        LANES,                                                                                     \
-        SINGLE,                                                                                    \
-        MOST,                                                                                      \
-        cpu_##level##_w4_sums,                                                                     \
-        {cpu_##level##_f16_sums, cpu_##level##_bf16_sums},                                         \
-        cpu_##level##_w4_expand,                                                                   \
-        {cpu_##level##_f16_expand, cpu_##level##_bf16_expand},                                     \
-        {CPU_MULTIPLIES_##MOST(level)},                                                            \
-        cpu_##level##_reduce,                                                                      \
-        cpu_##level##_exponential,                                                                 \
-        cpu_##level##_blend,                                                                       \
-    };
+        NAME, #level, CPU_KERNELS(level, LANES, MOST, SINGLE, NULL, NULL, NULL)};
 
 CPU_SET(portable, "portable", CPU_PORTABLE, 4, 3, 4, 1)
 #if CPU_NEON
@@ -560,28 +541,34 @@ CPU_SET(neon, "NEON", CPU_NEON_TARGET, 4, 6, 8, 1)
 #if CPU_X86
 CPU_SET(avx2, "AVX2", CPU_AVX2, 8, 3, 8, 1)
 CPU_SET(avx512, "AVX-512", CPU_AVX512, 16, 6, 8, 3)
+static const tc__kernels cpu_vnni = {
+    "AVX-512 VNNI", "avx512vnni",
+    CPU_KERNELS(avx512, 16, 6, 3, tc__vnni_fix, tc__vnni_unpack, tc__vnni_multiply)};
 #endif
 
 /* Whether this processor and its operating system have what the set needs. */
 static bool cpu_has(const tc__kernels *kernels) {
 #if CPU_X86
     unsigned a, b, c, d;
-    if (kernels == &cpu_avx2 || kernels == &cpu_avx512)
-        if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
-            !__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C))
-            return false;
-    if (kernels == &cpu_avx512)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    if (kernels == &cpu_portable) return true;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") ||
+        !__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_F16C))
+        return false;
+    if (kernels == &cpu_avx2) return true;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl"))
+        return false;
+    return kernels == &cpu_avx512 || __builtin_cpu_supports("avx512vnni");
 #else
     (void)kernels;
-#endif
     return true;
+#endif
 }
 
 int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error *err) {
     static const tc__kernels *const sets[] = {
 #if CPU_X86
+        &cpu_vnni,
         &cpu_avx512,
         &cpu_avx2,
 #endif
@@ -696,9 +683,62 @@ static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, s
     }
 }
 
+/* ---- whole products in fixed point ---- */
+
+void tc__fix(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin, size_t end,
+             const float *x, size_t x_stride, size_t count, float *fixed) {
+    const unsigned group_size = matrix->group_size;
+    for (size_t i = begin; i < end; i++)
+        kernels->fix(x + i % count * x_stride + i / count * group_size, group_size,
+                     fixed + i * group_size);
+}
+
+/* y[blocks][count][16] of up to TC__FIXED_BLOCKS row blocks, unit by unit: the weights of a unit
+ * become bytes in the first level cache and are then multiplied with all vectors. */
+static void cpu_fixed_products(const tc__kernels *kernels, const tc__tensor *matrix, size_t block,
+                               size_t blocks, const float *fixed, size_t count, float *y) {
+    CPU_ALIGNED tc__fixed_unit units[TC__FIXED_BLOCKS];
+    const unsigned group_size = matrix->group_size;
+    const size_t bytes = TC__UNIT_BYTES(group_size), ahead = blocks == 1 ? CPU_AHEAD_W4 : bytes;
+    memset(y, 0, blocks * count * TC__BLOCK * sizeof *y);
+    for (size_t column = 0; column < matrix->columns; column += group_size) {
+        for (size_t b = 0; b < blocks; b++) {
+            const uint8_t *unit = cpu_unit(matrix, block + b, column);
+            cpu_fetch(unit + ahead, bytes);
+            kernels->unpack(unit, group_size, &units[b]);
+        }
+        kernels->multiply_fixed(units, blocks, group_size, fixed + column * count, count, y);
+    }
+}
+
+static void cpu_fixed_rows(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
+                           size_t end, const float *fixed, size_t count, float *scratch,
+                           tc__rows_fn take, void *user) {
+    const size_t most = count < 4 ? 1 : TC__FIXED_BLOCKS; /* few vectors: the file's order */
+    for (size_t block = begin, now; block < end; block += now) {
+        now = end - block < most ? end - block : most;
+        cpu_fixed_products(kernels, matrix, block, now, fixed, count, scratch);
+        const float *sums = scratch;
+        for (size_t row = TC__BLOCK * block; row < TC__BLOCK * (block + now); row += TC__BLOCK) {
+            size_t rows = matrix->rows - row < TC__BLOCK ? matrix->rows - row : TC__BLOCK;
+            for (size_t v = 0; v < count; v++, sums += TC__BLOCK) {
+                float y[TC__BLOCK];
+                for (size_t r = 0; r < TC__BLOCK; r++) y[r] = sums[TC__FIXED_ROW(r)];
+                take(user, v, row, rows, y);
+            }
+        }
+    }
+}
+
+/* ---- products of either kind ---- */
+
 void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
                        size_t end, const float *x, size_t x_stride, size_t count, float *scratch,
                        tc__rows_fn take, void *user) {
+    if (tc__fixes(kernels, matrix)) {
+        cpu_fixed_rows(kernels, matrix, begin, end, x, count, scratch, take, user);
+        return;
+    }
     const bool together = count > kernels->single;
     float y[TC__BLOCK];
     for (size_t block = begin; block < end; block++) {

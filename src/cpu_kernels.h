@@ -7,10 +7,14 @@
  * i, i + LANES, i + 2 LANES, ... of the ordered vector, one fused multiply-add each; a fixed tree
  * adds the lanes. So results are bit-equal for any number of vectors in a call, any cut of a matrix
  * into shares, any number of threads. Different kernel sets agree to rounding.
+ *
+ * Where the processor has instructions for it, products of W4 matrices are computed in integers
+ * instead, under the same rule: see cpu_fixed.h.
  */
 #ifndef TC_CPU_KERNELS_H
 #define TC_CPU_KERNELS_H
 
+#include "cpu_fixed.h"
 #include "model_file.h"
 
 /* Matrices are worked on in blocks of 16 rows: a W4 unit's height. */
@@ -88,10 +92,17 @@ typedef struct tc__kernels {
      * TC__LANES_MAX), row after row. */
     void (*blend)(const float *p, size_t n, const float *rows, size_t stride, size_t width,
                   float *out);
+
+    /* Products of W4 matrices in fixed point, see cpu_fixed.h; NULL: in floats, as above. */
+    void (*fix)(const float *x, unsigned group_size, float *fixed);
+    void (*unpack)(const uint8_t *unit, unsigned group_size, tc__fixed_unit *to);
+    void (*multiply_fixed)(const tc__fixed_unit *units, size_t blocks, unsigned group_size,
+                           const float *fixed, size_t count, float *y);
 } tc__kernels;
 
 /* The best set for this processor, or the one named by `level` ("portable", "avx2", "avx512",
- * "neon"); NULL for the best. Errors: DEVICE (unknown, or this processor lacks it). */
+ * "avx512vnni", "neon"); NULL for the best. Errors: DEVICE (unknown, or this processor lacks it).
+ */
 TC_INTERNAL int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error *err);
 
 /* The products of a tile with any number of vectors: see `multiply`. */
@@ -99,15 +110,26 @@ TC_INTERNAL void tc__multiply_tile(const tc__kernels *kernels, const float *tile
                                    size_t n, const float *x, size_t x_stride, size_t count,
                                    float *sums);
 
+/* Whether products with the matrix read vectors in fixed point. */
+static inline bool tc__fixes(const tc__kernels *kernels, const tc__tensor *matrix) {
+    return kernels->fix && matrix->type == TC__W4;
+}
+
+/* `count` ordered vectors to fixed point: of their groups, [columns / group size][count], those
+ * numbered begin .. end - 1. In `fixed`, [count * columns], they lie in that order. */
+TC_INTERNAL void tc__fix(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
+                         size_t end, const float *x, size_t x_stride, size_t count, float *fixed);
+
 /* Receives 16 rows (fewer at the end of the matrix) of product number `vector`. */
 typedef void (*tc__rows_fn)(void *user, size_t vector, size_t row, size_t rows, const float *y);
 
 /* Floats of scratch memory (64-byte aligned) that tc__multiply_rows needs for `count` vectors. */
 TC_INTERNAL size_t tc__multiply_scratch(size_t count);
 
-/* Products of row blocks [begin, end) of the matrix with `count` vectors, handed to `take`. Every
- * weight is read from memory once and in the file's order: 17/32 bytes each for W4 with group size
- * 128, 2 bytes each for halves; vectors, tiles and sums are to stay in the caches. */
+/* Products of row blocks [begin, end) of the matrix with `count` vectors (in fixed point if
+ * tc__fixes), handed to `take`. Every weight is read from memory once and in the file's order:
+ * 17/32 bytes each for W4 with group size 128, 2 bytes each for halves; vectors, tiles and sums are
+ * to stay in the caches. */
 TC_INTERNAL void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix,
                                    size_t begin, size_t end, const float *x, size_t x_stride,
                                    size_t count, float *scratch, tc__rows_fn take, void *user);

@@ -425,7 +425,7 @@ static void check_model(const char *path, const refs *r, const char *level, cons
  * level of the CPU there is. `cut`: the sequence that check_cuts takes apart. */
 static void check_folder(const char *folder, const char *checkpoints, const fixture *fixtures,
                          size_t count, const char *cut) {
-    static const char *const levels[] = {"portable", "avx2", "avx512", "neon"};
+    static const char *const levels[] = {"portable", "avx2", "avx512", "avx512vnni", "neon"};
     char temporary[PROGRAM_PATH], path[2][PROGRAM_PATH + 16], label[2 * PROGRAM_PATH];
     size_t i, level;
     refs r;

@@ -7,7 +7,7 @@
 
 #include <math.h>
 
-static const char *const levels[] = {"portable", "avx2", "avx512", "neon"};
+static const char *const levels[] = {"portable", "avx2", "avx512", "avx512vnni", "neon"};
 #define LEVELS (sizeof levels / sizeof *levels)
 
 /* The kernel set of this name, or NULL if the processor lacks it. */
@@ -172,11 +172,21 @@ static results multiply(const tc__kernels *kernels, const matrix *m, const vecto
     results r = {calloc(count * rows, sizeof(float)), calloc(count * rows, sizeof(int)), rows};
     float *scratch = tc__alloc_aligned(tc__multiply_scratch(count) * sizeof *scratch);
     const float *from = x->ordered + first * x->stride;
+    float *fixed = NULL;
+    if (tc__fixes(kernels, &m->tensor)) {
+        size_t groups = count * (m->tensor.columns / m->tensor.group_size);
+        size_t half = random_below(groups + 1);
+        fixed = tc__alloc_aligned(count * m->tensor.columns * sizeof *fixed);
+        tc__fix(kernels, &m->tensor, half, groups, from, x->stride, count, fixed);
+        tc__fix(kernels, &m->tensor, 0, half, from, x->stride, count, fixed);
+        from = fixed;
+    }
     tc__multiply_rows(kernels, &m->tensor, 0, middle, from, x->stride, count, scratch, results_take,
                       &r);
     tc__multiply_rows(kernels, &m->tensor, middle, blocks, from, x->stride, count, scratch,
                       results_take, &r);
     tc__free_aligned(scratch);
+    tc__free_aligned(fixed);
     for (size_t i = 0; i < count * rows; i++) CHECK(r.times[i] == 1);
     return r;
 }
@@ -258,7 +268,7 @@ TEST(products_of_halves) {
 }
 
 TEST(products_of_a_large_model) {
-    static const size_t counts[] = {1, 2, 33, 64, 67};
+    static const size_t counts[] = {1, 2, 33, 64, 67, 130};
     check_products(TC__W4, 128, 17, 11008, counts, TC_COUNT(counts));
     check_products(TC__W4, 64, 17, 11008, counts, TC_COUNT(counts));
     check_products(TC__W4, 32, 17, 4096, counts, TC_COUNT(counts));
@@ -267,7 +277,7 @@ TEST(products_of_a_large_model) {
 }
 
 TEST(every_number_of_vectors) {
-    size_t counts[67];
+    size_t counts[130];
     for (size_t i = 0; i < TC_COUNT(counts); i++) counts[i] = i + 1;
     check_products(TC__W4, 128, 18, 384, counts, TC_COUNT(counts));
     check_products(TC__W4, 32, 16, 96, counts, TC_COUNT(counts));
@@ -300,6 +310,94 @@ TEST(weights_are_exact) {
                 vectors_free(&x);
                 matrix_free(&m);
             }
+}
+
+/* Fixed point, from its definition in cpu_fixed.h: three limbs, their sums, and a step that is the
+ * smallest power of two with which the largest number fits. */
+static void check_fixed(const tc__kernels *kernels, unsigned g, const float *x) {
+    float fixed[128], step;
+    int16_t sums[4];
+    const int8_t *limbs = (const int8_t *)fixed;
+    double largest = 0, error = 0;
+    long total[3] = {0, 0, 0};
+    kernels->fix(x, g, fixed);
+    memcpy(&step, limbs + 3 * g, sizeof step);
+    memcpy(sums, limbs + 3 * g + sizeof step, sizeof sums);
+    for (unsigned i = 0; i < g; i++) {
+        /* a pair's chunk of 4 * places elements: element places * m + p is byte 4 p + m */
+        unsigned places = g == 32 ? 8 : 16, in = i % (4 * places);
+        const int8_t *limb = limbs + i - in + 4 * (in % places) + in / places;
+        double value = 65536.0 * limb[0] + 256.0 * limb[g] + limb[2 * g];
+        error = fmax(error, fabs(value * (double)step - (double)x[i]));
+        largest = fmax(largest, fabs((double)x[i]));
+        for (unsigned k = 0; k < 3; k++) total[k] += limb[(2 - k) * g];
+    }
+    for (unsigned k = 0; k < 3; k++) CHECK(sums[k] == total[k]);
+    CHECK(sums[3] == 0);
+    CHECK_MSG(error <= (double)step / 2, "error %g, step %g", error, (double)step);
+    CHECK_MSG((double)step == ldexp(1, -126) || largest >= (double)step * 0x7f0000 / 2,
+              "largest %g, step %g", largest, (double)step);
+}
+
+TEST(fixed_point) {
+    static const unsigned groups[] = {32, 64, 128};
+    const tc__kernels *kernels = level_kernels("avx512vnni");
+    if (!kernels) return;
+    for (size_t i = 0; i < TC_COUNT(groups); i++) {
+        const unsigned g = groups[i];
+        float x[128] = {0}, fixed[128], step;
+        check_fixed(kernels, g, x);
+        for (int e = -149; e < 126; e++) { /* every exponent; the largest on and around powers */
+            for (unsigned k = 0; k < g; k++) x[k] = (float)ldexp(random_in(-1, 1), e);
+            for (int n = 0; n < 6; n++) {
+                static const double largest[] = {1,        1.5,         0x1.fcp0, 0x1.fdfdfcp0,
+                                                 0x1.fep0, 0x1.fffffep0};
+                x[random_below(g)] = (float)ldexp(n % 2 ? largest[n] : -largest[n], e);
+                check_fixed(kernels, g, x);
+            }
+        }
+        for (unsigned k = 0; k < g; k++) x[k] = k % 3 ? 0x7f7f7f : -0x7f7f7f;
+        check_fixed(kernels, g, x);
+        const float none[] = {NAN, INFINITY, -INFINITY};
+        for (size_t k = 0; k < TC_COUNT(none); k++) {
+            x[random_below(g)] = none[k];
+            kernels->fix(x, g, fixed);
+            memcpy(&step, (const uint8_t *)fixed + 3 * g, sizeof step);
+            CHECK(isnan(step));
+        }
+    }
+}
+
+/* The largest sums there can be: no integer overflows. */
+TEST(extreme_products) {
+    static const unsigned groups[] = {32, 64, 128};
+    for (size_t i = 0; i < TC_COUNT(groups); i++)
+        for (unsigned kind = 0; kind < 8; kind++) {
+            const unsigned g = groups[i], q = kind & 1 ? 15 : 0, zero = kind & 2 ? 15 : 0;
+            const float value = kind & 4 ? -0x7f7f7fp-20f : 0x7f7f7fp-20f;
+            matrix m;
+            matrix_make(&m, TC__W4, g, 16, g, 1);
+            uint8_t *unit = (uint8_t *)m.tensor.data;
+            memset(unit, (int)(q * 17), 8 * (size_t)g);
+            for (unsigned r = 0; r < 16; r++) {
+                put_half(unit + 8 * g + 4 * r, tc__f32_to_f16(0.5f));
+                put_half(unit + 8 * g + 4 * r + 2, tc__f32_to_f16((float)zero));
+            }
+            for (size_t k = 0; k < 16 * (size_t)g; k++) m.values[k] = 0.5 * ((double)q - zero);
+            vectors x = vectors_make(&m.tensor, 5);
+            for (size_t k = 0; k < 5 * (size_t)g; k++)
+                x.plain[k] = x.ordered[k / g * x.stride + k % g] = value;
+            for (size_t l = 0; l < LEVELS; l++) {
+                const tc__kernels *kernels = level_kernels(levels[l]);
+                if (!kernels) continue;
+                results r = multiply(kernels, &m, &x, 0, 5);
+                double error = results_error(&r, &m, &x, 0, 5);
+                CHECK_MSG(error < 1e-6, "%s: g%u, %u - %u: error %g", levels[l], g, q, zero, error);
+                results_free(&r);
+            }
+            vectors_free(&x);
+            matrix_free(&m);
+        }
 }
 
 /* All 65536 halves of both kinds. */
@@ -402,13 +500,22 @@ TEST(unknown_kernels_are_refused) {
 
 /* ---- a small model and its plain forward pass ---- */
 
-enum { MATRICES = 4, LAYERS_MAX = 2 }; /* of a layer: qkv, o, gate_up, down */
+enum { MATRICES = 4, LAYERS_MAX = 2, HALF_MAX = 16 }; /* of a layer: qkv, o, gate_up, down */
+
+#define THETA 1e4
+#define LLAMA(hidden, inner, n_layers, n_heads, n_kv_heads, dim, vocab, positions, eps)            \
+    {                                                                                              \
+        .hidden_size = hidden, .intermediate_size = inner, .layers = n_layers, .heads = n_heads,   \
+        .kv_heads = n_kv_heads, .head_dim = dim, .vocab_size = vocab, .max_seq_len = positions,    \
+        .gated = true, .norm_eps = eps, .rope_scale = 1                                            \
+    }
 
 typedef struct model {
     tc__weights weights;
     tc__layer layers[LAYERS_MAX];
     matrix embed, head, matrices[LAYERS_MAX][MATRICES];
     matrix norms[2 * LAYERS_MAX + 1]; /* attn, mlp of each layer; final */
+    double frequencies[HALF_MAX];
 } model;
 
 /* A norm's weights: binary32. */
@@ -432,6 +539,9 @@ static void model_make(model *m, const tc__arch *arch, uint32_t type, unsigned g
     size_t hidden = arch->hidden_size, heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     w->arch = *arch;
+    w->arch.frequencies = m->frequencies;
+    for (size_t i = 0; i < arch->head_dim / 2; i++)
+        m->frequencies[i] = pow(THETA, -2.0 * (double)i / arch->head_dim);
     w->layers = m->layers;
     matrix_make(&m->embed, TC__BF16, 0, arch->vocab_size, hidden, 1);
     matrix_make(&m->head, TC__F16, 0, arch->vocab_size, hidden, 1);
@@ -449,8 +559,12 @@ static void model_make(model *m, const tc__arch *arch, uint32_t type, unsigned g
                     1 / sqrt((double)arch->intermediate_size));
         norm_make(&m->norms[2 * l], hidden);
         norm_make(&m->norms[2 * l + 1], hidden);
-        m->layers[l] = (tc__layer){&m->norms[2 * l].tensor,     &of[0].tensor, &of[1].tensor,
-                                   &m->norms[2 * l + 1].tensor, &of[2].tensor, &of[3].tensor};
+        m->layers[l] = (tc__layer){.attn_norm = &m->norms[2 * l].tensor,
+                                   .qkv = &of[0].tensor,
+                                   .o = &of[1].tensor,
+                                   .mlp_norm = &m->norms[2 * l + 1].tensor,
+                                   .gate_up = &of[2].tensor,
+                                   .down = &of[3].tensor};
     }
 }
 
@@ -476,9 +590,9 @@ static void plain_product(const matrix *m, const double *x, double *y) {
     }
 }
 
-static void plain_rope(double *head, size_t head_dim, double theta, double position) {
+static void plain_rope(double *head, size_t head_dim, double position) {
     for (size_t i = 0; i < head_dim / 2; i++) {
-        double angle = position * pow(theta, -2.0 * (double)i / (double)head_dim);
+        double angle = position * pow(THETA, -2.0 * (double)i / (double)head_dim);
         double a = head[i], b = head[i + head_dim / 2];
         head[i] = a * cos(angle) - b * sin(angle);
         head[i + head_dim / 2] = a * sin(angle) + b * cos(angle);
@@ -526,7 +640,7 @@ static void plain_forward(const model *m, const int32_t *ids, const size_t *posi
             plain_norm(&m->norms[2 * l], h + p * hidden, hidden, a->norm_eps, x);
             plain_product(&of[0], x, q);
             for (size_t i = 0; i < a->heads + a->kv_heads; i++)
-                plain_rope(q + i * head_dim, head_dim, a->rope_theta, (double)positions[p]);
+                plain_rope(q + i * head_dim, head_dim, (double)positions[p]);
             memcpy(keys + p * kv, q + heads, kv * sizeof *keys);
             memcpy(values + p * kv, q + heads + kv, kv * sizeof *values);
         }
@@ -667,7 +781,7 @@ static void check_model(const tc__arch *arch, uint32_t type, unsigned g) {
     model_free(&m);
 }
 
-static const tc__arch small = {128, 256, 2, 4, 4, 32, 67, 4096, 1e-5f, 1e4};
+static const tc__arch small = LLAMA(128, 256, 2, 4, 4, 32, 67, 4096, 1e-5f);
 
 TEST(forward_w4_group_128) {
     check_model(&small, TC__W4, 128);
@@ -677,25 +791,25 @@ TEST(forward_w4_group_64) {
 }
 
 TEST(forward_w4_group_32_with_gqa) {
-    tc__arch arch = {96, 160, 2, 6, 2, 16, 50, 4096, 1e-6f, 5e5};
+    tc__arch arch = LLAMA(96, 160, 2, 6, 2, 16, 50, 4096, 1e-6f);
     check_model(&arch, TC__W4, 32);
 }
 
 TEST(forward_f16_with_odd_sizes) {
-    tc__arch arch = {42, 24, 2, 3, 1, 10, 33, 4096, 1e-5f, 1e4};
+    tc__arch arch = LLAMA(42, 24, 2, 3, 1, 10, 33, 4096, 1e-5f);
     check_model(&arch, TC__F16, 0);
     check_model(&arch, TC__BF16, 0);
 }
 
 TEST(forward_with_many_queries_per_kv_head) {
-    tc__arch arch = {64, 32, 1, 40, 2, 6, 20, 4096, 1e-5f, 1e4};
+    tc__arch arch = LLAMA(64, 32, 1, 40, 2, 6, 20, 4096, 1e-5f);
     check_model(&arch, TC__F16, 0);
 }
 
 /* The angle of position 999999 is off by 0.06 in single precision. */
 TEST(angles_are_exact_at_a_million) {
     enum { FAR = 999999, VOCAB = 31 };
-    tc__arch arch = {64, 32, 1, 2, 2, 16, VOCAB, 1 << 20, 1e-5f, 1e4};
+    tc__arch arch = LLAMA(64, 32, 1, 2, 2, 16, VOCAB, 1 << 20, 1e-5f);
     const int32_t ids[2] = {3, 5};
     const size_t positions[2] = {0, FAR};
     double want[2 * VOCAB];
@@ -822,11 +936,11 @@ TEST(device_facts) {
 }
 
 TEST_MAIN(RUN(products_of_w4) RUN(products_of_halves) RUN(products_of_a_large_model)
-              RUN(every_number_of_vectors) RUN(weights_are_exact) RUN(halves_are_exact)
-                  RUN(orders_are_permutations) RUN(exponential) RUN(blend)
-                      RUN(unknown_kernels_are_refused) RUN(forward_w4_group_128)
-                          RUN(forward_w4_group_64) RUN(forward_w4_group_32_with_gqa)
-                              RUN(forward_f16_with_odd_sizes)
+              RUN(every_number_of_vectors) RUN(weights_are_exact) RUN(fixed_point)
+                  RUN(extreme_products) RUN(halves_are_exact) RUN(orders_are_permutations)
+                      RUN(exponential) RUN(blend) RUN(unknown_kernels_are_refused)
+                          RUN(forward_w4_group_128) RUN(forward_w4_group_64)
+                              RUN(forward_w4_group_32_with_gqa) RUN(forward_f16_with_odd_sizes)
                                   RUN(forward_with_many_queries_per_kv_head)
                                       RUN(angles_are_exact_at_a_million)
                                           RUN(old_positions_leave_no_trace)
