@@ -94,6 +94,11 @@ static int convert_vector(convert_job *job, const plan_vector *v) {
         for (int64_t k = 0; k < count && !code; k++, out += sizeof(float)) {
             float value = part ? plan_number(part, k) : 1;
             if (v->divide[i]) value = convert_divide(value, v->divide[i], k - count);
+            if (!isfinite(value) || (v->divisor && !(value > 0)))
+                code = tc__fail(job->err, TC_ERR_FORMAT,
+                                "%s: tensor '%s', number %lld is %g; expected a %s number",
+                                part->file, part->name, (long long)k, (double)value,
+                                v->divisor ? "positive" : "finite");
             memcpy(out, &value, sizeof value);
         }
     }

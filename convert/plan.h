@@ -11,6 +11,7 @@
 /* A vector of the model file: its parts one after another. */
 typedef struct plan_vector {
     uint32_t length; /* 0: this tensor is a matrix */
+    bool divisor;    /* the model divides by it: its numbers are positive */
     int part_count;
     const ckpt_tensor *parts[FAMILY_MAX_PARTS];  /* NULL: ones */
     const ckpt_tensor *divide[FAMILY_MAX_PARTS]; /* by AWQ, the last numbers; NULL: not */
