@@ -358,8 +358,8 @@ static bool convert_is_dull(const char *name) {
     return strlen(name) == 40 && strspn(name, "0123456789abcdef") == 40;
 }
 
-/* The model's name, malloc'ed: --name, or the first of these that says something: the folder's name,
- * _name_or_path's last part, the name of the folder that holds the folder. */
+/* The model's name, malloc'ed: --name, or the first of these that says something: the folder's
+ * name, _name_or_path's last part, the name of the folder that holds the folder. */
 static char *convert_name(const convert_job *job, const char *path) {
     const char *asked = job->options->name;
     if (asked) return tc__copy(asked, strlen(asked));

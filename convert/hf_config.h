@@ -2,8 +2,8 @@
  * which family, hyper-parameters, stop ids, what the folder says about its quantisation.
  *
  * What the keys are called and what a missing one means is in the family's page (families.c);
- * null counts as absent. Whatever would change the model's numbers and is not implemented is refused
- * by name.
+ * null counts as absent. Whatever would change the model's numbers and is not implemented is
+ * refused by name.
  */
 #ifndef CONVERT_HF_CONFIG_H
 #define CONVERT_HF_CONFIG_H

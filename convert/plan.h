@@ -46,9 +46,9 @@ typedef struct plan_quantise {
 } plan_quantise;
 
 /* `how`: NULL to keep the layers as they are. Errors: FORMAT (a missing tensor, a wrong shape),
- * UNSUPPORTED (a packing, a mixture within one joined matrix, a tensor that would change the model's
- * answers and is not used, a group size). On failure nothing is held. The checkpoint and the search
- * results must outlive the plan. */
+ * UNSUPPORTED (a packing, a mixture within one joined matrix, a tensor that would change the
+ * model's answers and is not used, a group size). On failure nothing is held. The checkpoint and
+ * the search results must outlive the plan. */
 int plan_make(const hf_config *config, const checkpoint *ckpt, const plan_quantise *how, plan *p,
               tc__buf *notes, tc_error *err);
 void plan_free(plan *p);

@@ -858,7 +858,7 @@ TEST(settings_that_would_change_answers_are_refused) {
         {"\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
          "\"format\":\"float-quantized\"}",
          "compressed-tensors (float-quantized) with another format"},
-        {COMPRESSED("\"num_bits\":8,\"type\":\"int\"", "null"), "other than 4 bits"},
+        {COMPRESSED("\"num_bits\":8,\"type\":\"int\"", "null"), "compressed-tensors of 8 bits"},
         {COMPRESSED("\"num_bits\":4,\"type\":\"float\"", "null"), "not integers"},
         {COMPRESSED("\"num_bits\":4,\"strategy\":\"tensor\"", "null"), "neither group nor channel"},
         {COMPRESSED("\"num_bits\":4,\"actorder\":\"group\"", "null"), "act-order"},
@@ -1767,8 +1767,8 @@ TEST(exit_codes_and_one_line_messages) {
 #endif
 
 #ifndef SANITIZED
-/* Converts with 16 MB for data (RLIMIT_DATA counts anonymous memory, not mapped files). `option` and
- * `value` may be NULL. */
+/* Converts with 16 MB for data (RLIMIT_DATA counts anonymous memory, not mapped files). `option`
+ * and `value` may be NULL. */
 static void check_memory(const run *r, const char *option, const char *value) {
     char limited[64] = "ulimit -d 16384 && exec \"$@\"", out[4096], messages[4096];
     const char *argv[] = {"sh",
