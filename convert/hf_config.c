@@ -136,9 +136,8 @@ static int hf_read_window(const hf_file *file, hf_config *config) {
                             file->path);
         used = true;
     }
-    if (!window || !used) return TC_OK;
-    config->sliding_window = width < UINT32_MAX ? (uint32_t)width : UINT32_MAX;
-    if (config->sliding_window >= config->max_seq_len) return TC_OK;
+    if (!window || !used || width >= config->max_seq_len) return TC_OK;
+    config->sliding_window = (uint32_t)width;
     tc__buf_printf(file->notes,
                    "sliding windows are not implemented: the context is limited to the window, %u "
                    "of %u positions, within which the answers are the same\n",

@@ -18,7 +18,7 @@ typedef struct hf_config {
     const family *family;
     uint32_t hidden_size, intermediate_size, layers, heads, kv_heads, head_dim;
     uint32_t vocab_size, max_seq_len;
-    uint32_t sliding_window; /* 0: none; max_seq_len does not go beyond it */
+    uint32_t sliding_window; /* 0: none that matters; else it is what ends max_seq_len */
     double norm_eps;
     double clip_qkv; /* 0: none */
     rope rope;

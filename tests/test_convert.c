@@ -1277,7 +1277,7 @@ TEST(sliding_windows_limit_the_context) {
         {"\"model_type\":\"mistral\",\"sliding_window\":null,\"max_position_embeddings\":4096",
          4096, 0},
         {"\"model_type\":\"mistral\",\"sliding_window\":8192,\"max_position_embeddings\":4096",
-         4096, 8192},
+         4096, 0},
         {"\"sliding_window\":1024,\"use_sliding_window\":false,\"max_position_embeddings\":4096",
          4096, 0},
         {"\"sliding_window\":64,\"use_sliding_window\":true,\"max_position_embeddings\":4096", 64,
