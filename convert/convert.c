@@ -94,6 +94,11 @@ static int convert_vector(convert_job *job, const plan_vector *v) {
         for (int64_t k = 0; k < count && !code; k++, out += sizeof(float)) {
             float value = part ? plan_number(part, k) : 1;
             if (v->divide[i]) value = convert_divide(value, v->divide[i], k - count);
+            if (!isfinite(value) || (v->divisor && !(value > 0)))
+                code = tc__fail(job->err, TC_ERR_FORMAT,
+                                "%s: tensor '%s', number %lld is %g; expected a %s number",
+                                part->file, part->name, (long long)k, (double)value,
+                                v->divisor ? "positive" : "finite");
             memcpy(out, &value, sizeof value);
         }
     }
@@ -353,8 +358,8 @@ static bool convert_is_dull(const char *name) {
     return strlen(name) == 40 && strspn(name, "0123456789abcdef") == 40;
 }
 
-/* The model's name, malloc'ed: --name, or the first of these that says something: the folder's name,
- * _name_or_path's last part, the name of the folder that holds the folder. */
+/* The model's name, malloc'ed: --name, or the first of these that says something: the folder's
+ * name, _name_or_path's last part, the name of the folder that holds the folder. */
 static char *convert_name(const convert_job *job, const char *path) {
     const char *asked = job->options->name;
     if (asked) return tc__copy(asked, strlen(asked));

@@ -20,6 +20,9 @@ const family_setting family_common[] = {
     {"residual_multiplier", 1, 1},
     {"logits_scaling", 1, 1},
     {"logit_scale", 1, 1},
+    {"rope_interleaved", 0, 0},
+    {"use_mrope", 0, 0},
+    {"attention_chunk_size", 0, 0},
     {NULL, 0, 0},
 };
 

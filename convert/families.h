@@ -72,7 +72,7 @@ typedef enum family_order {
 
 typedef enum family_presence {
     FAMILY_REQUIRED,
-    FAMILY_ONES /* where it is missing it is all ones, and left out if it is so everywhere */
+    FAMILY_ONES /* a divisor: where it is missing all ones, and left out if it is so everywhere */
 } family_presence;
 
 #define FAMILY_MAX_PARTS 3

@@ -136,9 +136,8 @@ static int hf_read_window(const hf_file *file, hf_config *config) {
                             file->path);
         used = true;
     }
-    if (!window || !used) return TC_OK;
-    config->sliding_window = width < UINT32_MAX ? (uint32_t)width : UINT32_MAX;
-    if (config->sliding_window >= config->max_seq_len) return TC_OK;
+    if (!window || !used || width >= config->max_seq_len) return TC_OK;
+    config->sliding_window = (uint32_t)width;
     tc__buf_printf(file->notes,
                    "sliding windows are not implemented: the context is limited to the window, %u "
                    "of %u positions, within which the answers are the same\n",
@@ -174,8 +173,8 @@ static int hf_read_stops(const hf_file *file, hf_config *config) {
 
 /* ---- sizes and numbers ---- */
 
-/* A size by the first of its keys that is there. Without any: the fallback; 0: that is an error. The
- * caps are those of the model file's reader. */
+/* A size by the first of its keys that is there. Without any: the fallback; 0: that is an error.
+ * The caps are those of the model file's reader. */
 static int hf_size(const hf_file *file, const family_keys *keys, uint32_t fallback, uint32_t max,
                    uint32_t *out) {
     const json_value *value = NULL;
@@ -246,8 +245,9 @@ static int hf_read_sizes(const hf_file *file, hf_config *config) {
     return TC_OK;
 }
 
-/* Slopes as llm-foundry and transformers compute them: 2^(-bias_max (i + 1) / n) for the next power
- * of two n; if that is more than the heads, every other one from the second, then from the first. */
+/* Slopes as llm-foundry and transformers compute them: 2^(-bias_max (i + 1) / n) for the next
+ * power of two n; if that is more than the heads, every other one from the second, then from the
+ * first. */
 static int hf_read_slopes(const hf_file *file, hf_config *config) {
     double bias_max = 8;
     const char *key = config->family->alibi_bias_max;
@@ -340,6 +340,9 @@ static void hf_read_compressed(const hf_file *file, const json_value *quant, hf_
     if (hf_get(file, quant, "kv_cache_scheme")) problem = "a quantised KV cache";
     for (const json_value *key = json_first(groups); key && !problem; key = json_next(groups, key))
         problem = hf_compressed_group(file, json_member(key));
+    const json_value *first = json_member(json_first(groups));
+    json_int(&file->doc, hf_get(file, first, "weights.num_bits"), &config->quant_bits);
+    json_int(&file->doc, hf_get(file, first, "weights.group_size"), &config->quant_group);
     if (problem)
         snprintf(config->quant_problem, sizeof config->quant_problem,
                  "compressed-tensors (%s) with %s", config->quant_version, problem);

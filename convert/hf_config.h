@@ -2,8 +2,8 @@
  * which family, hyper-parameters, stop ids, what the folder says about its quantisation.
  *
  * What the keys are called and what a missing one means is in the family's page (families.c);
- * null counts as absent. Whatever would change the model's numbers and is not implemented is refused
- * by name.
+ * null counts as absent. Whatever would change the model's numbers and is not implemented is
+ * refused by name.
  */
 #ifndef CONVERT_HF_CONFIG_H
 #define CONVERT_HF_CONFIG_H
@@ -18,7 +18,7 @@ typedef struct hf_config {
     const family *family;
     uint32_t hidden_size, intermediate_size, layers, heads, kv_heads, head_dim;
     uint32_t vocab_size, max_seq_len;
-    uint32_t sliding_window; /* 0: none; max_seq_len does not go beyond it */
+    uint32_t sliding_window; /* 0: none that matters; else it is what ends max_seq_len */
     double norm_eps;
     double clip_qkv; /* 0: none */
     rope rope;

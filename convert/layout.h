@@ -59,7 +59,7 @@ typedef struct layout_matrix {
     void *copy;       /* of a qweight that does not lie in C order */
 } layout_matrix;
 
-/* "16-bit", "packing A", "GPTQ"...; and at length: "AWQ packing A (AutoAWQ gemm, early llm-awq)". */
+/* "16-bit", "packing A", "GPTQ"...; and at length: "AWQ packing A (AutoAWQ gemm, early llm-awq)" */
 const char *layout_name(layout_kind kind);
 const char *layout_title(layout_kind kind);
 

@@ -88,6 +88,7 @@ static int plan_vector_part(plan_state *state, plan_tensor *tensor, const char *
 static int plan_vector_of(plan_state *state, long layer, const family_tensor *source) {
     plan_tensor *tensor = plan_add(state, layer, source->name);
     int code = TC_OK, missing = -1;
+    tensor->vector.divisor = source->presence == FAMILY_ONES;
     for (int i = 0; i < FAMILY_MAX_PARTS && source->parts[i].name && !code; i++) {
         char *name = tensor->part_names[i];
         plan_name(state, layer, source->parts[i].name, name);

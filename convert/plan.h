@@ -11,6 +11,7 @@
 /* A vector of the model file: its parts one after another. */
 typedef struct plan_vector {
     uint32_t length; /* 0: this tensor is a matrix */
+    bool divisor;    /* the model divides by it: its numbers are positive */
     int part_count;
     const ckpt_tensor *parts[FAMILY_MAX_PARTS];  /* NULL: ones */
     const ckpt_tensor *divide[FAMILY_MAX_PARTS]; /* by AWQ, the last numbers; NULL: not */
@@ -45,9 +46,9 @@ typedef struct plan_quantise {
 } plan_quantise;
 
 /* `how`: NULL to keep the layers as they are. Errors: FORMAT (a missing tensor, a wrong shape),
- * UNSUPPORTED (a packing, a mixture within one joined matrix, a tensor that would change the model's
- * answers and is not used, a group size). On failure nothing is held. The checkpoint and the search
- * results must outlive the plan. */
+ * UNSUPPORTED (a packing, a mixture within one joined matrix, a tensor that would change the
+ * model's answers and is not used, a group size). On failure nothing is held. The checkpoint and
+ * the search results must outlive the plan. */
 int plan_make(const hf_config *config, const checkpoint *ckpt, const plan_quantise *how, plan *p,
               tc__buf *notes, tc_error *err);
 void plan_free(plan *p);

@@ -5,7 +5,8 @@
  * llm-awq works in binary16: the weights become binary16, and every operation on them is rounded to
  * it. For each group of columns
  *
- *     d = max(max - min, 1e-5);  s = d / 15;  z = clamp(-rint(min / s));  q = clamp(rint(w / s) + z)
+ *     d = max(max - min, 1e-5);  s = d / 15
+ *     z = clamp(-rint(min / s));  q = clamp(rint(w / s) + z)
  *
  * (clamp to 0..15, rint to even). The range need not contain 0, so that a group of one sign is
  * clipped: it is what the original does. Rounding to nearest uses a range that contains 0 and

@@ -124,8 +124,8 @@ static void repack_unit(const repack_run *runs, int run_count, uint32_t group, u
     memcpy(out + 8 * group, scales, sizeof scales);
 }
 
-/* Packing A and GPTQ have the rows of a band side by side, so that they are read together, column by column;
- * the others have them far apart. */
+/* Packing A and GPTQ have the rows of a band side by side, so that they are read together, column
+ * by column; the others have them far apart. */
 void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint8_t *out) {
     uint32_t group = repack_group(m), units = m->columns / group;
     uint32_t together = layout_by_columns(m->parts[0].kind) ? REPACK_BAND_A : 1;

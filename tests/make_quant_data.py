@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Makes tests/data/quant: tiny checkpoints whose 4-bit numbers are known, for tests/test_quantise.c.
+"""Makes tests/data/quant: tiny checkpoints whose 4-bit numbers are known (tests/test_quantise.c).
 
     pip install torch numpy safetensors compressed-tensors     (and what make_data.py needs)
     python3 tests/make_quant_data.py [FOLDER]
 
 The files are committed; make never runs this script. Versions used: torch 2.15.0, safetensors
-0.8.0, compressed-tensors 0.20.0. Each folder has digest.json: per linear layer of the checkpoint the
-CRC-32 of q (bytes [n][k]), of the zero points (bytes [n][k/group]) and of the scales (binary16 [n]
-[k/group]), and per vector of the model file the CRC-32 of its binary32 numbers.
+0.8.0, compressed-tensors 0.20.0. Each folder has digest.json: per linear layer of the checkpoint
+the CRC-32 of q (bytes [n][k]), of the zero points (bytes [n][k/group]) and of the scales (binary16
+[n][k/group]), and per vector of the model file the CRC-32 of its binary32 numbers.
 
     ct-*        compressed-tensors, written by that package and read back by it
     gptq, gptq-v2, gptq-act-order

@@ -558,6 +558,43 @@ TEST(damaged_checkpoints_are_refused_or_converted) {
     CHECK_MSG(converted > 20 && refused > 100, "%d converted, %d refused", converted, refused);
 }
 
+/* Norms and the activation's scales. */
+TEST(vectors_that_cannot_be_are_named) {
+    static const struct {
+        const char *from, *tensor;
+        uint16_t bits;
+        const char *message;
+    } cases[] = {
+        {"falcon-40b-b", "transformer.h.0.mlp.act.scales", 0, "number 5 is 0; expected a positive"},
+        {"falcon-40b-b", "transformer.h.0.ln_mlp.bias", 0x7c00, "is inf; expected a finite number"},
+        {"search-qwen2", "model.norm.weight", 0x7e00, "expected a finite number"},
+    };
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        char from[PROGRAM_PATH], folder[PROGRAM_PATH];
+        tc__buf bytes = {0}, config = {0};
+        run r;
+        snprintf(from, sizeof from, DATA "%s", cases[i].from);
+        REQUIRE(program_folder(folder) && run_begin(&r, folder));
+        REQUIRE(read_file(from, "model.safetensors", &bytes));
+        REQUIRE(read_file(from, "config.json", &config));
+        char *name = strstr(bytes.data + 8, cases[i].tensor);
+        char *offsets = name ? strstr(name, "\"data_offsets\":[") : NULL;
+        uint64_t header;
+        REQUIRE(offsets);
+        memcpy(&header, bytes.data, sizeof header);
+        size_t begin = strtoull(offsets + strlen("\"data_offsets\":["), NULL, 10);
+        memcpy(bytes.data + 8 + header + begin + 2 * 5, &cases[i].bits, 2);
+        CHECK(write_file(folder, "model.safetensors", bytes.data, bytes.len));
+        CHECK(write_file(folder, "config.json", config.data, config.len));
+        CHECK(run_convert(&r) == TC_ERR_FORMAT);
+        CHECK_MSG(strstr(r.err.message, cases[i].message) && strstr(r.err.message, cases[i].tensor),
+                  "%s", r.err.message);
+        tc__buf_free(&bytes), tc__buf_free(&config);
+        run_end(&r);
+        program_remove_folder(folder);
+    }
+}
+
 /* ---- what is refused ---- */
 
 TEST(search_results_of_something_else_are_refused) {
@@ -619,5 +656,6 @@ TEST_MAIN(
     RUN(rounding_to_nearest_is_within_half_a_step)
     RUN(weights_that_cannot_be_are_named)
     RUN(damaged_checkpoints_are_refused_or_converted)
+    RUN(vectors_that_cannot_be_are_named)
     RUN(search_results_of_something_else_are_refused)
     RUN(arguments_that_contradict_are_wrong_usage))
