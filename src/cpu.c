@@ -48,7 +48,7 @@ struct tc__cache {
     cpu_vectors logits;  /* [CPU_PIECE][vocab_size] */
     cpu_vectors angles;  /* [CPU_BATCH][head_dim] RoPE: cosines, then sines, of each position */
     cpu_vectors scratch; /* [threads] */
-    float *fixed;        /* [CPU_BATCH][widest of x, mixed, gated], see tc__fix */
+    float *fixed;        /* [CPU_BATCH][widest of x, mixed, inner], see tc__fix */
     float *queries;      /* [kv_heads][positions][heads / kv_heads][head_stride], scaled */
     tc__candidate *candidates;
     uint8_t *seen;
