@@ -491,7 +491,6 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
     TARGET static float cpu_##level##_exponential(float *p, size_t n, float shift) {               \
         static const int32_t numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};   \
         cpu_##level##_i left; /* of each lane: places up to n, its own included */                 \
-        float sums[LANES];                                                                         \
         memcpy(&left, numbers, sizeof left);                                                       \
         left = (int32_t)n - left;                                                                  \
         cpu_##level##_f total = cpu_##level##_set1(0);                                             \
@@ -502,11 +501,11 @@ CPU_AVX512 static void cpu_avx512_w4_sums(const uint8_t *unit, size_t groups, un
             cpu_##level##_store(p + i, (cpu_##level##_f)y);                                        \
             total += (cpu_##level##_f)y;                                                           \
         }                                                                                          \
-        cpu_##level##_store(sums, total);                                                          \
-        CPU_TIMES(step, 4) CPU_TIMES(i, LANES / 2u >> step) {                                      \
-            sums[i] += sums[i + (LANES / 2u >> step)];                                             \
+        float sum = 0;                                                                             \
+        CPU_TIMES(i, LANES) {                                                                      \
+            sum += total[i];                                                                       \
         }                                                                                          \
-        return sums[0];                                                                            \
+        return sum;                                                                                \
     }                                                                                              \
     CPU_BLEND(level, TARGET, LANES, WIDTH)                                                         \
     CPU_BLEND(level, TARGET, LANES, 1)                                                             \
