@@ -66,7 +66,7 @@ static int doctor_gpu(const doctor_state *doctor, int index) {
     const tc__cu *cu = &doctor->cu;
     tc__cu_device device = 0;
     char what[32], name[128] = "?";
-    int major = 0, minor = 0, sms = 0;
+    int major = 0, minor = 0, sms = 0, integrated = 0;
     size_t total = 0, free_bytes = 0;
     tc_error reason;
     snprintf(what, sizeof what, "GPU %d", index);
@@ -75,14 +75,15 @@ static int doctor_gpu(const doctor_state *doctor, int index) {
     if (!result) result = cu->device_attribute(&major, TC__CU_ATTRIBUTE_MAJOR, device);
     if (!result) result = cu->device_attribute(&minor, TC__CU_ATTRIBUTE_MINOR, device);
     if (!result) result = cu->device_attribute(&sms, TC__CU_ATTRIBUTE_SM_COUNT, device);
+    if (!result) result = cu->device_attribute(&integrated, TC__CU_ATTRIBUTE_INTEGRATED, device);
     if (!result) result = cu->device_memory(&total, device);
     int code = tc__cu_check(cu, result, "asking the driver about the GPU", &reason);
     int arch = 10 * major + minor;
     if (!code && arch < 80)
         code = tc__fail(&reason, TC_ERR_DEVICE, "compute capability 8.0 or newer is needed");
     if (!code) code = doctor_gpu_memory(cu, device, &free_bytes, &reason);
-    doctor_say(doctor, what, "%s, compute capability %d.%d, %d SMs, %.1f GiB of memory", name,
-               major, minor, sms, (double)total / (1 << 30));
+    doctor_say(doctor, what, "%s, compute capability %d.%d, %d SMs, %.1f GiB of %smemory", name,
+               major, minor, sms, (double)total / (1 << 30), integrated ? "the system's " : "");
     if (code)
         doctor_say(doctor, "", "cannot be used: %s", reason.message);
     else
@@ -207,7 +208,7 @@ static void doctor_cpu(const doctor_state *doctor) {
 static void doctor_environment(const doctor_state *doctor) {
     static const char *const names[] = {
         "CUDA_VISIBLE_DEVICES", "CUDA_HOME",      "TINYCHAT_ARCH", "TINYCHAT_NVRTC",
-        "TINYCHAT_KERNELS",     "TINYCHAT_CACHE", "TINYCHAT_CPU"};
+        "TINYCHAT_KERNELS",     "TINYCHAT_CACHE", "TINYCHAT_CPU",  "TINYCHAT_INTEGRATED"};
     for (size_t i = 0; i < TC_COUNT(names); i++)
         if (getenv(names[i]))
             doctor_say(doctor, "environment", "%s=%s", names[i], getenv(names[i]));
