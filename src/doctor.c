@@ -10,8 +10,9 @@ typedef struct doctor_state {
     void (*line)(void *user, const char *text);
     void *user;
     tc__cu cu;
-    int arch;   /* of GPU 0; 0 if it cannot be used */
-    bool nvrtc; /* it is there and compiles */
+    int version; /* of the driver; 0: there is none */
+    int arch;    /* of GPU 0; 0 if it cannot be used */
+    bool nvrtc;  /* it is there and compiles */
 } doctor_state;
 
 /* A line: what it is about, in a column of its own, and the facts. */
@@ -93,15 +94,16 @@ static int doctor_gpu(const doctor_state *doctor, int index) {
 
 static void doctor_driver(doctor_state *doctor) {
     char path[1024];
-    int version = 0, count = 0;
+    int count = 0;
     tc_error reason;
     if (tc__cu_open(&doctor->cu, &reason)) {
         doctor_say(doctor, "driver", "%s", reason.message);
         return;
     }
-    doctor->cu.driver_version(&version);
+    doctor->cu.driver_version(&doctor->version);
     doctor_file("libcuda.so", "libcuda.so.1", path, sizeof path);
-    doctor_say(doctor, "driver", "CUDA %d.%d, %s", version / 1000, version % 1000 / 10, path);
+    doctor_say(doctor, "driver", "CUDA %d.%d, %s", doctor->version / 1000,
+               doctor->version % 1000 / 10, path);
     tc__cu_result result = doctor->cu.device_count(&count);
     if (tc__cu_check(&doctor->cu, result, "counting GPUs", &reason))
         doctor_say(doctor, "GPU", "%s", reason.message);
@@ -142,7 +144,7 @@ static void doctor_nvrtc(doctor_state *doctor) {
     tc_error err;
     char path[1024], complaint[1024];
     int count = 0, archs[128] = {0}, newest = 0;
-    if (tc__nvrtc_open(&nvrtc, &err)) {
+    if (tc__nvrtc_open(&nvrtc, doctor->version, &err)) {
         doctor_say(doctor, "NVRTC", "%s", err.message);
         return;
     }

@@ -38,6 +38,8 @@ typedef struct tc__cu_launch_config {
 
 enum { /* numbers of the driver's enumerations */
     TC__CU_OUT_OF_MEMORY = 2,
+    TC__CU_NO_DEVICE = 100,
+    TC__CU_DRIVER_MISMATCH = 803,
     TC__CU_NOT_READY = 600,
     TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
     TC__CU_ATTRIBUTE_SM_COUNT = 16,
@@ -159,9 +161,11 @@ typedef struct tc__nvrtc {
 } tc__nvrtc;
 
 /* Looks for NVRTC: TINYCHAT_NVRTC (a file), the dynamic linker's names, CUDA_HOME and CUDA_PATH, the
- * usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. Errors:
- * DEVICE, saying where it looked and how to install it. */
-TC_INTERNAL int tc__nvrtc_open(tc__nvrtc *nvrtc, tc_error *err);
+ * usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. driver: the
+ * driver's version; an NVRTC of a later major version is passed over, as that driver could not load
+ * what it makes; 0: there is no driver, any will do. Errors: DEVICE, saying where it looked and how to
+ * install it. */
+TC_INTERNAL int tc__nvrtc_open(tc__nvrtc *nvrtc, int driver, tc_error *err);
 TC_INTERNAL void tc__nvrtc_close(tc__nvrtc *nvrtc);
 
 #endif /* TC_GPU_DRIVER_H */
