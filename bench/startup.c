@@ -4,8 +4,8 @@
  *     build/release/bench/startup MODEL [RUNS]
  *
  * Prints one line of JSON: the rate of a plain loop that copies pinned memory to the GPU; the rate at
- * which loading copied the file; and of each run the seconds until the kernels were there, until the
- * weights were, and until the first token.
+ * which loading copied the file; and of each run the seconds that each step took, one after the other:
+ * opening the GPU, preparing kernels, loading weights, and the session with the first token.
  */
 #include "src/gpu_driver.h"
 #include "tinychat.h"
@@ -14,26 +14,28 @@
 #include <unistd.h>
 
 typedef struct run {
-    double kernels, loading, open, first_token; /* seconds from the start to the end of each step */
-    double load_rate;                           /* bytes per second */
+    double gpu, kernels, loading, first_token, total; /* seconds */
+    double load_rate;                                 /* bytes per second */
     char device[256];
 } run;
 
 typedef struct watch {
-    double start, loading; /* when it began */
+    double kernels, loading, ready; /* when these steps were first heard of */
 } watch;
 
-/* The last step before loading ends where loading is first heard of. */
 static int on_progress(void *user, double fraction, const char *what) {
     watch *w = user;
-    (void)fraction;
-    if (strcmp(what, "loading") == 0 && w->loading == 0) w->loading = tc_seconds();
+    double *step = strstr(what, "kernels")   ? &w->kernels
+                   : strcmp(what, "loading") ? &w->ready
+                                             : &w->loading;
+    if (*step == 0 && (step != &w->ready || fraction == 1)) *step = tc_seconds();
     return 0;
 }
 
 static int measure(const char *path, run *r) {
     static const int32_t prompt[] = {1, 2, 3, 4};
-    watch w = {tc_seconds(), 0};
+    const double start = tc_seconds();
+    watch w = {0, 0, 0};
     tc_model_params params = tc_model_default_params();
     tc_model *model;
     tc_session *session;
@@ -43,19 +45,21 @@ static int measure(const char *path, run *r) {
     params.progress = on_progress;
     params.user = &w;
     int code = tc_model_open(path, &params, &model, &err);
-    r->open = tc_seconds() - w.start;
     if (!code) code = tc_session_open(model, NULL, &session, &err);
     if (!code) code = tc_eval(session, prompt, 4, &err);
     if (!code) code = tc_sample(session, NULL, &id, &err);
-    r->first_token = tc_seconds() - w.start;
+    const double end = tc_seconds();
     if (code) {
         fprintf(stderr, "startup: %s\n", err.message);
         return code;
     }
     tc_model_info info = tc_model_get_info(model);
     snprintf(r->device, sizeof r->device, "%s", info.device);
-    r->kernels = w.loading - w.start;
-    r->loading = r->open - r->kernels;
+    r->gpu = w.kernels - start;
+    r->kernels = w.loading - w.kernels;
+    r->loading = w.ready - w.loading;
+    r->first_token = end - w.ready;
+    r->total = end - start;
     r->load_rate = (double)info.weight_bytes / r->loading;
     return 0;
 }
@@ -122,9 +126,10 @@ int main(int argc, char **argv) {
         run r = {0};
         if (apart(measure_apart, argv[1], &r, sizeof r)) return 1;
         if (i == 0) fprintf(stderr, "%s\n", r.device);
-        printf("%s{\"kernels_s\": %.4f, \"loading_s\": %.4f, \"load_gbs\": %.4g, \"open_s\": %.4f, "
-               "\"first_token_s\": %.4f}",
-               i ? ", " : "", r.kernels, r.loading, r.load_rate * 1e-9, r.open, r.first_token);
+        printf("%s{\"gpu_s\": %.4f, \"kernels_s\": %.4f, \"loading_s\": %.4f, \"load_gbs\": %.4g, "
+               "\"first_token_s\": %.4f, \"total_s\": %.4f}",
+               i ? ", " : "", r.gpu, r.kernels, r.loading, r.load_rate * 1e-9, r.first_token,
+               r.total);
     }
     printf("]}\n");
     return 0;

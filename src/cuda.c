@@ -11,8 +11,9 @@
 /* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
  * shapes, a token as one CUDA graph. */
 
-#define CUDA_STAGING (16u << 20) /* bytes of one of the two pinned staging buffers */
-#define CUDA_EACH 8              /* positions whose logits are computed at once, at most */
+#define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
+#define CUDA_STAGES 4           /* staging buffers */
+#define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_PROGRAMS };
 
@@ -29,7 +30,8 @@ typedef struct cuda_product {
 
 typedef struct cuda_device {
     tc__cu cu;
-    bool opened; /* cu */
+    bool opened;     /* cu */
+    bool integrated; /* the GPU has no memory of its own: the weights lie in memory that it shares */
     tc__cu_device ordinal;
     tc__cu_context context;
     char name[256], gpu_name[128];
@@ -142,6 +144,11 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
     cu->device_attribute(&limit, TC__CU_ATTRIBUTE_MAX_SHARED, device->ordinal);
     cu->device_attribute(&device->sm_count, TC__CU_ATTRIBUTE_SM_COUNT, device->ordinal);
     cu->driver_version(&device->target.driver);
+    const char *forced = getenv("TINYCHAT_INTEGRATED");
+    int integrated = forced && strcmp(forced, "1") == 0;
+    if (!integrated)
+        cu->device_attribute(&integrated, TC__CU_ATTRIBUTE_INTEGRATED, device->ordinal);
+    device->integrated = integrated != 0;
     int arch = major * 10 + minor;
     if (arch < 80)
         return tc__fail(err, TC_ERR_DEVICE,
@@ -348,6 +355,12 @@ static tc__cu_result cuda_launch(cuda_device *device, const cuda_kernel *kernel,
 
 /* ---- loading ---- */
 
+static size_t cuda_kv_bytes(const tc__device *handle) {
+    const cuda_device *device = (const cuda_device *)handle;
+    const tc__arch *arch = &device->weights->arch;
+    return (size_t)arch->layers * 2 * arch->kv_heads * arch->head_dim * 2;
+}
+
 static size_t cuda_align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
 /* Where a tensor lies in GPU memory: the file's order and alignment. */
@@ -369,44 +382,101 @@ static void cuda_copy_part(void *user, int worker) {
     memcpy(copy->to + begin, copy->from + begin, end - begin);
 }
 
-/* Streams the file's tensor data through two pinned buffers: while one is copied to the GPU, a team
- * of threads fills the other from the page cache. */
-static int cuda_upload(cuda_device *device, const tc_model_params *params, tc_error *err) {
-    tc__cu *cu = &device->cu;
-    const uint8_t *from = device->weights->data;
-    size_t total = device->weights->data_bytes;
-    void *staging[2] = {NULL, NULL};
-    tc__cu_event done[2] = {NULL, NULL};
-    tc__team *team = NULL;
-    int workers = tc__processors() < 8 ? tc__processors() : 8;
-    int code = tc__team_open(workers, &team, err);
-    for (int i = 0; i < 2 && !code; i++) {
-        code = tc__cu_check(cu, cu->host_allocate(&staging[i], CUDA_STAGING, 0),
+/* Pinned buffers that are filled and copied in turn, and the threads that fill them. */
+typedef struct cuda_stages {
+    const tc__cu *cu;
+    void *buffers[CUDA_STAGES];
+    tc__cu_event copied[CUDA_STAGES];
+    tc__team *team;
+    int workers;
+} cuda_stages;
+
+static void cuda_stages_close(cuda_stages *stages) {
+    for (int i = 0; i < CUDA_STAGES; i++) {
+        if (stages->copied[i]) stages->cu->event_destroy(stages->copied[i]);
+        if (stages->buffers[i]) stages->cu->host_release(stages->buffers[i]);
+    }
+    tc__team_close(stages->team);
+}
+
+/* `buffers` as many as are needed. To be closed in any case. */
+static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, tc_error *err) {
+    const int most = 16; /* about what it takes to read as fast as the bus copies */
+    memset(stages, 0, sizeof *stages);
+    stages->cu = cu;
+    stages->workers = tc__processors() < most ? tc__processors() : most;
+    int code = tc__team_open(stages->workers, &stages->team, err);
+    for (int i = 0; i < buffers && !code; i++) {
+        code = tc__cu_check(cu, cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0),
                             "allocating pinned memory", err);
-        if (!code) code = tc__cu_check(cu, cu->event_create(&done[i], 2), "an event", err);
-    }
-    for (size_t at = 0, piece = 0; at < total && !code; piece++) {
-        int i = (int)(piece & 1);
-        size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        if (piece > 1) code = tc__cu_check(cu, cu->event_wait(done[i]), "copying weights", err);
-        cuda_copy copy = {from + at, staging[i], bytes, workers};
-        if (!code) tc__team_run(team, cuda_copy_part, &copy);
         if (!code)
-            code = tc__cu_check(cu, cu->copy_to_device(device->memory + at, staging[i], bytes, NULL),
-                                "copying weights", err);
-        if (!code) code = tc__cu_check(cu, cu->event_record(done[i], NULL), "an event", err);
+            code = tc__cu_check(cu, cu->event_create(&stages->copied[i], 2), "an event", err);
+    }
+    return code;
+}
+
+static void cuda_stages_fill(const cuda_stages *stages, void *to, const uint8_t *from,
+                             size_t bytes) {
+    cuda_copy copy = {from, to, bytes, stages->workers};
+    tc__team_run(stages->team, cuda_copy_part, &copy);
+}
+
+static int cuda_loaded(const tc_model_params *params, size_t at, size_t total, tc_error *err) {
+    if (params->progress && params->progress(params->user, (double)at / (double)total, "loading"))
+        return tc__fail(err, TC_ERR_CANCELLED, "cancelled while loading");
+    return TC_OK;
+}
+
+/* Streams the file's tensor data through the pinned buffers: while one is copied to the GPU, the
+ * threads fill another one from the page cache. */
+static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_params *params,
+                       tc_error *err) {
+    const tc__cu *cu = &device->cu;
+    const size_t total = device->weights->data_bytes;
+    int code = TC_OK;
+    for (size_t at = 0, piece = 0; at < total && !code; piece++) {
+        const size_t i = piece % CUDA_STAGES;
+        const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
+        tc__cu_result result = piece < CUDA_STAGES ? 0 : cu->event_wait(stages->copied[i]);
+        if (!result) {
+            cuda_stages_fill(stages, stages->buffers[i], device->weights->data + at, bytes);
+            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
+        }
+        if (!result) result = cu->event_record(stages->copied[i], NULL);
         at += bytes;
-        if (!code && params->progress &&
-            params->progress(params->user, (double)at / (double)total, "loading"))
-            code = tc__fail(err, TC_ERR_CANCELLED, "cancelled while loading");
+        code = tc__cu_check(cu, result, "copying weights", err);
+        if (!code) code = cuda_loaded(params, at, total, err);
     }
-    tc__cu_result last = cu->stream_wait(NULL);
-    if (!code) code = tc__cu_check(cu, last, "copying weights", err);
-    for (int i = 0; i < 2; i++) {
-        if (done[i]) cu->event_destroy(done[i]);
-        if (staging[i]) cu->host_release(staging[i]);
+    const tc__cu_result last = cu->stream_wait(NULL);
+    return code ? code : tc__cu_check(cu, last, "copying weights", err);
+}
+
+/* Memory that the CPU and the GPU share: the file is read to where the kernels find it. */
+static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model_params *params,
+                        tc_error *err) {
+    const size_t total = device->weights->data_bytes;
+    int code = TC_OK;
+    for (size_t at = 0; at < total && !code;) {
+        const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
+        cuda_stages_fill(stages, (void *)(uintptr_t)(device->memory + at),
+                         device->weights->data + at, bytes);
+        at += bytes;
+        code = cuda_loaded(params, at, total, err);
     }
-    tc__team_close(team);
+    return code;
+}
+
+/* Loads the tensor data that a file, or the caller's memory, holds. */
+static int cuda_load_data(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    cuda_stages stages;
+    const size_t pieces = (device->weights->data_bytes + CUDA_STAGING - 1) / CUDA_STAGING;
+    const int buffers = device->integrated ? 0 : pieces < CUDA_STAGES ? (int)pieces : CUDA_STAGES;
+    int code = cuda_loaded(params, 0, 1, err);
+    if (code) return code;
+    code = cuda_stages_open(&stages, &device->cu, buffers, err);
+    if (!code)
+        code = (device->integrated ? cuda_read_in : cuda_upload)(device, &stages, params, err);
+    cuda_stages_close(&stages);
     return code;
 }
 
@@ -474,27 +544,53 @@ static int cuda_load_turns(cuda_device *device, tc_error *err) {
     return tc__cu_check(&device->cu, result, "copying RoPE's frequencies", err);
 }
 
-static int cuda_load(cuda_device *device, const tc_model_params *params, tc_error *err) {
-    /* kernels read whole 16-row blocks: the last matrix may be read up to 15 rows past its end */
-    size_t slack = 32 * ((size_t)device->weights->arch.hidden_size +
-                         device->weights->arch.intermediate_size);
+/* Memory that a new allocation could take. Where the GPU uses the system's, the driver leaves out
+ * what the system would give back: the files it has cached, the model's own first of all. */
+static size_t cuda_room(const cuda_device *device) {
     size_t free_bytes = 0, total = 0;
-    size_t half = device->weights->arch.head_dim / 2, tensors;
-    tensors = cuda_align(device->weights->data_bytes + slack);
-    device->memory_bytes = tensors + cuda_align(8 * half);
     device->cu.memory_info(&free_bytes, &total);
-    tc__cu_result result = device->cu.allocate(&device->memory, device->memory_bytes);
-    if (result == TC__CU_OUT_OF_MEMORY)
-        return tc__fail(err, TC_ERR_MEMORY,
-                        "out of GPU memory: the weights need %.2f GiB, %s has %.2f of %.2f GiB free",
-                        (double)device->memory_bytes / 0x1p30, device->gpu_name,
-                        (double)free_bytes / 0x1p30, (double)total / 0x1p30);
-    int code = tc__cu_check(&device->cu, result, "allocating memory for the weights", err);
+    if (!device->integrated) return free_bytes;
+    const size_t available = tc__available_memory(), most = available < total ? available : total;
+    return free_bytes > most ? free_bytes : most;
+}
+
+static int cuda_fail_weights(const cuda_device *device, tc_error *err) {
+    const double kv = (double)cuda_kv_bytes((const tc__device *)device);
+    return tc__fail(err, TC_ERR_MEMORY,
+                    "out of GPU memory: the weights alone need %.2f GiB (and 1024 positions of KV "
+                    "cache %.2f GiB); %s has %.2f GiB free: no --max-seq-len fits",
+                    (double)device->memory_bytes / 0x1p30, 1024 * kv / 0x1p30, device->gpu_name,
+                    (double)cuda_room(device) / 0x1p30);
+}
+
+/* Memory for all tensors, and RoPE's turns behind them. Integrated: for the CPU alone so far. */
+static int cuda_allocate(cuda_device *device, tc_error *err) {
+    const tc__arch *arch = &device->weights->arch;
+    /* kernels read whole 16-row blocks: the last matrix may be read up to 15 rows past its end */
+    const size_t slack = 32 * ((size_t)arch->hidden_size + arch->intermediate_size);
+    const size_t tensors = cuda_align(device->weights->data_bytes + slack);
+    device->memory_bytes = tensors + cuda_align(8 * (size_t)arch->head_dim / 2);
+    const tc__cu *cu = &device->cu;
+    const tc__cu_result result =
+        device->integrated
+            ? cu->allocate_managed(&device->memory, device->memory_bytes, TC__CU_ATTACH_HOST)
+            : cu->allocate(&device->memory, device->memory_bytes);
     device->turns = device->memory + tensors;
+    if (result == TC__CU_OUT_OF_MEMORY) return cuda_fail_weights(device, err);
+    return tc__cu_check(cu, result, "allocating memory for the weights", err);
+}
+
+static int cuda_load(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    const bool random = !device->weights->data;
+    int code = cuda_allocate(device, err);
+    if (!code && !random) code = cuda_load_data(device, params, err);
+    if (!code && device->integrated) /* from here on the GPU's */
+        code = tc__cu_check(
+            &device->cu, device->cu.stream_attach(NULL, device->memory, 0, TC__CU_ATTACH_GLOBAL),
+            "sharing memory", err);
     if (!code) code = cuda_load_turns(device, err);
-    if (!code && !device->weights->data) return cuda_fill_all(device, err);
-    if (!code) code = cuda_upload(device, params, err);
-    return code ? code : cuda_widen_all(device, err);
+    if (code) return code;
+    return random ? cuda_fill_all(device, err) : cuda_widen_all(device, err);
 }
 
 /* ---- opening ---- */
@@ -561,8 +657,10 @@ static int cuda_open(const tc__weights *weights, const tc_model_params *params, 
         cuda_close((tc__device *)device);
         return code;
     }
-    snprintf(device->name, sizeof device->name, "%s (%s_%d, %d SMs)", device->gpu_name,
-             device->target.as_ptx ? "compute" : "sm", device->target.arch, device->sm_count);
+    snprintf(device->name, sizeof device->name, "%s (%s_%d%s, %d SMs%s)", device->gpu_name,
+             device->target.as_ptx ? "compute" : "sm", device->target.arch,
+             device->target.specific ? "a" : "", device->sm_count,
+             device->integrated ? ", shared memory" : "");
     *out = (tc__device *)device;
     return tc__ok(err);
 }
@@ -570,12 +668,6 @@ static int cuda_open(const tc__weights *weights, const tc_model_params *params, 
 static const char *cuda_name(const tc__device *handle) {
     const cuda_device *device = (const cuda_device *)handle;
     return device->name;
-}
-
-static size_t cuda_kv_bytes(const tc__device *handle) {
-    const cuda_device *device = (const cuda_device *)handle;
-    const tc__arch *arch = &device->weights->arch;
-    return (size_t)arch->layers * 2 * arch->kv_heads * arch->head_dim * 2;
 }
 
 /* ---- a session's memory ---- */
@@ -636,11 +728,10 @@ static size_t cuda_workspace(const tc__device *handle, int ctx) {
 
 static size_t cuda_free_bytes(const tc__device *handle) {
     const cuda_device *device = (const cuda_device *)handle;
-    size_t free_bytes = 0, total = 0;
     cuda_enter(device);
-    device->cu.memory_info(&free_bytes, &total);
+    const size_t room = cuda_room(device);
     cuda_leave(device);
-    return free_bytes;
+    return room;
 }
 
 static void cuda_cache_close(tc__cache *handle) {

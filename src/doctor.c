@@ -10,8 +10,9 @@ typedef struct doctor_state {
     void (*line)(void *user, const char *text);
     void *user;
     tc__cu cu;
-    int arch;   /* of GPU 0; 0 if it cannot be used */
-    bool nvrtc; /* it is there and compiles */
+    int version; /* of the driver; 0: there is none */
+    int arch;    /* of GPU 0; 0 if it cannot be used */
+    bool nvrtc;  /* it is there and compiles */
 } doctor_state;
 
 /* A line: what it is about, in a column of its own, and the facts. */
@@ -66,7 +67,7 @@ static int doctor_gpu(const doctor_state *doctor, int index) {
     const tc__cu *cu = &doctor->cu;
     tc__cu_device device = 0;
     char what[32], name[128] = "?";
-    int major = 0, minor = 0, sms = 0;
+    int major = 0, minor = 0, sms = 0, integrated = 0;
     size_t total = 0, free_bytes = 0;
     tc_error reason;
     snprintf(what, sizeof what, "GPU %d", index);
@@ -75,14 +76,15 @@ static int doctor_gpu(const doctor_state *doctor, int index) {
     if (!result) result = cu->device_attribute(&major, TC__CU_ATTRIBUTE_MAJOR, device);
     if (!result) result = cu->device_attribute(&minor, TC__CU_ATTRIBUTE_MINOR, device);
     if (!result) result = cu->device_attribute(&sms, TC__CU_ATTRIBUTE_SM_COUNT, device);
+    if (!result) result = cu->device_attribute(&integrated, TC__CU_ATTRIBUTE_INTEGRATED, device);
     if (!result) result = cu->device_memory(&total, device);
     int code = tc__cu_check(cu, result, "asking the driver about the GPU", &reason);
     int arch = 10 * major + minor;
     if (!code && arch < 80)
         code = tc__fail(&reason, TC_ERR_DEVICE, "compute capability 8.0 or newer is needed");
     if (!code) code = doctor_gpu_memory(cu, device, &free_bytes, &reason);
-    doctor_say(doctor, what, "%s, compute capability %d.%d, %d SMs, %.1f GiB of memory", name,
-               major, minor, sms, (double)total / (1 << 30));
+    doctor_say(doctor, what, "%s, compute capability %d.%d, %d SMs, %.1f GiB of %smemory", name,
+               major, minor, sms, (double)total / (1 << 30), integrated ? "the system's " : "");
     if (code)
         doctor_say(doctor, "", "cannot be used: %s", reason.message);
     else
@@ -92,15 +94,16 @@ static int doctor_gpu(const doctor_state *doctor, int index) {
 
 static void doctor_driver(doctor_state *doctor) {
     char path[1024];
-    int version = 0, count = 0;
+    int count = 0;
     tc_error reason;
     if (tc__cu_open(&doctor->cu, &reason)) {
         doctor_say(doctor, "driver", "%s", reason.message);
         return;
     }
-    doctor->cu.driver_version(&version);
+    doctor->cu.driver_version(&doctor->version);
     doctor_file("libcuda.so", "libcuda.so.1", path, sizeof path);
-    doctor_say(doctor, "driver", "CUDA %d.%d, %s", version / 1000, version % 1000 / 10, path);
+    doctor_say(doctor, "driver", "CUDA %d.%d, %s", doctor->version / 1000,
+               doctor->version % 1000 / 10, path);
     tc__cu_result result = doctor->cu.device_count(&count);
     if (tc__cu_check(&doctor->cu, result, "counting GPUs", &reason))
         doctor_say(doctor, "GPU", "%s", reason.message);
@@ -141,7 +144,7 @@ static void doctor_nvrtc(doctor_state *doctor) {
     tc_error err;
     char path[1024], complaint[1024];
     int count = 0, archs[128] = {0}, newest = 0;
-    if (tc__nvrtc_open(&nvrtc, &err)) {
+    if (tc__nvrtc_open(&nvrtc, doctor->version, &err)) {
         doctor_say(doctor, "NVRTC", "%s", err.message);
         return;
     }
@@ -207,7 +210,7 @@ static void doctor_cpu(const doctor_state *doctor) {
 static void doctor_environment(const doctor_state *doctor) {
     static const char *const names[] = {
         "CUDA_VISIBLE_DEVICES", "CUDA_HOME",      "TINYCHAT_ARCH", "TINYCHAT_NVRTC",
-        "TINYCHAT_KERNELS",     "TINYCHAT_CACHE", "TINYCHAT_CPU"};
+        "TINYCHAT_KERNELS",     "TINYCHAT_CACHE", "TINYCHAT_CPU",  "TINYCHAT_INTEGRATED"};
     for (size_t i = 0; i < TC_COUNT(names); i++)
         if (getenv(names[i]))
             doctor_say(doctor, "environment", "%s=%s", names[i], getenv(names[i]));

@@ -38,11 +38,15 @@ typedef struct tc__cu_launch_config {
 
 enum { /* numbers of the driver's enumerations */
     TC__CU_OUT_OF_MEMORY = 2,
+    TC__CU_NO_DEVICE = 100,
+    TC__CU_DRIVER_MISMATCH = 803,
     TC__CU_NOT_READY = 600,
     TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
     TC__CU_ATTRIBUTE_SM_COUNT = 16,
     TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
     TC__CU_ATTRIBUTE_INTEGRATED = 18,
+    TC__CU_ATTACH_GLOBAL = 1, /* managed memory: any stream may use it */
+    TC__CU_ATTACH_HOST = 2,   /* no stream uses it; the CPU may while kernels run */
     TC__CU_ATTRIBUTE_MAJOR = 75,
     TC__CU_ATTRIBUTE_MINOR = 76,
     TC__CU_FUNCTION_LOCAL_BYTES = 3,
@@ -66,6 +70,7 @@ enum { /* numbers of the driver's enumerations */
     F(context_pop, "cuCtxPopCurrent_v2", (tc__cu_context * context))                               \
     F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t *total))                        \
     F(allocate, "cuMemAlloc_v2", (tc__cu_ptr * pointer, size_t bytes))                             \
+    F(allocate_managed, "cuMemAllocManaged", (tc__cu_ptr * pointer, size_t bytes, unsigned flags)) \
     F(release, "cuMemFree_v2", (tc__cu_ptr pointer))                                               \
     F(host_allocate, "cuMemHostAlloc", (void **pointer, size_t bytes, unsigned flags))             \
     F(host_release, "cuMemFreeHost", (void *pointer))                                              \
@@ -80,6 +85,8 @@ enum { /* numbers of the driver's enumerations */
     F(stream_create, "cuStreamCreate", (tc__cu_stream * stream, unsigned flags))                   \
     F(stream_destroy, "cuStreamDestroy_v2", (tc__cu_stream stream))                                \
     F(stream_wait, "cuStreamSynchronize", (tc__cu_stream stream))                                  \
+    F(stream_attach, "cuStreamAttachMemAsync",                                                     \
+      (tc__cu_stream stream, tc__cu_ptr pointer, size_t bytes, unsigned flags))                    \
     F(event_create, "cuEventCreate", (tc__cu_event * event, unsigned flags))                       \
     F(event_destroy, "cuEventDestroy_v2", (tc__cu_event event))                                    \
     F(event_record, "cuEventRecord", (tc__cu_event event, tc__cu_stream stream))                   \
@@ -154,9 +161,11 @@ typedef struct tc__nvrtc {
 } tc__nvrtc;
 
 /* Looks for NVRTC: TINYCHAT_NVRTC (a file), the dynamic linker's names, CUDA_HOME and CUDA_PATH, the
- * usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. Errors:
- * DEVICE, saying where it looked and how to install it. */
-TC_INTERNAL int tc__nvrtc_open(tc__nvrtc *nvrtc, tc_error *err);
+ * usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. driver: the
+ * driver's version; an NVRTC of a later major version is passed over, as that driver could not load
+ * what it makes; 0: there is no driver, any will do. Errors: DEVICE, saying where it looked and how to
+ * install it. */
+TC_INTERNAL int tc__nvrtc_open(tc__nvrtc *nvrtc, int driver, tc_error *err);
 TC_INTERNAL void tc__nvrtc_close(tc__nvrtc *nvrtc);
 
 #endif /* TC_GPU_DRIVER_H */

@@ -244,17 +244,31 @@ static int jit_fit(jit_job *job, tc_error *err) {
     return TC_OK;
 }
 
+/* A remark where kernels are not what they could be. */
+static void jit_tell(const jit_job *job, const tc_model_params *params) {
+    char line[640];
+    if (!params || !params->log || !job->as_ptx || job->target->as_ptx) return;
+    snprintf(line, sizeof line,
+             "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
+             "the driver",
+             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
+    params->log(params->user, line);
+}
+
 static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *progress,
                                uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
-    int code = tc__nvrtc_open(&nvrtc, err);
+    int code = tc__nvrtc_open(&nvrtc, jobs->target->driver, err);
     if (code) return code;
     *version = (uint32_t)(nvrtc.major * 1000 + nvrtc.minor);
+    bool told = false;
     for (size_t i = 0; i < n; i++) {
         if (jobs[i].program->cached) continue;
         jobs[i].nvrtc = &nvrtc;
         code = jit_fit(&jobs[i], err);
         if (code) break;
+        if (!told) jit_tell(&jobs[i], progress);
+        told = true;
         jobs[i].running = pthread_create(&jobs[i].thread, NULL, jit_compile, &jobs[i]) == 0;
         if (!jobs[i].running) jit_compile(&jobs[i]);
     }

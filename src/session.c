@@ -54,7 +54,7 @@ static int session_fail_memory(const tc_model *model, int ctx_size, size_t room,
     if (largest >= ctx_size) /* there seemed to be room, but the system gave none */
         snprintf(advice, sizeof advice, "ask for a smaller context");
     else if (largest > 0)
-        snprintf(advice, sizeof advice, "the largest context that fits is %d", largest);
+        snprintf(advice, sizeof advice, "the largest --max-seq-len that fits is %d", largest);
     else
         snprintf(advice, sizeof advice, "not even one position fits");
     return tc__fail(err, TC_ERR_MEMORY,

@@ -200,7 +200,7 @@ TINYCHAT_GPU_REQUIRED=1
 export TINYCHAT_GPU_REQUIRED
 
 # the GPU's own path
-run native $tests/test_gpu &
+(TINYCHAT_GPU_PART=other run native $tests/test_gpu) &
 tool=$(sanitizer)
 for name in $tools; do
     for case in $cases; do
@@ -211,7 +211,12 @@ done
 wait
 cat $work/native.log
 
-# the other architectures' paths
+# what looks at the GPU's free memory, alone
+TINYCHAT_GPU_PART=memory run memory $tests/test_gpu
+cat $work/memory.log
+
+# memory shared by CPU and GPU, and the other architectures' paths
+(TINYCHAT_GPU_QUICK=2 TINYCHAT_INTEGRATED=1 run integrated $tests/test_gpu) &
 for arch in $archs; do
     (TINYCHAT_GPU_QUICK=1 TINYCHAT_ARCH=compute_$arch run "compute_$arch" $tests/test_gpu) &
 done
@@ -224,7 +229,7 @@ for arch in $archs; do
 done
 wait
 
-count_tests native
+for name in native memory integrated; do count_tests $name; done
 for arch in $archs; do
     if [ "$device" = cpu ] || # trying this script itself
         grep -q "^device: .*compute_$arch" "$work/compute_$arch.log"; then

@@ -4,6 +4,8 @@
  *   TINYCHAT_TEST_DEVICE    "cuda" (default), or "cpu" to try this program itself
  *   TINYCHAT_GPU_QUICK      1: accuracy and a few shapes; 2: fewer still, for slow tools; 3: for the
  *                           slowest, every kernel once
+ *   TINYCHAT_GPU_PART       memory: only what looks at the GPU's free memory, for which nobody else
+ *                           may use it; other: all but that
  *   TINYCHAT_GPU_REQUIRED   1: a GPU that cannot be used is a failure
  *   TINYCHAT_GPU_ONE        1: everything in one process, for tools that watch one
  *   TINYCHAT_GPU_CASE       0 to 5: with QUICK=3, one model only
@@ -15,6 +17,7 @@
  */
 #include "program.h"
 #include "convert/json.h"
+#include "convert/writer.h"
 #include "src/gpu_driver.h"
 #include "src/model_file.h"
 #include "src/session.h"
@@ -1214,6 +1217,189 @@ TEST(nothing_leaks) {
     watch_close(&w);
 }
 
+/* The process's memory that no file backs, in MB, now and at most since it was last asked. */
+static double anonymous_megabytes(void) {
+    char line[128];
+    unsigned long kilobytes = 0, part;
+    FILE *file = fopen("/proc/self/status", "r");
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "RssAnon: %lu", &part) == 1 || sscanf(line, "RssShmem: %lu", &part) == 1)
+            kilobytes += part;
+    if (file) fclose(file);
+    return (double)kilobytes * 1.024e-3;
+}
+
+typedef struct loading {
+    double most; /* MB */
+} loading;
+
+static int on_loading(void *user, double fraction, const char *what) {
+    loading *l = user;
+    (void)fraction, (void)what;
+    l->most = fmax(l->most, anonymous_megabytes());
+    return 0;
+}
+
+/* Writes a model file of about 600 MB whose pages are zero: they cost no time and no disk. */
+static bool write_large(const char *path) {
+    static const tc__shape_spec spec = {
+        "large",          "llama",           4096,      11008, 3, 32, 32, 128, 32000, 4096,
+        .norm_eps = 1e-5, .rope_theta = 1e4, .gated = 1};
+    tc_model_params params = tc_model_default_params();
+    tc__model_file file;
+    writer w;
+    tc_error err;
+    static uint8_t zeros[1 << 20];
+    int code = tc__shape_make(&spec, "w4a16", 128, false, &params, &file, &err);
+    writer_init(&w);
+    for (size_t i = 0; i < file.meta_count && !code; i++) writer_meta(&w, &file.metas[i]);
+    for (size_t i = 0; i < file.tensor_count && !code; i++) {
+        const tc__tensor *t = &file.tensors[i];
+        writer_declare(&w, t->name, t->type, t->group_size, t->rows, t->columns);
+    }
+    if (!code) code = writer_begin(&w, path, &err);
+    for (size_t i = 0; i < file.tensor_count; i++)
+        for (size_t left = file.tensors[i].size, n; left > 0 && !code; left -= n) {
+            n = left < sizeof zeros ? left : sizeof zeros;
+            code = writer_put(&w, zeros, n, &err);
+        }
+    if (!code) code = writer_finish(&w, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    writer_free(&w);
+    tc__model_file_close(&file);
+    return code == TC_OK;
+}
+
+/* Loading holds 200 MB at most besides the mapped file: pinned memory (which the system may or may
+ * not count as the process's) and the rest. The kernels are in the cache the second time, so that
+ * the compiler's memory is not looked at. */
+TEST(loading_takes_little_memory) {
+    enum { PINNED = 4 * 8 }; /* MiB of staging buffers */
+    const bool shared = getenv("TINYCHAT_INTEGRATED") != NULL;
+    char path[2 * PROGRAM_PATH];
+    watch w;
+    REQUIRE(watch_open(&w));
+    temporary(path, "large.bin");
+    REQUIRE(write_large(path));
+    for (int round = 0; round < 2; round++) {
+        tc_model_params params = tc_model_default_params();
+        loading l = {0};
+        tc_model *model = NULL;
+        tc_error err;
+        double before = anonymous_megabytes();
+        params.device = settings.device;
+        params.progress = on_loading;
+        params.user = &l;
+        int code = tc_model_open(path, &params, &model, &err);
+        CHECK_MSG(code == TC_OK, "%s", err.message);
+        double weights = model ? (double)tc_model_get_info(model).weight_bytes * 1e-6 : 0;
+        double most = l.most - before, allowed = shared ? weights + 200 : 200 - PINNED;
+        if (round == 1) printf("    %.0f MB loaded with at most %.0f MB\n", weights, most);
+        CHECK_MSG(round == 0 || !on_gpu() || most <= allowed, "loading took %.0f MB; allowed %.0f",
+                  most, allowed);
+        tc_model_close(model);
+    }
+    unlink(path);
+    watch_close(&w);
+}
+
+/* What the engine takes on the GPU: weights, KV cache and at most 256 MB, whatever the model; and it
+ * is what the session says. Modules and what the driver keeps for them come on top. */
+static void check_gpu_memory(const char *shape, const char *precision, int ctx_size) {
+    const double modules = 96;
+    tc_model_params params = tc_model_default_params();
+    tc_session_params size = {ctx_size};
+    tc_model *model = NULL;
+    tc_session *session = NULL;
+    double gpu[3], own;
+    watch w;
+    tc_error err;
+    params.device = settings.device;
+    REQUIRE(watch_open(&w));
+    watch_read(&w, &gpu[0], &own);
+    int code = tc_model_open_shape(shape, precision, 0, &params, &model, &err);
+    watch_read(&w, &gpu[1], &own);
+    if (!code) code = tc_session_open(model, &size, &session, &err);
+    watch_read(&w, &gpu[2], &own);
+    if (code == TC_ERR_MEMORY) {
+        printf("    %-12s not tried: %s\n", shape, err.message);
+    } else {
+        CHECK_MSG(code == TC_OK, "%s", err.message);
+        double weights = (double)tc_model_get_info(model).weight_bytes * 1e-6;
+        tc_session_info info = tc_session_get_info(session);
+        double kv = (double)info.kv_bytes * 1e-6, workspace = (double)info.workspace_bytes * 1e-6;
+        double more = gpu[0] - gpu[2] - weights - kv;
+        printf("    %-12s %s context %6d: weights %6.0f MB, KV cache %6.0f, workspace %4.0f; taken "
+               "besides %4.0f\n",
+               shape, precision, info.ctx_size, weights, kv, workspace, more);
+        CHECK_MSG(workspace <= 256, "%s: %.0f MB of workspace", shape, workspace);
+        CHECK_MSG(more <= 256 + modules, "%s: %.0f MB besides weights and KV cache", shape, more);
+        CHECK_MSG(fabs(gpu[1] - gpu[2] - kv - workspace) <= 32 + modules,
+                  "%s: a session took %.0f MB", shape, gpu[1] - gpu[2]);
+    }
+    tc_session_close(session);
+    tc_model_close(model);
+    watch_close(&w);
+}
+
+TEST(gpu_memory_is_what_is_said) {
+    if (!on_gpu()) SKIP("this looks at the GPU's memory");
+    check_gpu_memory("llama-2-7b", "w4a16", 4096);
+    check_gpu_memory("llama-2-7b", "w4a16", 16);
+    check_gpu_memory("falcon-7b", "w4a16", 2048);
+    check_gpu_memory("llama-3.2-1b", "w16a16", 131072);
+    check_gpu_memory("qwen2.5-7b", "w4a16", 32768);
+    check_gpu_memory("llama-2-70b", "w4a16", 4096);
+}
+
+/* The number that a message gives after `words`. */
+static int number_after(const char *message, const char *words) {
+    const char *at = strstr(message, words);
+    return at ? atoi(at + strlen(words)) : 0;
+}
+
+/* Contexts of two million positions at 512 KB each, and weights of 700 GB. */
+TEST(out_of_memory_says_what_fits) {
+    static const tc__shape_spec wide = {
+        "wide",           "llama",           256,       256, 4, 128, 128, 256, 397, 2 << 20,
+        .norm_eps = 1e-5, .rope_theta = 1e4, .gated = 1};
+    static const tc__shape_spec heavy = {
+        "heavy",          "llama",           8192,      28672, 400, 64, 8, 128, 397, 4096,
+        .norm_eps = 1e-5, .rope_theta = 1e4, .gated = 1};
+    tc_model_params params = tc_model_default_params();
+    tc_session_params size = {0};
+    tc_model *model = NULL;
+    tc_session *session = NULL;
+    tc_error err;
+    params.device = settings.device;
+    if (!on_gpu()) SKIP("this looks at the GPU's memory");
+    int code = tc__model_open_spec(tc__cuda_backend(), &heavy, "w16a16", 0, &params, &model, &err);
+    CHECK(code == TC_ERR_MEMORY && !model);
+    CHECK_MSG(strstr(err.message, "weights alone need") && strstr(err.message, "no --max-seq-len"),
+              "%s", err.message);
+    code = tc__model_open_spec(tc__cuda_backend(), &wide, "w4a16", 128, &params, &model, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    REQUIRE(model);
+    CHECK(tc_session_open(model, &size, &session, &err) == TC_ERR_MEMORY && !session);
+    printf("    %s\n", err.message);
+    int fits = number_after(err.message, "largest --max-seq-len that fits is ");
+    CHECK(fits > 4096 && fits < 2 << 20);
+    CHECK(strstr(err.message, "KV cache") && strstr(err.message, "workspace") &&
+          strstr(err.message, "weights"));
+    size.ctx_size = fits + fits / 8;
+    CHECK(tc_session_open(model, &size, &session, &err) == TC_ERR_MEMORY && !session);
+    size.ctx_size = fits - fits / 16; /* others may use this GPU, too */
+    CHECK_MSG(tc_session_open(model, &size, &session, &err) == TC_OK, "%s", err.message);
+    tc_session *second = NULL;
+    size.ctx_size = -1; /* the default fits into what is left */
+    code = tc_session_open(model, &size, &second, &err);
+    CHECK_MSG(code == TC_OK, "%s", err.message);
+    if (!code) CHECK(tc_session_get_info(second).ctx_size <= 4096);
+    tc_session_close(second);
+    tc_session_close(session);
+    tc_model_close(model);
+}
+
 /* A caller with a context of its own, and one with none: both find what they left. */
 TEST(the_callers_context_stays) {
     watch w;
@@ -1677,24 +1863,32 @@ int main(int argc, char **argv) {
         if (not_usable.code) printf("%s\n", not_usable.message);
         return not_usable.code != TC_OK;
     }
-    if (settings.quick == 3) APART(every_kernel_once, 3);
-    APART(fixtures_match_their_references, 2);
-    APART(small_checkpoints_match_their_references, 2);
-    APART(families_match_their_references, 1);
-    APART(prefill_decode_and_the_cpu_agree, 2);
-    APART(massive_activations_stay_finite, 2);
-    APART(seeded_replies_repeat_bit_by_bit, 0);
-    APART(choices_are_those_of_the_documented_order, 0);
-    APART(choices_leave_the_logits_alone, 1);
-    APART(a_second_turn_only_needs_its_own_tokens, 1);
-    APART(logits_that_are_no_numbers_are_an_error, 1);
-    APART(two_threads_do_not_disturb_each_other, 0);
-    APART(wide_prefill_agrees_with_narrow, 0);
-    APART(demo_model_answers_as_on_the_cpu, 0);
-    APART(a_7b_prefills_as_it_decodes, 0);
-    APART(several_models_in_one_process, 0);
-    APART(the_callers_context_stays, 0);
-    APART(nothing_leaks, 0);
+    const char *part = getenv("TINYCHAT_GPU_PART");
+    if (!part || !strcmp(part, "other")) {
+        if (settings.quick == 3) APART(every_kernel_once, 3);
+        APART(fixtures_match_their_references, 2);
+        APART(small_checkpoints_match_their_references, 2);
+        APART(families_match_their_references, 1);
+        APART(prefill_decode_and_the_cpu_agree, 2);
+        APART(massive_activations_stay_finite, 2);
+        APART(seeded_replies_repeat_bit_by_bit, 0);
+        APART(choices_are_those_of_the_documented_order, 0);
+        APART(choices_leave_the_logits_alone, 1);
+        APART(a_second_turn_only_needs_its_own_tokens, 1);
+        APART(logits_that_are_no_numbers_are_an_error, 1);
+        APART(two_threads_do_not_disturb_each_other, 0);
+        APART(wide_prefill_agrees_with_narrow, 0);
+        APART(demo_model_answers_as_on_the_cpu, 0);
+        APART(a_7b_prefills_as_it_decodes, 0);
+        APART(loading_takes_little_memory, 2);
+        APART(several_models_in_one_process, 0);
+        APART(the_callers_context_stays, 0);
+    }
+    if (!part || !strcmp(part, "memory")) {
+        APART(gpu_memory_is_what_is_said, 0);
+        APART(out_of_memory_says_what_fits, 0);
+        APART(nothing_leaks, 0);
+    }
     program_remove_folder(settings.folder);
     printf("%d passed, %d failed, %d skipped\n", test_passed_, test_failed_, test_skipped_);
     return test_failed_ != 0;
