@@ -516,9 +516,7 @@ static void import_make_metas(const tokenizer_import *import, import_metas *m) {
         if (numbers[i].value >= 0)
             import_meta(m, numbers[i].key, TC__META_U32, 1, &m->numbers[i], sizeof m->numbers[i]);
     }
-    if (!import->has_merges)
-        import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data,
-                         import->unk_surface.len);
+    import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data, import->unk_surface.len);
     if (!import->added_count) return;
     import_meta(m, "tokenizer.added_ids", TC__META_U32, import->added_count, import->added_ids.data,
                 import->added_ids.len);
@@ -579,7 +577,8 @@ int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import
     if (!code) code = import_read_config(dir, import, vocab_size, notes, err);
     if (!code && import->add_bos && import->bos_id < 0)
         code = tc__fail(err, TC_ERR_FORMAT, "%s: add_bos_token, but there is no BOS token", path);
-    if (!code && (import->added.failed || import->added_ids.failed || import->added_flags.failed))
+    if (!code && (import->added.failed || import->added_ids.failed || import->added_flags.failed ||
+                  import->unk_surface.failed))
         code = tc__fail_memory(err, "the added tokens", import->added.len);
     if (!code) code = import_try(path, import, vocab_size, err);
     free(model);

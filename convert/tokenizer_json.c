@@ -455,6 +455,7 @@ static int bpe_read_model(bpe_reader *r, const json_value *model) {
     import->ignore_merges = bpe_flag(r, model, "ignore_merges", false);
     if (json_string(&r->doc, bpe_get(r, model, "unk_token"), &unk) && unk.len)
         import->unk_id = bpe_find(r, unk.data, unk.len);
+    tc__buf_add(&import->unk_surface, unk.data, unk.len);
     tc__buf_free(&unk);
     if (import->bytes && byte_fallback)
         return bpe_refuse(r, "model", "BPE over bytes with byte_fallback");

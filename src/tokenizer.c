@@ -415,6 +415,13 @@ static const tc__added *tokenizer_added(const tc__tokenizer *t, int32_t id) {
     return t->added_at[id] ? &t->added[t->added_at[id] - 1] : NULL;
 }
 
+/* Whether decoding gives nothing for the token. */
+static bool tokenizer_is_silent(const tc__tokenizer *t, int32_t id) {
+    const tc__added *added = tokenizer_added(t, id);
+    if (added) return !(added->flags & TC__ADDED_SHOWN);
+    return (uint32_t)id < t->n_pieces && t->pieces[id].type == TC__PIECE_CONTROL;
+}
+
 /* Whether the token stands for bytes that may be parts of a character. */
 static bool tokenizer_is_bytes(const tc__tokenizer *t, int32_t id) {
     if (t->added_at[id] || (uint32_t)id >= t->n_pieces) return false;
@@ -439,8 +446,7 @@ void tc__decode_one(tc__decoder *decoder, int32_t id, tc__buf *bytes, bool *spec
     const tc__tokenizer *t = decoder->tokenizer;
     const tc__added *added = tokenizer_added(t, id);
     const tc__piece *piece = (uint32_t)id < t->n_pieces ? &t->pieces[id] : NULL;
-    bool silent = added ? !(added->flags & TC__ADDED_SHOWN)
-                        : piece && piece->type == TC__PIECE_CONTROL;
+    bool silent = tokenizer_is_silent(t, id);
     size_t before = bytes->len;
     if (special) *special = silent;
     if (silent || (!piece && !added)) return;
@@ -450,7 +456,9 @@ void tc__decode_one(tc__decoder *decoder, int32_t id, tc__buf *bytes, bool *spec
         tokenizer_unescape(decoder, added->text, added->len, bytes);
     } else if (piece->type == TC__PIECE_BYTE) {
         char byte = (char)tc__byte_value(piece);
-        tc__buf_add(bytes, &byte, 1);
+        bool prefix = t->merges && decoder->at_start && byte == ' ';
+        tc__buf_add(bytes, &byte, prefix ? 0 : 1);
+        if (prefix) decoder->at_start = false;
     } else if (piece->type == TC__PIECE_UNKNOWN) {
         tc__buf_add(bytes, t->unk_surface, t->unk_surface_len);
     } else {
@@ -468,14 +476,20 @@ static size_t tokenizer_malformed(const tc__tokenizer *t, const char *s, size_t 
     return n;
 }
 
-/* Appends bytes that may be malformed. */
+/* Appends bytes that may be malformed. If those between characters of a tokenizer.json are, the
+ * tokenizers package has a U+FFFD for each of them, malformed or not. */
 static void tokenizer_add_bytes(const tc__tokenizer *t, const tc__buf *bytes, tc__buf *text) {
+    bool all = false;
+    uint32_t code;
+    for (size_t at = 0; at < bytes->len && t->merges && !t->bytes && !bytes->failed;) {
+        at += tc__utf8_decode(bytes->data + at, bytes->len - at, &code);
+        all |= code == UINT32_MAX;
+    }
     for (size_t at = 0, len; at < bytes->len && !bytes->failed; at += len) {
-        uint32_t code;
         len = tc__utf8_decode(bytes->data + at, bytes->len - at, &code);
-        bool bad = code == UINT32_MAX;
+        bool bad = all || code == UINT32_MAX;
         tc__buf_add(text, bad ? TOKENIZER_REPLACEMENT : bytes->data + at, bad ? 3 : len);
-        if (bad) len = tokenizer_malformed(t, bytes->data + at, bytes->len - at);
+        if (bad) len = all ? 1 : tokenizer_malformed(t, bytes->data + at, bytes->len - at);
     }
 }
 
@@ -494,7 +508,8 @@ int tc__decode(const tc__tokenizer *tokenizer, const int32_t *ids, size_t n, tc_
             continue;
         }
         bytes.len = 0;
-        while (i < n && tokenizer_is_bytes(tokenizer, ids[i]))
+        while (i < n && (tokenizer_is_bytes(tokenizer, ids[i]) ||
+                         (tokenizer->merges && tokenizer_is_silent(tokenizer, ids[i]))))
             tc__decode_one(&decoder, ids[i++], &bytes, NULL);
         tokenizer_add_bytes(tokenizer, &bytes, text);
     }
