@@ -15,6 +15,7 @@
 #define CONVERT_TOKENIZER_IMPORT_H
 
 #include "json.h"
+#include "src/tokenizer.h"
 #include "writer.h"
 
 typedef struct tokenizer_import {
@@ -48,6 +49,19 @@ void tokenizer_import_free(tokenizer_import *import);
  * lies outside the model. Errors: FORMAT (a second id for the text), MEMORY. */
 int tokenizer_import_add(tokenizer_import *import, uint32_t vocab_size, int64_t id,
                          const tc__buf *text, uint8_t flags, tc__buf *notes, tc_error *err);
+
+/* The metadata tokenizer.* in memory; the values live here and in the tokenizer. */
+typedef struct tokenizer_metas {
+    uint32_t numbers[9];
+    tc__meta metas[24];
+    size_t count;
+} tokenizer_metas;
+
+void tokenizer_import_metas(const tokenizer_import *import, tokenizer_metas *metas);
+
+/* The engine's tokenizer out of it, which must outlive that. Errors: those of tc__tokenizer_open. */
+int tokenizer_import_open(const tokenizer_import *import, uint32_t vocab_size,
+                          tc__tokenizer **tokenizer, tc_error *err);
 
 /* Adds the metadata tokenizer.*; import NULL: none. */
 void tokenizer_import_write(const tokenizer_import *import, writer *w);

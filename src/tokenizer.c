@@ -1,5 +1,5 @@
-/* tokenizer - see tokenizer.h. The order of work below: normalising a run, its symbols, merging them,
- * words, added tokens, spans, decoding. */
+/* tokenizer - see tokenizer.h. The order of work below: normalising a run, its symbols, merging
+ * them, words, added tokens, spans, decoding. */
 #include "tokenizer.h"
 
 #include "split.h"
@@ -406,7 +406,7 @@ int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_s
 /* ---- decoding ---- */
 
 tc__decoder tc__decoder_make(const tc__tokenizer *tokenizer, bool at_start) {
-    tc__decoder decoder = {tokenizer, at_start && tokenizer->dummy_prefix};
+    tc__decoder decoder = {tokenizer, at_start && (tokenizer->dummy_prefix || tokenizer->bytes)};
     return decoder;
 }
 
@@ -451,7 +451,11 @@ void tc__decode_one(tc__decoder *decoder, int32_t id, tc__buf *bytes, bool *spec
     if (special) *special = silent;
     if (silent || (!piece && !added)) return;
     if (t->bytes) {
-        tc__buf_add(bytes, added ? added->text : piece->text, added ? added->len : piece->len);
+        const char *text = added ? added->text : piece->text;
+        size_t len = added ? added->len : piece->len;
+        size_t skip = len && decoder->at_start && *text == ' ';
+        tc__buf_add(bytes, text + skip, len - skip);
+        if (len) decoder->at_start = false;
     } else if (added) {
         tokenizer_unescape(decoder, added->text, added->len, bytes);
     } else if (piece->type == TC__PIECE_BYTE) {
@@ -495,7 +499,7 @@ static void tokenizer_add_bytes(const tc__tokenizer *t, const tc__buf *bytes, tc
 
 int tc__decode(const tc__tokenizer *tokenizer, const int32_t *ids, size_t n, tc__buf *text,
                tc_error *err) {
-    tc__decoder decoder = tc__decoder_make(tokenizer, true);
+    tc__decoder decoder = {tokenizer, tokenizer->dummy_prefix};
     tc__buf bytes = {0}; /* a stretch of byte pieces */
     for (size_t i = 0; i < n; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= tokenizer->vocab_size)

@@ -133,13 +133,14 @@ TEST(equals_transformers_with_llama2_tokenizer) {
 /* ---- the built-in table ---- */
 
 TEST(knows_its_templates) {
-    static const char *names[] = {"llama-2", "vicuna", "human", "plain"};
-    for (int i = 0; i < 4; i++) {
-        REQUIRE(tc__template_at(i));
-        CHECK(!strcmp(tc__template_at(i)->name, names[i]));
-        CHECK(tc__template_find(names[i]) == tc__template_at(i));
+    static const char *first[] = {"llama-2", "vicuna", "human"};
+    int n = 0;
+    for (; tc__template_at(n); n++) {
+        const char *name = tc__template_at(n)->name;
+        CHECK_MSG(tc__template_find(name) == tc__template_at(n), "%s is there twice", name);
+        if (n < 3) CHECK(!strcmp(name, first[n]));
     }
-    CHECK(!tc__template_at(4) && !tc__template_at(-1));
+    CHECK(n > 20 && !strcmp(tc__template_at(n - 1)->name, "plain") && !tc__template_at(-1));
     CHECK(!tc__template_find("mistral") && !tc__template_find(""));
 }
 
