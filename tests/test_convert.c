@@ -1730,7 +1730,7 @@ TEST(exit_codes_and_one_line_messages) {
         {{"--frobnicate", NULL}, 2, "unknown argument: --frobnicate"},
         {{"--hf", NULL}, 2, "no value after --hf"},
         {{"--awq", "x.pt", NULL}, 2, "--awq needs --hf"},
-        {{"--hf", r.folder, "--template", "nope", NULL}, 2, "llama-2, vicuna, human, plain"},
+        {{"--hf", r.folder, "--template", "nope", NULL}, 2, "llama-2, vicuna, human, "},
         {{"--inspect", "a", "--verify", "b", NULL}, 2, "stand alone"},
         {{"--hf", "/nonexistent", NULL}, 1, "no such folder"},
         {{"--hf", "/", NULL}, 3, "no config.json"},
