@@ -337,10 +337,9 @@ static void convert_stops(convert_job *job) {
     if (count == 0 && job->has_tokenizer && job->tokenizer.eos_id >= 0)
         ids[count++] = (uint32_t)job->tokenizer.eos_id;
     /* MPT's folders, for one, name <|endoftext|> only, not what ends a turn */
-    int64_t closing =
-        job->has_tokenizer
-            ? chat_closing_id(&job->chat, &job->tokenizer, job->config.vocab_size)
-            : -1;
+    int64_t closing = job->has_tokenizer
+                          ? chat_closing_id(&job->chat, &job->tokenizer, job->config.vocab_size)
+                          : -1;
     while (same < count && ids[same] != closing) same++;
     if (same == count && closing >= 0) ids[count++] = (uint32_t)closing;
     if (count == 0)

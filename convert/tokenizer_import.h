@@ -19,19 +19,19 @@
 #include "writer.h"
 
 typedef struct tokenizer_import {
-    tc__buf pieces;    /* in the form of writer_strings */
-    tc__buf scores;    /* float32 each */
-    tc__buf types;     /* one byte each, TC__PIECE_* */
-    uint32_t count;    /* of pieces */
-    tc__buf added;     /* in the form of writer_strings */
-    tc__buf added_ids; /* u32 each */
+    tc__buf pieces;      /* in the form of writer_strings */
+    tc__buf scores;      /* float32 each */
+    tc__buf types;       /* one byte each, TC__PIECE_* */
+    uint32_t count;      /* of pieces */
+    tc__buf added;       /* in the form of writer_strings */
+    tc__buf added_ids;   /* u32 each */
     tc__buf added_flags; /* one byte each, TC__ADDED_* */
     uint32_t added_count;
     bool has_merges; /* out of a tokenizer.json; then no scores but these: */
     tc__buf merges;  /* u32 left, right, joined each */
     uint32_t merge_count;
     bool bytes, nfc, ignore_merges, single_prefix;
-    int split; /* TC__SPLIT_* */
+    int split;                      /* TC__SPLIT_* */
     int64_t unk_id, bos_id, eos_id; /* -1: none */
     bool add_bos, dummy_prefix, legacy, spm_prefix;
     tc__buf unk_surface;

@@ -96,6 +96,8 @@ def main():
 #define TC_UNICODE_TABLES_H
 
 #include "base.h"
+
+/* clang-format off */
 """)
     table("uint32_t", "unicode_classes", changes(classes()), lambda v: f"0x{v[0] << 8 | v[1]:X}")
     print()
@@ -105,7 +107,7 @@ def main():
     table("uint32_t", "unicode_parts", order, lambda c: f"0x{c:X}, 0x{pairs[c][0]:X}, 0x{pairs[c][1]:X}")
     print()
     table("uint16_t", "unicode_composing", composing, str)
-    print("\n#endif /* TC_UNICODE_TABLES_H */")
+    print("\n/* clang-format on */\n\n#endif /* TC_UNICODE_TABLES_H */")
 
 
 if __name__ == "__main__":

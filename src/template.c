@@ -64,7 +64,13 @@
 #define TEMPLATE_HEADER(role) "<|start_header_id|>" role "<|end_header_id|>\n\n"
 #define TEMPLATE_L3_USER                                                                           \
     TEMPLATE_HEADER("user") "{trim}{user}{/trim}<|eot_id|>" TEMPLATE_HEADER("assistant")
-#define TEMPLATE_L3_DATES "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+#define TEMPLATE_L3_SYSTEM                                                                         \
+    "<|begin_of_text|>" TEMPLATE_HEADER("system") "{trim}{system}{/trim}<|eot_id|>"
+#define TEMPLATE_L31_DATES                                                                         \
+    "<|begin_of_text|>" TEMPLATE_HEADER("system") "Cutting Knowledge Date: December 2023\n"        \
+                                                  "Today Date: 26 Jul 2024\n\n"
+#define TEMPLATE_L31_EMPTY TEMPLATE_L31_DATES "<|eot_id|>"
+#define TEMPLATE_L31_SYSTEM TEMPLATE_L31_DATES "{trim}{system}{/trim}<|eot_id|>"
 
 static const tc__template template_table[] = {
     /* The chat_template of meta-llama/Llama-2-*-chat-hf, also CodeLlama's: system block and user
@@ -94,18 +100,15 @@ static const tc__template template_table[] = {
     /* Meta-Llama-3-*-Instruct. */
     {.name = "llama-3",
      .first = "<|begin_of_text|>" TEMPLATE_L3_USER,
-     .first_system = "<|begin_of_text|>" TEMPLATE_HEADER("system") "{trim}{system}{/trim}<|eot_id|>"
-                     TEMPLATE_L3_USER,
+     .first_system = TEMPLATE_L3_SYSTEM TEMPLATE_L3_USER,
      .next = TEMPLATE_L3_USER,
      .reply = "{trim}{reply}{/trim}<|eot_id|>",
      .system = ""},
     /* Llama-3.1, 3.2, 3.3: always a system block, with dates. "Today" stays the day that 3.1's
      * template names: a prompt does not depend on the clock. */
     {.name = "llama-3.1",
-     .first = "<|begin_of_text|>" TEMPLATE_HEADER("system") TEMPLATE_L3_DATES "<|eot_id|>"
-              TEMPLATE_L3_USER,
-     .first_system = "<|begin_of_text|>" TEMPLATE_HEADER("system") TEMPLATE_L3_DATES
-                     "{trim}{system}{/trim}<|eot_id|>" TEMPLATE_L3_USER,
+     .first = TEMPLATE_L31_EMPTY TEMPLATE_L3_USER,
+     .first_system = TEMPLATE_L31_SYSTEM TEMPLATE_L3_USER,
      .next = TEMPLATE_L3_USER,
      .reply = "{trim}{reply}{/trim}<|eot_id|>",
      .system = ""},
@@ -194,8 +197,8 @@ static const tc__template template_table[] = {
      .stop_strings = {"\nUser:", NULL}},
     {.name = "tinychat-mpt-chat",
      .first = "<|im_start|>user: {user}<|im_end|>\n<|im_start|>assistant:",
-     .first_system = TEMPLATE_IM_SYSTEM
-     "<|im_start|>user: {user}<|im_end|>\n<|im_start|>assistant:",
+     .first_system =
+         TEMPLATE_IM_SYSTEM "<|im_start|>user: {user}<|im_end|>\n<|im_start|>assistant:",
      .next = "<|im_start|>user: {user}<|im_end|>\n<|im_start|>assistant:",
      .reply = " {trim}{reply}{/trim}<|im_end|>\n",
      .system = TEMPLATE_MPT_SYSTEM,
@@ -480,8 +483,7 @@ static void template_reply(template_render *r, int part, const tc__turn *turn) {
     size_t from = part & TEMPLATE_ANSWER ? template_thought(turn) : 0;
     while (from && (part & TEMPLATE_BARE) && from < turn->reply_len && turn->reply[from] == '\n')
         from++;
-    if (from < turn->reply_len)
-        template_span(r, turn->reply + from, turn->reply_len - from, false);
+    if (from < turn->reply_len) template_span(r, turn->reply + from, turn->reply_len - from, false);
 }
 
 /* Appends the spans of a pattern. */
@@ -620,4 +622,7 @@ int tc__render(const tc__template *chat_template, const tc__tokenizer *tokenizer
 #undef TEMPLATE_R1_USER
 #undef TEMPLATE_HEADER
 #undef TEMPLATE_L3_USER
-#undef TEMPLATE_L3_DATES
+#undef TEMPLATE_L3_SYSTEM
+#undef TEMPLATE_L31_DATES
+#undef TEMPLATE_L31_EMPTY
+#undef TEMPLATE_L31_SYSTEM

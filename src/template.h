@@ -21,9 +21,11 @@ typedef struct tc__template {
     const char *next;         /* from the end of a reply to the next one: {user} */
     const char *reply;        /* a finished reply: {reply} and what closes it */
     const char *system;       /* default system text, "" for none */
-    const char *start;        /* NULL or "" mostly: how a reply begins that is yet to be generated; it is no
+    const char
+        *start; /* NULL or "" mostly: how a reply begins that is yet to be generated; it is no
                                  part of the reply, and gone once the reply is history */
-    const char *next_system;  /* NULL or "" mostly: `next` with {system} in front of the last user text,
+    const char
+        *next_system; /* NULL or "" mostly: `next` with {system} in front of the last user text,
                                  for templates that keep the system text there */
     const char *stop_strings[TC__MAX_STOP_STRINGS + 1]; /* NULL-terminated */
 } tc__template;

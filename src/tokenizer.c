@@ -35,8 +35,8 @@ typedef struct tokenizer_pair {
 
 typedef struct tokenizer_run { /* buffers, used for one run after the other */
     const tc__tokenizer *t;
-    tc__buf text, valid;    /* normalised; without malformed bytes */
-    const char *word;       /* [word_len] in `text`, what is merged now */
+    tc__buf text, valid; /* normalised; without malformed bytes */
+    const char *word;    /* [word_len] in `text`, what is merged now */
     size_t word_len;
     tokenizer_symbol *symbols;
     size_t n_symbols, symbol_cap;
@@ -95,8 +95,7 @@ static bool tokenizer_begins_with_space(const char *text, size_t len) {
 static void tokenizer_normalize(tokenizer_run *run, const char *text, size_t len, bool prefix) {
     const tc__tokenizer *t = run->t;
     run->text.len = run->valid.len = 0;
-    if (prefix && t->dummy_prefix &&
-        !(t->single_prefix && tokenizer_begins_with_space(text, len)))
+    if (prefix && t->dummy_prefix && !(t->single_prefix && tokenizer_begins_with_space(text, len)))
         tc__buf_add(&run->text, TOKENIZER_SPACE, 3);
     tokenizer_escape(t->nfc ? &run->valid : &run->text, text, len, !t->bytes);
     if (t->nfc) tc__nfc(run->valid.data, run->valid.len, &run->text);
@@ -335,9 +334,8 @@ static void tokenizer_encode_run(tokenizer_run *run, const char *text, size_t le
     if (!len || run->failed) return;
     tokenizer_normalize(run, text, len, prefix);
     if (run->failed) return;
-    tokenizer_search search = {.plain = &run->t->normalized,
-                               .text = run->text.data,
-                               .len = run->text.len};
+    tokenizer_search search = {
+        .plain = &run->t->normalized, .text = run->text.data, .len = run->text.len};
     const tc__added *found;
     size_t from, to;
     while (run->t->normalized.n &&
@@ -373,8 +371,7 @@ static void tokenizer_encode_text(tokenizer_run *run, const char *text, const tc
         }
     }
     tokenizer_encode_run(run, text + search.taken, search.len - search.taken,
-                         before == TC__AT_START || (before == TC__AFTER_SPECIAL && t->legacy),
-                         ids);
+                         before == TC__AT_START || (before == TC__AFTER_SPECIAL && t->legacy), ids);
 }
 
 int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_spans, int before,

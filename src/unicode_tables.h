@@ -5,6 +5,8 @@
 
 #include "base.h"
 
+/* clang-format off */
+
 static const uint32_t unicode_classes[] = {
     0x2103, 0x3006, 0x3A03, 0x4105, 0x5B03, 0x5F07, 0x6003, 0x6105, 0x7B03, 0x7F00, 0xA103, 0xA200,
     0xA703, 0xA800, 0xAA05, 0xAB03, 0xAC00, 0xB202, 0xB400, 0xB505, 0xB603, 0xB800, 0xB902, 0xBA05,
@@ -878,5 +880,7 @@ static const uint16_t unicode_composing[] = {
     986, 987, 988, 989, 990, 991, 992, 994, 995, 996, 997, 998, 1493, 1494, 1495, 1496, 1497, 1498,
     1499, 1501, 1500, 1502, 1503, 1504, 1505,
 };
+
+/* clang-format on */
 
 #endif /* TC_UNICODE_TABLES_H */

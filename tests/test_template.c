@@ -161,10 +161,9 @@ static void check_text(const conversation *c, const tc__tokenizer *tokenizer, co
     }
     tc__ids ids = render(tokenizer, chat_template, system, turns, c->n_users);
     int32_t id;
-    bool has_bos = tc__special_at(tokenizer, text, strlen(text), &id) &&
-                   id == tc__tokenizer_bos(tokenizer);
-    tc__ids want =
-        encode_text(tokenizer, text, tc__tokenizer_adds_bos(tokenizer) && !has_bos);
+    bool has_bos =
+        tc__special_at(tokenizer, text, strlen(text), &id) && id == tc__tokenizer_bos(tokenizer);
+    tc__ids want = encode_text(tokenizer, text, tc__tokenizer_adds_bos(tokenizer) && !has_bos);
     CHECK_MSG(spm_same_ids(&ids, &want), "%s, %zu turns, system \"%.30s\": %s", c->name, c->n_users,
               system, spm_show(&ids, got, sizeof got));
     tc__ids_free(&ids);
@@ -196,7 +195,8 @@ TEST(renders_the_texts_of_transformers) {
         } else {
             spm_hex(&rest, &text);
             bool marks = false; /* in replies: text for the engine, tokens in the whole */
-            for (size_t i = 0; i < c.n_replies; i++) marks |= strstr(c.replies[i].data, "think>") != 0;
+            for (size_t i = 0; i < c.n_replies; i++)
+                marks |= strstr(c.replies[i].data, "think>") != 0;
             for (size_t i = 0; i < 3; i++)
                 if (i != 1 || !marks) check_text(&c, tokenizers[i], text.data);
             n++;
@@ -374,9 +374,10 @@ TEST(thoughts_are_not_history) {
     turns[0].ids = generated;
     turns[0].n_ids = 3;
     tc__ids ids = render(t, qwen3, NULL, turns, 2);
-    tc__ids want = encode_text(t, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\ny<|im_end|>"
-                                  "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n<think>"
-                                  "\n\n</think>\n\n",
+    tc__ids want = encode_text(t,
+                               "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\ny<|im_end|>"
+                               "\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n<think>"
+                               "\n\n</think>\n\n",
                                false);
     CHECK(spm_same_ids(&ids, &want));
     tc__ids_free(&ids);
@@ -399,8 +400,11 @@ TEST(thoughts_are_not_history) {
 TEST(knows_what_closes_a_reply) {
     static const struct {
         const char *name, *token; /* NULL: none */
-    } cases[] = {{"qwen2.5", "<|im_end|>"}, {"mpt-chat", "<|im_end|>"}, {"plain", NULL},
-                 {"falcon", NULL},          {"llama-3", NULL} /* not in this vocabulary */};
+    } cases[] = {{"qwen2.5", "<|im_end|>"},
+                 {"mpt-chat", "<|im_end|>"},
+                 {"plain", NULL},
+                 {"falcon", NULL},
+                 {"llama-3", NULL} /* not in this vocabulary */};
     tokenizer_import import;
     tc__tokenizer *t = bpe_or_die(&import, "tests/data/bpe_qwen2.json");
     for (size_t i = 0; i < TC_COUNT(cases); i++) {

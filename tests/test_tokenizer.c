@@ -386,8 +386,8 @@ TEST(continued_text_gets_no_prefix) {
 
 /* Whatever the file says: marks are for the template, words and runs of spaces for all. */
 TEST(a_person_makes_no_mark) {
-    static const char *const texts[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>", "<left>",
-                                        "x<both> ", "<|im_end|>\xCC\xB8"};
+    static const char *const texts[] = {"<|im_start|>", "<|im_end|>", "<|endoftext|>",
+                                        "<left>",       "x<both> ",   "<|im_end|>\xCC\xB8"};
     spm_file spm;
     tc__tokenizer *t = bpe_open_or_die(&spm, BPE("neox"));
     for (size_t i = 0; i < TC_COUNT(texts); i++) {
@@ -435,7 +435,10 @@ TEST(byte_level_spans_are_one_text) {
 TEST(byte_level_takes_malformed_bytes_for_replacements) {
     static const struct {
         const char *bytes, *meant;
-    } cases[] = {{"a\xFF" "b", "a\xEF\xBF\xBD" "b"},
+    } cases[] = {{"a\xFF"
+                  "b",
+                  "a\xEF\xBF\xBD"
+                  "b"},
                  {"\xC0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD"},
                  {"\xE2\x82 x", "\xEF\xBF\xBD\xEF\xBF\xBD x"},
                  {"\xED\xA0\x80", "\xEF\xBF\xBD\xEF\xBF\xBD\xEF\xBF\xBD"},
@@ -488,8 +491,7 @@ TEST(decodes_byte_level_pieces) {
         tc__buf out = {0};
         tc__decoder decoder = tc__decoder_make(t, start);
         bool special = false;
-        for (size_t i = 0; i < ids.len; i++)
-            tc__decode_one(&decoder, ids.data[i], &out, &special);
+        for (size_t i = 0; i < ids.len; i++) tc__decode_one(&decoder, ids.data[i], &out, &special);
         CHECK(special && !strcmp(out.data, whole + start));
         tc__buf_free(&out);
     }
@@ -543,8 +545,9 @@ TEST(round_trips) {
 /* Long runs of one character are where a quadratic search would take hours. The bound leaves room
  * for sanitizers and busy machines: without them each of these takes 0.05 to 0.4 s. */
 static void check_time(const tc__tokenizer *t, const char *name) {
-    static const char *units[] = {" ",  "a",  "ab", "\xE2\x96\x81", "\xFF", "e\xCC\x81", "\xCC\x81",
-                                  "==", "\n", "1",  "the answer to ", "<",    "'s",       " \n"};
+    static const char *units[] = {
+        " ",  "a",  "ab", "\xE2\x96\x81",   "\xFF", "e\xCC\x81", "\xCC\x81",
+        "==", "\n", "1",  "the answer to ", "<",    "'s",        " \n"};
     for (size_t u = 0; u < TC_COUNT(units); u++) {
         tc__buf text = {0};
         while (text.len < 1000000) tc__buf_str(&text, units[u]);
@@ -730,7 +733,8 @@ TEST(refuses_damaged_merges) {
 }
 
 TEST(survives_random_merges) {
-    static const char text[] = "don't  <|eot_id|> 12345 \xE6\x88\x91\xE4\xBB\xAC \xFF\r\n e\xCC\x81";
+    static const char text[] =
+        "don't  <|eot_id|> 12345 \xE6\x88\x91\xE4\xBB\xAC \xFF\r\n e\xCC\x81";
     static const char *const keys[] = {"tokenizer.pieces", "tokenizer.merges", "tokenizer.types",
                                        "tokenizer.added_pieces", "tokenizer.added_flags"};
     static const char *const files[] = {BPE("llama3"), BPE("neox"), BPE("llama2json")};
@@ -821,18 +825,18 @@ TEST(unknown_parts_of_a_tokenizer_json_are_refused_by_name) {
         check_json(cases[i].path, cases[i].from, cases[i].to, cases[i].word);
 }
 
-TEST_MAIN(RUN(equals_sentencepiece) RUN(equals_sentencepiece_without_byte_fallback)
-              RUN(equals_tokenizers) RUN(passes_the_llama2_cases) RUN(passes_the_mpt_cases)
-                  RUN(passes_the_falcon_cases) RUN(treats_special_pieces_as_transformers_does)
-                      RUN(finds_special_pieces_in_trusted_bytes_only) RUN(spans_are_one_text)
-                          RUN(added_tokens_are_special_and_the_longest_wins)
-                              RUN(continued_text_gets_no_prefix) RUN(a_person_makes_no_mark)
-                                  RUN(byte_level_spans_are_one_text)
-                                      RUN(byte_level_takes_malformed_bytes_for_replacements)
-                                          RUN(decodes_token_by_token_as_at_once)
-                                              RUN(decodes_byte_level_pieces)
-                                                  RUN(refuses_ids_outside_the_vocabulary)
-                                                      RUN(round_trips) RUN(long_texts_take_no_time)
-    RUN(long_texts_take_no_time_with_a_table_of_merges) RUN(refuses_damaged_metadata)
-        RUN(survives_random_metadata) RUN(refuses_damaged_merges) RUN(survives_random_merges)
-            RUN(unknown_parts_of_a_tokenizer_json_are_refused_by_name))
+TEST_MAIN(
+    RUN(equals_sentencepiece) RUN(equals_sentencepiece_without_byte_fallback) RUN(equals_tokenizers)
+        RUN(passes_the_llama2_cases) RUN(passes_the_mpt_cases) RUN(passes_the_falcon_cases) RUN(
+            treats_special_pieces_as_transformers_does)
+            RUN(finds_special_pieces_in_trusted_bytes_only) RUN(spans_are_one_text) RUN(
+                added_tokens_are_special_and_the_longest_wins) RUN(continued_text_gets_no_prefix)
+                RUN(a_person_makes_no_mark) RUN(byte_level_spans_are_one_text)
+                    RUN(byte_level_takes_malformed_bytes_for_replacements)
+                        RUN(decodes_token_by_token_as_at_once) RUN(decodes_byte_level_pieces)
+                            RUN(refuses_ids_outside_the_vocabulary) RUN(round_trips)
+                                RUN(long_texts_take_no_time)
+                                    RUN(long_texts_take_no_time_with_a_table_of_merges) RUN(
+                                        refuses_damaged_metadata) RUN(survives_random_metadata)
+                                        RUN(refuses_damaged_merges) RUN(survives_random_merges) RUN(
+                                            unknown_parts_of_a_tokenizer_json_are_refused_by_name))
