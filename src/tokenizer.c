@@ -478,15 +478,18 @@ static size_t tokenizer_malformed(const tc__tokenizer *t, const char *s, size_t 
 }
 
 /* Appends bytes that may be malformed. If those between characters of a tokenizer.json are, the
- * tokenizers package has a U+FFFD for each of them, malformed or not. */
-static void tokenizer_add_bytes(const tc__tokenizer *t, const tc__buf *bytes, tc__buf *text) {
+ * tokenizers package has a U+FFFD for each of them, malformed or not; if not, a space that they
+ * begin with at the start of the text counts as a dummy prefix. */
+static void tokenizer_add_bytes(const tc__tokenizer *t, const tc__buf *bytes, bool at_start,
+                                tc__buf *text) {
     bool all = false;
     uint32_t code;
     for (size_t at = 0; at < bytes->len && t->merges && !t->bytes && !bytes->failed;) {
         at += tc__utf8_decode(bytes->data + at, bytes->len - at, &code);
         all |= code == UINT32_MAX;
     }
-    for (size_t at = 0, len; at < bytes->len && !bytes->failed; at += len) {
+    size_t skip = at_start && !all && bytes->len && bytes->data[0] == ' ';
+    for (size_t at = skip, len; at < bytes->len && !bytes->failed; at += len) {
         len = tc__utf8_decode(bytes->data + at, bytes->len - at, &code);
         bool bad = all || code == UINT32_MAX;
         tc__buf_add(text, bad ? TOKENIZER_REPLACEMENT : bytes->data + at, bad ? 3 : len);
@@ -508,11 +511,13 @@ int tc__decode(const tc__tokenizer *tokenizer, const int32_t *ids, size_t n, tc_
             tc__decode_one(&decoder, ids[i++], text, NULL);
             continue;
         }
+        bool at_start = decoder.at_start && tokenizer->merges;
+        if (at_start) decoder.at_start = false;
         bytes.len = 0;
         while (i < n && (tokenizer_is_bytes(tokenizer, ids[i]) ||
                          (tokenizer->merges && tokenizer_is_silent(tokenizer, ids[i]))))
             tc__decode_one(&decoder, ids[i++], &bytes, NULL);
-        tokenizer_add_bytes(tokenizer, &bytes, text);
+        tokenizer_add_bytes(tokenizer, &bytes, at_start, text);
     }
     bool failed = bytes.failed || text->failed;
     tc__buf_free(&bytes);
