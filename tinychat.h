@@ -169,8 +169,9 @@ enum {
 TC_API int tc_tokenize(const tc_model *model, const char *text, size_t len, int flags, int32_t *ids,
                        size_t cap, size_t *n, tc_error *err);
 
-/* Decodes n ids as one text. Same convention for `cap` and *len; no terminator is written. Byte
- * tokens that form no valid UTF-8 come out as U+FFFD, one per byte. Special tokens have no text.
+/* Decodes n ids as one text. Same convention for `cap` and *len; no terminator is written. Bytes
+ * that form no valid UTF-8 come out as U+FFFD (docs/format.md: how many). Special tokens have no
+ * text.
  * Errors: ARGUMENT (an id is outside the vocabulary), UNSUPPORTED, MEMORY. */
 TC_API int tc_detokenize(const tc_model *model, const int32_t *ids, size_t n, char *text,
                          size_t cap, size_t *len, tc_error *err);

@@ -325,8 +325,8 @@ static void convert_arch(convert_job *job) {
 /* The ids that end a reply: eos_token_id of config.json and generation_config.json, or else the
  * tokenizer's. */
 static void convert_stops(convert_job *job) {
-    uint32_t ids[HF_MAX_STOP_IDS];
-    size_t count = 0;
+    uint32_t ids[HF_MAX_STOP_IDS + 1];
+    size_t count = 0, same = 0;
     for (size_t i = 0; i < job->config.stop_count; i++) {
         if (job->config.stop_ids[i] < job->config.vocab_size)
             ids[count++] = (uint32_t)job->config.stop_ids[i];
@@ -336,6 +336,12 @@ static void convert_stops(convert_job *job) {
     }
     if (count == 0 && job->has_tokenizer && job->tokenizer.eos_id >= 0)
         ids[count++] = (uint32_t)job->tokenizer.eos_id;
+    /* MPT's folders, for one, name <|endoftext|> only, not what ends a turn */
+    int64_t closing = job->has_tokenizer
+                          ? chat_closing_id(&job->chat, &job->tokenizer, job->config.vocab_size)
+                          : -1;
+    while (same < count && ids[same] != closing) same++;
+    if (same == count && closing >= 0) ids[count++] = (uint32_t)closing;
     if (count == 0)
         tc__buf_printf(&job->notes, "no eos_token_id: replies end only at their length limit\n");
     chat_write(&job->chat, ids, count, &job->out);

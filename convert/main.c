@@ -183,7 +183,7 @@ static int main_check_quantise(main_arguments *a) {
 }
 
 static int main_check(main_arguments *a) {
-    char names[256];
+    char names[CHAT_MAX_NAMES];
     const convert_options *o = &a->convert;
     if (a->inspect || a->verify) {
         if (o->hf || o->awq || o->output || o->search || a->quantize || (a->inspect && a->verify))
@@ -244,7 +244,7 @@ int main(int argc, char **argv) {
     int code = main_parse(argc, argv, &a);
     if (code) return code;
     if (a.help) {
-        char names[256];
+        char names[CHAT_MAX_NAMES];
         chat_names(names, sizeof names);
         printf(main_help, names);
         return MAIN_OK;

@@ -463,23 +463,16 @@ static int import_missing(const char *dir, tc_error *err) {
                     dir);
 }
 
-/* The metadata of a tokenizer; what they point to lives here and in the tokenizer. */
-typedef struct import_metas {
-    uint32_t numbers[9];
-    tc__meta metas[24];
-    size_t count;
-} import_metas;
-
-static void import_meta(import_metas *m, const char *key, uint32_t type, size_t count,
+static void import_meta(tokenizer_metas *m, const char *key, uint32_t type, size_t count,
                         const void *value, size_t size) {
     m->metas[m->count++] = (tc__meta){key, strlen(key), type, count, value, size};
 }
 
-static void import_meta_text(import_metas *m, const char *key, const char *text, size_t len) {
+static void import_meta_text(tokenizer_metas *m, const char *key, const char *text, size_t len) {
     import_meta(m, key, TC__META_BYTES, len, text, len);
 }
 
-static void import_make_metas(const tokenizer_import *import, import_metas *m) {
+void tokenizer_import_metas(const tokenizer_import *import, tokenizer_metas *m) {
     const struct {
         const char *key;
         int64_t value; /* -1: none */
@@ -516,9 +509,7 @@ static void import_make_metas(const tokenizer_import *import, import_metas *m) {
         if (numbers[i].value >= 0)
             import_meta(m, numbers[i].key, TC__META_U32, 1, &m->numbers[i], sizeof m->numbers[i]);
     }
-    if (!import->has_merges)
-        import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data,
-                         import->unk_surface.len);
+    import_meta_text(m, "tokenizer.unk_surface", import->unk_surface.data, import->unk_surface.len);
     if (!import->added_count) return;
     import_meta(m, "tokenizer.added_ids", TC__META_U32, import->added_count, import->added_ids.data,
                 import->added_ids.len);
@@ -529,21 +520,25 @@ static void import_make_metas(const tokenizer_import *import, import_metas *m) {
                     import->added_flags.data, import->added_flags.len);
 }
 
+int tokenizer_import_open(const tokenizer_import *import, uint32_t vocab_size,
+                          tc__tokenizer **tokenizer, tc_error *err) {
+    tokenizer_metas metas;
+    tc__model_file file;
+    memset(&file, 0, sizeof file);
+    tokenizer_import_metas(import, &metas);
+    file.metas = metas.metas;
+    file.meta_count = metas.count;
+    return tc__tokenizer_open(&file, vocab_size, tokenizer, err);
+}
+
 /* Whether the engine will take it: better said now than when the model file is opened. */
 static int import_try(const char *path, const tokenizer_import *import, uint32_t vocab_size,
                       tc_error *err) {
-    import_metas metas;
-    tc__model_file file;
     tc__tokenizer *tokenizer;
     tc_error why;
-    memset(&file, 0, sizeof file);
-    import_make_metas(import, &metas);
-    file.metas = metas.metas;
-    file.meta_count = metas.count;
-    int code = tc__tokenizer_open(&file, vocab_size, &tokenizer, &why);
-    if (code) return tc__fail(err, code, "%s: %s", path, why.message);
+    int code = tokenizer_import_open(import, vocab_size, &tokenizer, &why);
     tc__tokenizer_close(tokenizer);
-    return TC_OK;
+    return code ? tc__fail(err, code, "%s: %s", path, why.message) : TC_OK;
 }
 
 /* tokenizer.model and how many pieces it may have. */
@@ -579,7 +574,8 @@ int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import
     if (!code) code = import_read_config(dir, import, vocab_size, notes, err);
     if (!code && import->add_bos && import->bos_id < 0)
         code = tc__fail(err, TC_ERR_FORMAT, "%s: add_bos_token, but there is no BOS token", path);
-    if (!code && (import->added.failed || import->added_ids.failed || import->added_flags.failed))
+    if (!code && (import->added.failed || import->added_ids.failed || import->added_flags.failed ||
+                  import->unk_surface.failed))
         code = tc__fail_memory(err, "the added tokens", import->added.len);
     if (!code) code = import_try(path, import, vocab_size, err);
     free(model);
@@ -604,7 +600,7 @@ void tokenizer_import_write(const tokenizer_import *import, writer *w) {
         writer_text(w, "tokenizer.type", "none", 4);
         return;
     }
-    import_metas metas;
-    import_make_metas(import, &metas);
+    tokenizer_metas metas;
+    tokenizer_import_metas(import, &metas);
     for (size_t i = 0; i < metas.count; i++) writer_meta(w, &metas.metas[i]);
 }

@@ -15,9 +15,9 @@ typedef struct bpe_reader {
     bool has_alphabet; /* import->bytes is known */
     tc__buf *notes;
     tc_error *err;
-    tc__buf texts;     /* the pieces as the file writes them, NUL between them */
-    size_t *offsets;   /* [import->count] into texts; SIZE_MAX: no piece */
-    uint32_t *slots;   /* 1 + id by the text's hash; open addressing */
+    tc__buf texts;   /* the pieces as the file writes them, NUL between them */
+    size_t *offsets; /* [import->count] into texts; SIZE_MAX: no piece */
+    uint32_t *slots; /* 1 + id by the text's hash; open addressing */
     uint32_t slot_mask;
 } bpe_reader;
 
@@ -299,8 +299,8 @@ static int bpe_read_vocab(bpe_reader *r, const json_value *vocab) {
         uint32_t *slot = bpe_slot(r, r->texts.data + at, len);
         if (r->offsets[id] != SIZE_MAX || *slot || strlen(r->texts.data + at) != len)
             return tc__fail(r->err, TC_ERR_FORMAT,
-                            "%s: '%.80s' (id %lld) is twice in model.vocab, or its id is",
-                            r->path, r->texts.data + at, (long long)id);
+                            "%s: '%.80s' (id %lld) is twice in model.vocab, or its id is", r->path,
+                            r->texts.data + at, (long long)id);
         r->offsets[id] = at;
         *slot = (uint32_t)id + 1;
     }
@@ -310,9 +310,7 @@ static int bpe_read_vocab(bpe_reader *r, const json_value *vocab) {
 /* The byte that byte-level BPE writes as this character: itself if it is printable and not in the
  * way, else one of the characters from U+0100 on. -1 for any other character. */
 static int bpe_byte(uint32_t code) {
-    static const struct {
-        int first, last;
-    } own[] = {{0x21, 0x7E}, {0xA1, 0xAC}, {0xAE, 0xFF}};
+    static const struct { int first, last; } own[] = {{0x21, 0x7E}, {0xA1, 0xAC}, {0xAE, 0xFF}};
     for (size_t i = 0; i < TC_COUNT(own); i++)
         if (code >= (uint32_t)own[i].first && code <= (uint32_t)own[i].last) return (int)code;
     int left = (int)code - 0x100;
@@ -455,6 +453,7 @@ static int bpe_read_model(bpe_reader *r, const json_value *model) {
     import->ignore_merges = bpe_flag(r, model, "ignore_merges", false);
     if (json_string(&r->doc, bpe_get(r, model, "unk_token"), &unk) && unk.len)
         import->unk_id = bpe_find(r, unk.data, unk.len);
+    tc__buf_add(&import->unk_surface, unk.data, unk.len);
     tc__buf_free(&unk);
     if (import->bytes && byte_fallback)
         return bpe_refuse(r, "model", "BPE over bytes with byte_fallback");

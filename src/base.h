@@ -13,7 +13,8 @@
 #define _FILE_OFFSET_BITS 64
 #endif
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "tinychat files are little-endian and are mapped in place: big-endian hosts are not supported"
+#error                                                                                             \
+    "tinychat files are little-endian and are mapped in place: big-endian hosts are not supported"
 #endif
 
 #include "tinychat.h"

@@ -34,7 +34,7 @@ static size_t split_run(const char *text, size_t len, size_t at) {
     return at;
 }
 
-/* ---- rules: each gives the end of the word that begins at `at`, or `at` if it does not apply ---- */
+/* ---- rules: the end of the word that begins at `at`; `at` if the rule does not apply ---- */
 
 /* 's|'t|'re|'ve|'m|'ll|'d, and with any case: S may also be U+017F, which is a small s. */
 static size_t split_contraction(const char *text, size_t len, size_t at, bool any_case) {

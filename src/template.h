@@ -1,5 +1,5 @@
-/* template - chat templates as data: four patterns with {system}, {user}, {reply} (docs/format.md),
- * and the rendering of a conversation to spans of trusted and untrusted bytes.
+/* template - chat templates as data: patterns with {system}, {user}, {reply} (docs/format.md), and
+ * the rendering of a conversation to spans of trusted and untrusted bytes.
  *
  * White space around everything between {trim} and {/trim}, whoever wrote it, is removed: this is
  * the str.strip() of Hugging Face's chat templates, with Python's idea of white space. LLaMA-2's
@@ -21,11 +21,16 @@ typedef struct tc__template {
     const char *next;         /* from the end of a reply to the next one: {user} */
     const char *reply;        /* a finished reply: {reply} and what closes it */
     const char *system;       /* default system text, "" for none */
+    const char
+        *start; /* NULL or "" mostly: how a reply begins that is yet to be generated; it is no
+                                 part of the reply, and gone once the reply is history */
+    const char
+        *next_system; /* NULL or "" mostly: `next` with {system} in front of the last user text,
+                                 for templates that keep the system text there */
     const char *stop_strings[TC__MAX_STOP_STRINGS + 1]; /* NULL-terminated */
 } tc__template;
 
-/* The built-in templates by index (NULL past the end) and by name (NULL if unknown):
- * "llama-2", "vicuna", "human" (TinyChat's "### Human" one-shot), "plain". */
+/* The built-in templates by index (NULL past the end) and by name (NULL if unknown). */
 TC_INTERNAL const tc__template *tc__template_at(int index);
 TC_INTERNAL const tc__template *tc__template_find(const char *name);
 
@@ -56,10 +61,16 @@ typedef struct tc__turn {
  * pattern has before {reply} is left out (the model wrote its own). What the pattern has behind it
  * follows, except that when `ended` is set, everything up to and including its first special piece
  * is already there; if it has no special piece, the stop id is no part of the template's text and
- * is left out instead.
+ * is left out instead. Only where the pattern takes an {answer} out of a reply that holds a
+ * </think>, it is the text that counts.
  * Errors: MEMORY, ARGUMENT (text too long). */
 TC_INTERNAL int tc__render(const tc__template *chat_template, const tc__tokenizer *tokenizer,
                            const char *system, size_t system_len, const tc__turn *turns,
                            size_t n_turns, tc__ids *ids, tc_error *err);
+
+/* The special piece with which the template closes a reply: a model that was made for it ends its
+ * replies with that id. False if it has none. */
+TC_INTERNAL bool tc__template_closing(const tc__template *chat_template,
+                                      const tc__tokenizer *tokenizer, int32_t *id);
 
 #endif /* TC_TEMPLATE_H */

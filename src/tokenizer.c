@@ -1,5 +1,5 @@
-/* tokenizer - see tokenizer.h. The order of work below: normalising a run, its symbols, merging them,
- * words, added tokens, spans, decoding. */
+/* tokenizer - see tokenizer.h. The order of work below: normalising a run, its symbols, merging
+ * them, words, added tokens, spans, decoding. */
 #include "tokenizer.h"
 
 #include "split.h"
@@ -35,8 +35,8 @@ typedef struct tokenizer_pair {
 
 typedef struct tokenizer_run { /* buffers, used for one run after the other */
     const tc__tokenizer *t;
-    tc__buf text, valid;    /* normalised; without malformed bytes */
-    const char *word;       /* [word_len] in `text`, what is merged now */
+    tc__buf text, valid; /* normalised; without malformed bytes */
+    const char *word;    /* [word_len] in `text`, what is merged now */
     size_t word_len;
     tokenizer_symbol *symbols;
     size_t n_symbols, symbol_cap;
@@ -95,8 +95,7 @@ static bool tokenizer_begins_with_space(const char *text, size_t len) {
 static void tokenizer_normalize(tokenizer_run *run, const char *text, size_t len, bool prefix) {
     const tc__tokenizer *t = run->t;
     run->text.len = run->valid.len = 0;
-    if (prefix && t->dummy_prefix &&
-        !(t->single_prefix && tokenizer_begins_with_space(text, len)))
+    if (prefix && t->dummy_prefix && !(t->single_prefix && tokenizer_begins_with_space(text, len)))
         tc__buf_add(&run->text, TOKENIZER_SPACE, 3);
     tokenizer_escape(t->nfc ? &run->valid : &run->text, text, len, !t->bytes);
     if (t->nfc) tc__nfc(run->valid.data, run->valid.len, &run->text);
@@ -335,9 +334,8 @@ static void tokenizer_encode_run(tokenizer_run *run, const char *text, size_t le
     if (!len || run->failed) return;
     tokenizer_normalize(run, text, len, prefix);
     if (run->failed) return;
-    tokenizer_search search = {.plain = &run->t->normalized,
-                               .text = run->text.data,
-                               .len = run->text.len};
+    tokenizer_search search = {
+        .plain = &run->t->normalized, .text = run->text.data, .len = run->text.len};
     const tc__added *found;
     size_t from, to;
     while (run->t->normalized.n &&
@@ -373,8 +371,7 @@ static void tokenizer_encode_text(tokenizer_run *run, const char *text, const tc
         }
     }
     tokenizer_encode_run(run, text + search.taken, search.len - search.taken,
-                         before == TC__AT_START || (before == TC__AFTER_SPECIAL && t->legacy),
-                         ids);
+                         before == TC__AT_START || (before == TC__AFTER_SPECIAL && t->legacy), ids);
 }
 
 int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_spans, int before,
@@ -406,13 +403,20 @@ int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans, size_t n_s
 /* ---- decoding ---- */
 
 tc__decoder tc__decoder_make(const tc__tokenizer *tokenizer, bool at_start) {
-    tc__decoder decoder = {tokenizer, at_start && tokenizer->dummy_prefix};
+    tc__decoder decoder = {tokenizer, at_start && (tokenizer->dummy_prefix || tokenizer->bytes)};
     return decoder;
 }
 
 /* The added token that an id is; NULL if it is none. */
 static const tc__added *tokenizer_added(const tc__tokenizer *t, int32_t id) {
     return t->added_at[id] ? &t->added[t->added_at[id] - 1] : NULL;
+}
+
+/* Whether decoding gives nothing for the token. */
+static bool tokenizer_is_silent(const tc__tokenizer *t, int32_t id) {
+    const tc__added *added = tokenizer_added(t, id);
+    if (added) return !(added->flags & TC__ADDED_SHOWN);
+    return (uint32_t)id < t->n_pieces && t->pieces[id].type == TC__PIECE_CONTROL;
 }
 
 /* Whether the token stands for bytes that may be parts of a character. */
@@ -439,18 +443,23 @@ void tc__decode_one(tc__decoder *decoder, int32_t id, tc__buf *bytes, bool *spec
     const tc__tokenizer *t = decoder->tokenizer;
     const tc__added *added = tokenizer_added(t, id);
     const tc__piece *piece = (uint32_t)id < t->n_pieces ? &t->pieces[id] : NULL;
-    bool silent = added ? !(added->flags & TC__ADDED_SHOWN)
-                        : piece && piece->type == TC__PIECE_CONTROL;
+    bool silent = tokenizer_is_silent(t, id);
     size_t before = bytes->len;
     if (special) *special = silent;
     if (silent || (!piece && !added)) return;
     if (t->bytes) {
-        tc__buf_add(bytes, added ? added->text : piece->text, added ? added->len : piece->len);
+        const char *text = added ? added->text : piece->text;
+        size_t len = added ? added->len : piece->len;
+        size_t skip = len && decoder->at_start && *text == ' ';
+        tc__buf_add(bytes, text + skip, len - skip);
+        if (len) decoder->at_start = false;
     } else if (added) {
         tokenizer_unescape(decoder, added->text, added->len, bytes);
     } else if (piece->type == TC__PIECE_BYTE) {
         char byte = (char)tc__byte_value(piece);
-        tc__buf_add(bytes, &byte, 1);
+        bool prefix = t->merges && decoder->at_start && byte == ' ';
+        tc__buf_add(bytes, &byte, prefix ? 0 : 1);
+        if (prefix) decoder->at_start = false;
     } else if (piece->type == TC__PIECE_UNKNOWN) {
         tc__buf_add(bytes, t->unk_surface, t->unk_surface_len);
     } else {
@@ -468,20 +477,29 @@ static size_t tokenizer_malformed(const tc__tokenizer *t, const char *s, size_t 
     return n;
 }
 
-/* Appends bytes that may be malformed. */
-static void tokenizer_add_bytes(const tc__tokenizer *t, const tc__buf *bytes, tc__buf *text) {
-    for (size_t at = 0, len; at < bytes->len && !bytes->failed; at += len) {
-        uint32_t code;
+/* Appends bytes that may be malformed. If those between characters of a tokenizer.json are, the
+ * tokenizers package has a U+FFFD for each of them, malformed or not; if not, a space that they
+ * begin with at the start of the text counts as a dummy prefix. */
+static void tokenizer_add_bytes(const tc__tokenizer *t, const tc__buf *bytes, bool at_start,
+                                tc__buf *text) {
+    bool all = false;
+    uint32_t code;
+    for (size_t at = 0; at < bytes->len && t->merges && !t->bytes && !bytes->failed;) {
+        at += tc__utf8_decode(bytes->data + at, bytes->len - at, &code);
+        all |= code == UINT32_MAX;
+    }
+    size_t skip = at_start && !all && bytes->len && bytes->data[0] == ' ';
+    for (size_t at = skip, len; at < bytes->len && !bytes->failed; at += len) {
         len = tc__utf8_decode(bytes->data + at, bytes->len - at, &code);
-        bool bad = code == UINT32_MAX;
+        bool bad = all || code == UINT32_MAX;
         tc__buf_add(text, bad ? TOKENIZER_REPLACEMENT : bytes->data + at, bad ? 3 : len);
-        if (bad) len = tokenizer_malformed(t, bytes->data + at, bytes->len - at);
+        if (bad) len = all ? 1 : tokenizer_malformed(t, bytes->data + at, bytes->len - at);
     }
 }
 
 int tc__decode(const tc__tokenizer *tokenizer, const int32_t *ids, size_t n, tc__buf *text,
                tc_error *err) {
-    tc__decoder decoder = tc__decoder_make(tokenizer, true);
+    tc__decoder decoder = {tokenizer, tokenizer->dummy_prefix};
     tc__buf bytes = {0}; /* a stretch of byte pieces */
     for (size_t i = 0; i < n; i++)
         if (ids[i] < 0 || (uint32_t)ids[i] >= tokenizer->vocab_size)
@@ -493,10 +511,13 @@ int tc__decode(const tc__tokenizer *tokenizer, const int32_t *ids, size_t n, tc_
             tc__decode_one(&decoder, ids[i++], text, NULL);
             continue;
         }
+        bool at_start = decoder.at_start && tokenizer->merges;
+        if (at_start) decoder.at_start = false;
         bytes.len = 0;
-        while (i < n && tokenizer_is_bytes(tokenizer, ids[i]))
+        while (i < n && (tokenizer_is_bytes(tokenizer, ids[i]) ||
+                         (tokenizer->merges && tokenizer_is_silent(tokenizer, ids[i]))))
             tc__decode_one(&decoder, ids[i++], &bytes, NULL);
-        tokenizer_add_bytes(tokenizer, &bytes, text);
+        tokenizer_add_bytes(tokenizer, &bytes, at_start, text);
     }
     bool failed = bytes.failed || text->failed;
     tc__buf_free(&bytes);

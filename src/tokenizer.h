@@ -1,15 +1,23 @@
 /* tokenizer - text to token ids and back: SentencePiece BPE, exactly as the sentencepiece library
- * does it (identity normalisation, byte fallback), plus special pieces cut out of trusted text.
+ * does it (identity normalisation, byte fallback), and the BPE of a tokenizer.json, exactly as the
+ * tokenizers package does it; plus special tokens cut out of trusted text.
  *
- * One run of text is escaped (space -> U+2581), gets a dummy prefix where asked, and malformed
- * UTF-8 becomes U+FFFD byte by byte. It is cut into characters (or user-defined pieces, longest
- * first, which never merge); then the pair of neighbours whose joined piece scores highest, the
- * leftmost among equals, is merged until none is left. A heap keeps that at O(n log n). What is no
- * piece is spelled in byte pieces or, in a vocabulary without them, becomes the unknown id, once
+ * SentencePiece: one run of text is escaped (space -> U+2581), gets a dummy prefix where asked, and
+ * malformed UTF-8 becomes U+FFFD byte by byte. It is cut into characters (or user-defined pieces,
+ * longest first, which never merge); then the pair of neighbours whose joined piece scores highest,
+ * the leftmost among equals, is merged until none is left. A heap keeps that at O(n log n). What is
+ * no piece is spelled in byte pieces or, in a vocabulary without them, becomes the unknown id, once
  * per stretch.
  *
- * One deliberate difference: a control or unknown piece is never made out of a run of text, not
- * even one of a single character (where sentencepiece would).
+ * tokenizer.json: the same, but which neighbours merge, and in which order, is a table. Pieces are
+ * bytes, which merge within the words that split.h cuts a run into (after NFC, where asked), or
+ * characters as above. Added tokens that are text (NeoX's runs of spaces) are looked for in all
+ * text, those that are marks for the model in trusted bytes only.
+ *
+ * Three deliberate differences: a control or unknown piece is never made out of a run of text, not
+ * even one of a single character (where sentencepiece would); an added token written like a mark,
+ * <think> or [INST], is special although a tokenizer.json calls it none; special tokens are looked
+ * for before normalisation, whatever it says.
  */
 #ifndef TC_TOKENIZER_H
 #define TC_TOKENIZER_H
@@ -77,10 +85,11 @@ TC_INTERNAL int tc__encode(const tc__tokenizer *tokenizer, const tc__span *spans
 /* Decoding, token by token, for streaming. */
 typedef struct tc__decoder {
     const tc__tokenizer *tokenizer;
-    bool at_start; /* the next text piece loses its dummy prefix */
+    bool at_start; /* the next text piece loses its dummy prefix, a byte-level one a space */
 } tc__decoder;
 
-/* A decoder at the start of a text, or (at_start false) one that continues earlier tokens. */
+/* A decoder at the start of a text that has a space before it, or (at_start false) one that
+ * continues earlier tokens. */
 TC_INTERNAL tc__decoder tc__decoder_make(const tc__tokenizer *tokenizer, bool at_start);
 
 /* Appends the raw bytes of one token: byte pieces give their byte (so the output may end inside a

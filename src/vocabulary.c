@@ -206,8 +206,8 @@ static int vocabulary_read_pieces(tc__tokenizer *t, const tc__model_file *file, 
         t->pieces[i].rank = vocabulary_rank(score);
         code = vocabulary_read_piece(t, &cursor, i, has_merges, err);
         if (!code && !isfinite(score))
-            code = tc__fail(err, TC_ERR_FORMAT,
-                            "tokenizer: the score of piece %zu is not finite", i);
+            code =
+                tc__fail(err, TC_ERR_FORMAT, "tokenizer: the score of piece %zu is not finite", i);
     }
     return code;
 }
@@ -223,8 +223,7 @@ static int vocabulary_added_arrays(const tc__model_file *file, size_t *n, const 
     int code = vocabulary_array(file, "tokenizer.added_ids", TC__META_U32, SIZE_MAX, ids, err);
     if (!code) *n = (*ids)->count;
     if (!code)
-        code =
-            vocabulary_array(file, "tokenizer.added_pieces", TC__META_STRINGS, *n, texts, err);
+        code = vocabulary_array(file, "tokenizer.added_pieces", TC__META_STRINGS, *n, texts, err);
     if (!code && tc__find_meta(file, "tokenizer.added_flags"))
         code = vocabulary_array(file, "tokenizer.added_flags", TC__META_BYTES, *n, flags, err);
     return code;
@@ -450,8 +449,8 @@ static int vocabulary_build(tc__tokenizer *t, const tc__model_file *file, bool h
                             tc_error *err) {
     int code = has_merges ? vocabulary_read_rules(t, file, err) : TC_OK;
     if (code || (code = vocabulary_flag(file, "tokenizer.add_bos", false, &t->add_bos, err)) ||
-        (code = vocabulary_flag(file, "tokenizer.dummy_prefix", !t->bytes, &t->dummy_prefix,
-                                err)) ||
+        (code =
+             vocabulary_flag(file, "tokenizer.dummy_prefix", !t->bytes, &t->dummy_prefix, err)) ||
         (code = vocabulary_flag(file, "tokenizer.legacy", true, &t->legacy, err)) ||
         (code = vocabulary_id(t, file, "tokenizer.unk_id", &t->unk_id, err)) ||
         (code = vocabulary_id(t, file, "tokenizer.bos_id", &t->bos_id, err)) ||

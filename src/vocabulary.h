@@ -27,13 +27,13 @@ typedef struct tc__merge_slot {
     uint32_t rank;       /* the lowest is merged first */
 } tc__merge_slot;
 
-enum { /* flags of added tokens, as in tokenizer.added_flags */
-       TC__ADDED_TEXT = 1,        /* anybody's text may become it; else it is special */
-       TC__ADDED_SHOWN = 2,       /* decoding gives its text; else nothing */
-       TC__ADDED_LSTRIP = 4,      /* takes the white space before it */
-       TC__ADDED_RSTRIP = 8,      /* and behind it */
+enum {                             /* flags of added tokens, as in tokenizer.added_flags */
+       TC__ADDED_TEXT = 1,         /* anybody's text may become it; else it is special */
+       TC__ADDED_SHOWN = 2,        /* decoding gives its text; else nothing */
+       TC__ADDED_LSTRIP = 4,       /* takes the white space before it */
+       TC__ADDED_RSTRIP = 8,       /* and behind it */
        TC__ADDED_SINGLE_WORD = 16, /* not beside a word character */
-       TC__ADDED_NORMALIZED = 32, /* looked for in normalised text */
+       TC__ADDED_NORMALIZED = 32,  /* looked for in normalised text */
        TC__ADDED_ALL = 63
 };
 
@@ -55,7 +55,7 @@ typedef struct tc__added_list {
 struct tc__tokenizer {
     tc__piece *pieces; /* [n_pieces] */
     uint32_t n_pieces, vocab_size;
-    uint32_t max_len; /* bytes of the longest piece that text can become */
+    uint32_t max_len;      /* bytes of the longest piece that text can become */
     tc__piece_slot *slots; /* NULL when nobody asks for pieces by their bytes */
     uint32_t slot_mask;
     tc__merge_slot *merges; /* NULL: SentencePiece, which merges by score */
@@ -63,10 +63,10 @@ struct tc__tokenizer {
     /* Special tokens; text tokens before and after normalisation; SentencePiece's user-defined
      * pieces. */
     tc__added_list special, plain, normalized, user;
-    tc__added *added;     /* [n_added] in the file's order */
-    uint32_t *added_at;   /* [vocab_size] 1 + index in `added`, 0: not an added token */
+    tc__added *added;   /* [n_added] in the file's order */
+    uint32_t *added_at; /* [vocab_size] 1 + index in `added`, 0: not an added token */
     int32_t byte_ids[256];
-    bool bytes;           /* pieces are bytes; else characters, with U+2581 for a space */
+    bool bytes; /* pieces are bytes; else characters, with U+2581 for a space */
     bool byte_fallback, has_unused, ignore_merges, nfc;
     bool add_bos, dummy_prefix, legacy, single_prefix;
     int split; /* TC__SPLIT_* */

@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
-"""Makes the small SentencePiece models of tests/data and what the sentencepiece package says about them.
+"""Makes the small tokenizers of tests/data and what the sentencepiece and tokenizers packages say about them.
 
-    python3 tests/make_tokenizer_goldens.py          # from the repository root; pip install sentencepiece protobuf
+    python3 tests/make_tokenizer_goldens.py [spm] [bpe]     # from the repository root; default both
+                                                            # pip install sentencepiece protobuf tokenizers
 
 spm_small.model  flags as LLaMA's (BPE, identity, byte fallback, dummy prefix, split digits), and on top what LLaMA
                  does not have: user-defined pieces that overlap, control pieces, UNUSED pieces of several depths and
                  equal scores, so that every branch of the algorithm is taken
 spm_unk.model    no byte fallback, no dummy prefix, a surface of its own for unknown pieces
 spm_*.golden     lines "encode HEX: IDS" and "decode IDS: HEX"; the texts include malformed UTF-8
+bpe_*.json       tokenizer.json files of the kinds in bpe_tokenizers.py
+bpe_*.golden     the same, and "special HEX: IDS" with special tokens recognised
 
-The same version of sentencepiece makes the same files; the tests read them with a C compiler alone.
+The same versions of the packages make the same files; the tests read them with a C compiler alone.
 """
+import json
 import pathlib
 import random
 import sys
@@ -18,6 +22,8 @@ import tempfile
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as proto
+
+import bpe_tokenizers
 
 DATA = pathlib.Path(__file__).resolve().parent / "data"
 
@@ -128,7 +134,7 @@ def golden(path, model, rng, encodes, decodes):
     path.write_text("\n".join(lines) + "\n")
 
 
-def main():
+def make_spm():
     small = train(DATA, vocab_size=1000, byte_fallback=True, character_coverage=0.9985,
                   user_defined_symbols=["<tool>", "<tool_call>", "<to", "==", "===", "\u2581\u2581code", "ing", "東"],
                   control_symbols=["<|turn|>", "<|end|>"])
@@ -140,6 +146,45 @@ def main():
         (DATA / f"spm_{name}.model").write_bytes(model.SerializeToString())
         golden(DATA / f"spm_{name}.golden", model, random.Random(2), encodes, decodes)
         print(f"spm_{name}.model: {len(model.pieces)} pieces, by type {kinds}", file=sys.stderr)
+
+
+def bpe_golden(path, tokenizer, rng, count):
+    ids_of = sorted(tokenizer.get_vocab(with_added_tokens=True).values())
+    pieces = [tokenizer.decode([i], skip_special_tokens=False) for i in ids_of]
+    # what tinychat does not make out of a person's text although the file does not call it special
+    marks = [t.content for t in tokenizer.get_added_tokens_decoder().values()
+             if not t.special and t.content[0] in "<[" and t.content[-1] in ">]"]
+    lines = []
+    for i in range(count):
+        text = bpe_tokenizers.random_text(rng, pieces) if i else ""
+        for kind in ("encode", "special"):
+            tokenizer.encode_special_tokens = kind == "encode"
+            if kind == "special" or not any(mark in text for mark in marks):
+                ids = tokenizer.encode(text, add_special_tokens=False).ids
+                lines.append("%s %s: %s" % (kind, text.encode().hex(), " ".join(map(str, ids))))
+        ids = [rng.choice(ids_of) for _ in range(rng.choice([1, 2, 5, 12]))]
+        lines.append("decode %s: %s" % (" ".join(map(str, ids)), tokenizer.decode(ids).encode().hex()))
+    path.write_text("\n".join(lines) + "\n")
+
+
+def make_bpe():
+    for name in bpe_tokenizers.KINDS:
+        tokenizer = bpe_tokenizers.make(name, 700)
+        path = DATA / f"bpe_{name}.json"
+        tokenizer.save(str(path), pretty=False)
+        if name == "falcon":  # how the package wrote merges before 0.20
+            description = json.loads(path.read_text())
+            description["model"]["merges"] = [" ".join(pair) for pair in description["model"]["merges"]]
+            path.write_text(json.dumps(description, ensure_ascii=False, separators=(",", ":")))
+        bpe_golden(DATA / f"bpe_{name}.golden", tokenizer, random.Random(3), 120)
+
+
+def main():
+    kinds = sys.argv[1:] or ["spm", "bpe"]
+    if "spm" in kinds:
+        make_spm()
+    if "bpe" in kinds:
+        make_bpe()
 
 
 main()

@@ -6,7 +6,7 @@
 
 #include "model_file.h"
 
-#define SPM_MAX_METAS 16
+#define SPM_MAX_METAS 24
 
 typedef struct spm_file {
     tc__model_file file; /* hand this to tc__tokenizer_open */

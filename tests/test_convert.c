@@ -1612,6 +1612,78 @@ TEST(templates_are_chosen_by_flag_fingerprint_and_name) {
     run_end(&r);
 }
 
+/* A chat_template that somebody changed: its marks tell, aloud. */
+TEST(templates_are_recognised_by_marks) {
+    static const struct {
+        const char *jinja, *name; /* NULL: another thinker */
+    } cases[] = {
+        {"{{ '<|start_header_id|>' }} Cutting Knowledge Date {{ '<|eot_id|>' }}", "llama-3.1"},
+        {"{{ '<|start_header_id|>' }}{{ '<|eot_id|>' }}", "llama-3"},
+        {"{{ '<\xEF\xBD\x9CUser\xEF\xBD\x9C>' }}{{ c.split('</think>')[-1] }}", "deepseek-r1"},
+        {"{{ '<|im_start|>' }}{{ '</think>' }}{% if enable_thinking %}", "qwen3"},
+        {"{{ '<|im_start|>' }}{{ '<think>' }}", NULL},
+        {"{{ '<|im_start|>You are Qwen, created by Alibaba Cloud.' }}", "qwen2.5"},
+        {"{{ '<|im_start|>system You are a helpful assistant.<|im_end|>' }}", "qwen2"},
+        {"{{ '<|im_start|>' }}{{ '<|im_end|>' }}", "chatml"},
+        {"{{ '[INST] <<SYS>>' }}", "llama-2"},
+        {"{{ '[INST] ' }}{{ \"[AVAILABLE_TOOLS] [\" }}", "mistral-v0.3"},
+        {"{{ \" [INST] \" + system_message }}", "mistral-v0.2-spaced"},
+        {"{{ '<|user|>' }}{{ '<|assistant|>' + eos_token }}", "zephyr"},
+        {"{{ messages }}", NULL},
+    };
+    run r;
+    tc__buf notes = {0};
+    REQUIRE(run_begin(&r));
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        const char *jinja = cases[i].jinja, *name = cases[i].name;
+        CHECK(write_file(r.folder, "chat_template.jinja", jinja, strlen(jinja)));
+        const chat_choice *c = choose(&r, NULL, "x", &notes);
+        CHECK_MSG(!strcmp(c->chosen->name, name ? name : "plain"), "%s: %s", jinja,
+                  c->chosen->name);
+        CHECK_MSG(strstr(notes.data, "fingerprint") && (!name || strstr(notes.data, name)), "%s",
+                  notes.data);
+    }
+    tc__buf_free(&notes);
+    run_end(&r);
+}
+
+TEST(templates_are_recognised_by_names) {
+    static const char *const cases[][2] = {
+        {"vicuna-13b-v1.5-awq", "vicuna"},
+        {"Llama-2-7b-chat-hf", "llama-2"},
+        {"CodeLlama-7b-Instruct-hf", "llama-2"},
+        {"Meta-Llama-3-8B-Instruct", "llama-3"},
+        {"Meta-Llama-3.1-8B-Instruct-AWQ-INT4", "llama-3.1"},
+        {"Llama-3.2-3B-Instruct", "llama-3.1"},
+        {"Meta-Llama-3-8B", "plain"},
+        {"Mistral-7B-Instruct-v0.1", "mistral-v0.1"},
+        {"Mistral-7B-Instruct-v0.2-AWQ", "mistral-v0.2"},
+        {"mistral-7b-instruct-v0.3", "mistral-v0.3"},
+        {"Mistral-7B-v0.1", "plain"},
+        {"Qwen2-7B-Instruct-AWQ", "qwen2"},
+        {"Qwen2.5-0.5B-Instruct", "qwen2.5"},
+        {"Qwen2.5-7B", "plain"},
+        {"Qwen3-8B-AWQ", "qwen3"},
+        {"Qwen3-8B-Base", "plain"},
+        {"Qwen3-4B-Instruct-2507", "chatml"},
+        {"DeepSeek-R1-Distill-Qwen-7B", "deepseek-r1"},
+        {"DeepSeek-R1-Distill-Llama-8B", "deepseek-r1"},
+        {"TinyLlama-1.1B-Chat-v1.0", "zephyr"},
+        {"mpt-7b-chat", "mpt-chat"},
+        {"mpt-7b", "plain"},
+        {"falcon-7b-instruct", "falcon"},
+    };
+    run r;
+    tc__buf notes = {0};
+    REQUIRE(run_begin(&r));
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        const chat_choice *c = choose(&r, NULL, cases[i][0], &notes);
+        CHECK_MSG(!strcmp(c->chosen->name, cases[i][1]), "%s: %s", cases[i][0], c->chosen->name);
+    }
+    tc__buf_free(&notes);
+    run_end(&r);
+}
+
 /* ---- files ---- */
 
 static bool holds(const char *path, const char *text) {
@@ -1730,7 +1802,7 @@ TEST(exit_codes_and_one_line_messages) {
         {{"--frobnicate", NULL}, 2, "unknown argument: --frobnicate"},
         {{"--hf", NULL}, 2, "no value after --hf"},
         {{"--awq", "x.pt", NULL}, 2, "--awq needs --hf"},
-        {{"--hf", r.folder, "--template", "nope", NULL}, 2, "llama-2, vicuna, human, plain"},
+        {{"--hf", r.folder, "--template", "nope", NULL}, 2, "llama-2, vicuna, human, "},
         {{"--inspect", "a", "--verify", "b", NULL}, 2, "stand alone"},
         {{"--hf", "/nonexistent", NULL}, 1, "no such folder"},
         {{"--hf", "/", NULL}, 3, "no config.json"},
@@ -1840,6 +1912,8 @@ TEST_MAIN(
     RUN(tokenizer_settings_reach_the_file)
     RUN(a_folder_without_a_tokenizer_needs_a_flag)
     RUN(templates_are_chosen_by_flag_fingerprint_and_name)
+    RUN(templates_are_recognised_by_marks)
+    RUN(templates_are_recognised_by_names)
     RUN(an_output_is_replaced_only_after_success)
     RUN(outputs_that_cannot_be_are_refused)
     RUN(verify_names_the_damaged_tensor)
