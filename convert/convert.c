@@ -55,14 +55,28 @@ static int convert_step(convert_job *job, size_t bytes) {
 }
 
 /* Lets go of the pages of a matrix that have been read, so that few are resident at once however
- * large it is. Packing A and GPTQ are read by columns: their pages are all needed until the end. */
+ * large it is. */
 #define CONVERT_RESIDENT (32u << 20)
+#define CONVERT_BAND (20u << 20)
 
+static void convert_release(convert_job *job, const repack_matrix *m) {
+    for (int i = 0; i < m->part_count; i++) ckpt_release(&job->ckpt, m->parts[i].weight);
+    job->unreleased = 0;
+}
+
+/* For what is read row by row. */
 static void convert_relax(convert_job *job, const repack_matrix *m, size_t bytes) {
     job->unreleased += bytes;
-    if (job->unreleased < CONVERT_RESIDENT || layout_by_columns(m->parts[0].kind)) return;
-    job->unreleased = 0;
-    for (int i = 0; i < m->part_count; i++) ckpt_release(&job->ckpt, m->parts[i].weight);
+    if (job->unreleased >= CONVERT_RESIDENT && !layout_by_columns(m->parts[0].kind))
+        convert_release(job, m);
+}
+
+/* For what is read by columns, where every band of rows touches all pages: the units after which
+ * they are let go. All of them, if the matrix is not that large. */
+static uint32_t convert_span(const repack_matrix *m) {
+    uint32_t group = m->parts[0].group, units = m->columns / group;
+    uint64_t span = 4ull * CONVERT_RESIDENT / ((uint64_t)m->rows * group / 2) + 1;
+    return layout_by_columns(m->parts[0].kind) && span < units ? (uint32_t)span : units;
 }
 
 static int convert_room(convert_job *job, size_t bytes) {
@@ -215,11 +229,18 @@ static int convert_plain(convert_job *job, const repack_matrix *m) {
 
 static int convert_packed(convert_job *job, const repack_matrix *m) {
     uint32_t blocks = (m->rows + TC__UNIT_ROWS - 1) / TC__UNIT_ROWS, band = repack_band(m);
+    uint32_t units = m->columns / m->parts[0].group, span = convert_span(m);
+    /* Pages that are let go come back with every band: then few large ones are better. */
+    while (span < units && repack_bytes(m, 2 * band) <= CONVERT_BAND) band *= 2;
     int code = convert_room(job, repack_bytes(m, band));
     for (uint32_t block = 0; block < blocks && !code; block += band) {
         uint32_t now = blocks - block < band ? blocks - block : band;
         size_t bytes = repack_bytes(m, now);
-        repack_blocks(m, block, now, job->buffer);
+        for (uint32_t unit = 0; unit < units; unit += span) {
+            uint32_t count = units - unit < span ? units - unit : span;
+            repack_blocks(m, block, now, unit, count, job->buffer);
+            if (span < units) convert_release(job, m);
+        }
         code = writer_put(&job->out, job->buffer, bytes, job->err);
         if (!code) code = convert_step(job, bytes);
         convert_relax(job, m, bytes);

@@ -7,7 +7,8 @@
  * values; a value beyond binary16 is an error). Norms become binary32, which is exact. An lm_head
  * that is the embedding once more is left out when the folder says that they are tied.
  *
- * Memory: one band of rows at a time (at most 8 MB) and the scales of one matrix.
+ * Memory: one band of rows at a time (at most 20 MB) and the scales of one matrix; of the mapped
+ * files, about 130 MB are resident at once.
  */
 #ifndef CONVERT_CONVERT_H
 #define CONVERT_CONVERT_H

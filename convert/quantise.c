@@ -242,7 +242,7 @@ int quantise_blocks(quantise *q, uint32_t first, uint32_t blocks, uint8_t *out, 
         if (code) return code;
     }
     q->band.rows = q->band.parts[0].rows = rows;
-    repack_blocks(&q->band, 0, blocks, out);
+    repack_blocks(&q->band, 0, blocks, 0, q->m->columns / q->group, out);
     return TC_OK;
 }
 

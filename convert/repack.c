@@ -5,7 +5,7 @@
 /* 16 blocks of packing A are 256 rows: 128 bytes of every column, two cache lines, and of both
  * parts of an interleaved matrix one. The other packings read row by row: a band that fits a core's
  * cache and is not too small a piece for the writer. */
-#define REPACK_BAND_A 16u
+#define REPACK_TOGETHER 16u
 #define REPACK_BAND 4u
 
 /* Rows of q, then k, then v out of groups of the query heads that share a key-value head, its key
@@ -43,7 +43,7 @@ void repack_locate(const repack_matrix *m, uint32_t row, int *part, uint32_t *pa
 }
 
 uint32_t repack_band(const repack_matrix *m) {
-    return layout_by_columns(m->parts[0].kind) ? REPACK_BAND_A : REPACK_BAND;
+    return layout_by_columns(m->parts[0].kind) ? 2 * REPACK_TOGETHER : REPACK_BAND;
 }
 
 static uint32_t repack_group(const repack_matrix *m) {
@@ -126,18 +126,19 @@ static void repack_unit(const repack_run *runs, int run_count, uint32_t group, u
 
 /* Packing A and GPTQ have the rows of a band side by side, so that they are read together, column
  * by column; the others have them far apart. */
-void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint8_t *out) {
+void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint32_t unit,
+                   uint32_t count, uint8_t *out) {
     uint32_t group = repack_group(m), units = m->columns / group;
-    uint32_t together = layout_by_columns(m->parts[0].kind) ? REPACK_BAND_A : 1;
+    uint32_t together = layout_by_columns(m->parts[0].kind) ? REPACK_TOGETHER : 1;
     size_t unit_bytes = TC__UNIT_BYTES(group);
-    repack_run runs[REPACK_BAND_A][16];
-    int run_count[REPACK_BAND_A];
+    repack_run runs[REPACK_TOGETHER][16];
+    int run_count[REPACK_TOGETHER];
     for (uint32_t done = 0; done < blocks; done += together) {
         uint32_t now = blocks - done < together ? blocks - done : together;
         for (uint32_t b = 0; b < now; b++) run_count[b] = repack_runs(m, first + done + b, runs[b]);
-        for (uint32_t unit = 0; unit < units; unit++)
+        for (uint32_t u = unit; u < unit + count; u++)
             for (uint32_t b = 0; b < now; b++)
-                repack_unit(runs[b], run_count[b], group, unit,
-                            out + ((size_t)(done + b) * units + unit) * unit_bytes);
+                repack_unit(runs[b], run_count[b], group, u,
+                            out + ((size_t)(done + b) * units + u) * unit_bytes);
     }
 }
