@@ -181,67 +181,13 @@ __device__ __forceinline__ uint2 load_shared_8(u32 shared) {
     return v;
 }
 
-// ---- bulk copies: one instruction for kilobytes (sm_90 and newer) ----
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define HAVE_BULK_COPY 1
-#else
-#define HAVE_BULK_COPY 0 // the functions are there, but do nothing
-#endif
-
-// A barrier in shared memory that counts the bytes of bulk copies. Made by one thread, which may then
-// start copies; others see it after a barrier of their warp or block.
-__device__ __forceinline__ void bulk_barrier_make(u32 barrier) {
-#if HAVE_BULK_COPY
-    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
-}
-
-// Starts a copy of `bytes` (a multiple of 16, like both addresses) that completes the barrier's
-// present phase.
-__device__ __forceinline__ void bulk_copy(u32 shared, const void *global, u32 bytes, u32 barrier) {
-#if HAVE_BULK_COPY
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1], %2, [%3];" ::"r"(shared),
-                 "l"(global), "r"(bytes), "r"(barrier)
-                 : "memory");
-#endif
-}
-
-// Waits for the end of the barrier's phase; phases count 0, 1, 0, 1, ...
-__device__ __forceinline__ void bulk_wait(u32 barrier, u32 phase) {
-#if HAVE_BULK_COPY
-    asm volatile("{\n"
-                 ".reg .pred done;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
-                 "@!done bra again;\n"
-                 "}" ::"r"(barrier),
-                 "r"(phase)
-                 : "memory");
-#endif
-}
-
-// True in one lane of the warp; the compiler knows that it is only one.
-__device__ __forceinline__ bool elect_one() {
-#if HAVE_BULK_COPY
-    u32 one;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "elect.sync _|p, 0xffffffff;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}"
-                 : "=r"(one));
-    return one != 0;
-#else
-    return (threadIdx.x & 31) == 0;
-#endif
-}
-
 // ---- programmatic dependent launch ----
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define KERNELS_OVERLAP 0
+#else
+#define KERNELS_OVERLAP 1
+#endif
 
 // Waits until the kernels before this one have finished and their results are visible. No effect
 // before sm_90, where kernels of a stream do not overlap.

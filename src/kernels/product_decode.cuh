@@ -2,7 +2,7 @@
 //
 // Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
 // of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
-// ring of units in shared memory that bulk copies (cp.async before sm_90) keep full. Weights depend
+// ring of units in shared memory that cp.async keeps full. Weights depend
 // on nothing, so the ring is filled before the kernel waits for its predecessor: memory works on
 // while one kernel ends and the next prepares its vector.
 //
@@ -21,9 +21,6 @@
 #define TC_PRODUCT_DECODE
 
 #include "prelude.cuh"
-#ifndef TRACE_POINT
-#define TRACE_POINT(n)
-#endif
 
 // The vectors as they are, or RMSNorm or LayerNorm of them.
 enum { IN_PLAIN, IN_RMS, IN_LAYER };
@@ -40,9 +37,6 @@ struct ProductArgs {
     const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
     float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED
     int tokens;         // vectors in use, at most T
-#ifdef TRACE
-    int trace;
-#endif
 };
 
 // Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
@@ -55,7 +49,6 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr int UNITS = K / GROUP;  // of a row block
     static constexpr int WORDS = GROUP / 16; // u32 words of a lane
     static constexpr int UNIT_BYTES = 8 * GROUP + 64;
-    static constexpr bool BULK = HAVE_BULK_COPY; // the ring holds units as they lie in memory
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
@@ -68,17 +61,17 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         static constexpr int INFO = T > 1 ? 16 * UNITS + 16 : 32 * UNITS;
     };
 
-    const u8 *at; // the next unit to copy
+    const u8 *at; // of the next unit to copy, this lane's first bytes
     u32 ring, words, scales;
     u32 x, info0, info1; // this lane's column of B; of its columns of the result
     i32 radix;
 
     __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
-        at = weights + (row_block * UNITS + unit) * UNIT_BYTES;
-        ring = to;
-        words = keep(ring + (GROUP == 32 ? 8 : 16) * lane);
-        scales = keep(ring + 8 * GROUP + 8 * (lane >> 2));
+        at = weights + (row_block * UNITS + unit) * UNIT_BYTES + 16 * lane;
+        ring = keep(to + 16 * lane);
+        words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
+        scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
     }
     // T == 1: the digits are the columns of B (beyond them the last one again), and a lane's two
     // columns of the result are digits 0 and 1, or twice digit 2. Else the tokens are the columns.
@@ -95,61 +88,51 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         }
         x = keep(x + RUN * pair);
     }
-    __device__ __forceinline__ void copy(u32 slot, u32 barrier, int units) {
-        const int bytes = units * UNIT_BYTES;
-#if HAVE_BULK_COPY
-        if (elect_one()) bulk_copy(ring + slot, at, bytes, barrier);
-#else
-        for (int i = 16 * (threadIdx.x & 31); i < bytes; i += 512)
-            copy_async_16(ring + slot + i, at + i);
-#endif
-        at += bytes;
+    // Starts copying the next unit into the slot, where it lies as in memory.
+    __device__ __forceinline__ void copy(u32 slot) {
+#pragma unroll
+        for (int i = 0; i < UNIT_BYTES; i += 512)
+            if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
+                copy_async_16(ring + slot + i, at + i);
+        at += UNIT_BYTES;
     }
-    // N units of the slot times the vectors; unit[]: their places in the row block. sum[u]: with
-    // T == 1 of rows r and r + 8, else of (row r, two tokens) and (row r + 8, two tokens).
-    template <int T, int N>
-    __device__ __forceinline__ void multiply(u32 slot, const int unit[N], float sum[N][4]) const {
+    // The unit in the slot, number `unit` of its row block, times the vectors. sum: with T == 1 of
+    // rows r and r + 8, else of (row r, two tokens) and (row r + 8, two tokens).
+    template <int T>
+    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
         constexpr int TILES = T == 1 ? 1 : DIGITS;
-        u32 q[N][8];
-        i32 d[N][TILES][4];
+        u32 q[8];
+        i32 d[TILES][4];
+        load_words(words + slot, q);
 #pragma unroll
-        for (int u = 0; u < N; u++) {
-            load_words(words + slot + u * UNIT_BYTES, q[u]);
-#pragma unroll
-            for (int t = 0; t < TILES; t++) d[u][t][0] = d[u][t][1] = d[u][t][2] = d[u][t][3] = 0;
-        }
+        for (int t = 0; t < TILES; t++) d[t][0] = d[t][1] = d[t][2] = d[t][3] = 0;
 #pragma unroll
         for (int k = 0; k < WORDS; k += 4)
 #pragma unroll
-            for (int u = 0; u < N; u++)
-#pragma unroll
-                for (int t = 0; t < TILES; t++) {
-                    const u32 b = x + unit[u] * (GROUP * DIGITS) + k / 4 * (CHUNK * DIGITS) + t * CHUNK;
-                    if (GROUP == 32) {
-                        const uint2 v = load_shared_8(b);
-                        step(q[u] + k, v.x, v.y, d[u][t]);
-                    } else {
-                        const uint4 v = load_shared_16(b);
-                        step(q[u] + k, v.x, v.y, d[u][t]);
-                        step(q[u] + k + 2, v.z, v.w, d[u][t]);
-                    }
+            for (int t = 0; t < TILES; t++) {
+                const u32 b = x + unit * (GROUP * DIGITS) + k / 4 * (CHUNK * DIGITS) + t * CHUNK;
+                if (GROUP == 32) {
+                    const uint2 v = load_shared_8(b);
+                    step(q + k, v.x, v.y, d[t]);
+                } else {
+                    const uint4 v = load_shared_16(b);
+                    step(q + k, v.x, v.y, d[t]);
+                    step(q + k + 2, v.z, v.w, d[t]);
                 }
-#pragma unroll
-        for (int u = 0; u < N; u++) {
-            const uint2 sz = load_shared_8(scales + slot + u * UNIT_BYTES); // of rows r and r + 8
-            const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
-            const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
-            const float4 a = load_shared_float4(info0 + (T == 1 ? 32 : 16) * unit[u]);
-            if (T == 1) {
-                sum[u][0] = s0 * a.x * ((float)(d[u][0][0] * radix + d[u][0][1]) + z0 * a.y);
-                sum[u][1] = s1 * a.z * ((float)(d[u][0][2] * radix + d[u][0][3]) + z1 * a.w);
-            } else {
-                const float4 b = load_shared_float4(info1 + 16 * unit[u]);
-                sum[u][0] = s0 * a.x * (joined<TILES>(d[u], 0) + z0 * a.y);
-                sum[u][1] = s0 * b.x * (joined<TILES>(d[u], 1) + z0 * b.y);
-                sum[u][2] = s1 * a.z * (joined<TILES>(d[u], 2) + z1 * a.w);
-                sum[u][3] = s1 * b.z * (joined<TILES>(d[u], 3) + z1 * b.w);
             }
+        const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
+        const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
+        const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
+        const float4 a = load_shared_float4(info0 + (T == 1 ? 32 : 16) * unit);
+        if (T == 1) {
+            sum[0] = s0 * a.x * ((float)(d[0][0] * radix + d[0][1]) + z0 * a.y);
+            sum[1] = s1 * a.z * ((float)(d[0][2] * radix + d[0][3]) + z1 * a.w);
+        } else {
+            const float4 b = load_shared_float4(info1 + 16 * unit);
+            sum[0] = s0 * a.x * (joined<TILES>(d, 0) + z0 * a.y);
+            sum[1] = s0 * b.x * (joined<TILES>(d, 1) + z0 * b.y);
+            sum[2] = s1 * a.z * (joined<TILES>(d, 2) + z1 * a.w);
+            sum[3] = s1 * b.z * (joined<TILES>(d, 3) + z1 * b.w);
         }
     }
     // With T == 1 the lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
@@ -159,55 +142,78 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         sum[1] += __shfl_xor_sync(0xffffffffu, sum[1], 1);
     }
 
-    // Four neighbouring columns of a vector, from column i on, into shared memory; columns from K on
-    // are zeros. Called by whole warps: a group is a number of neighbouring lanes.
-    template <int T>
-    static __device__ __forceinline__ void place(float4 v, int i, u8 *x, u8 *infos) {
-        constexpr int LANES = GROUP / 4, TOP = DIGITS == 3 ? 21 : 13;
-        constexpr u32 HALF_DIGITS = DIGITS == 3 ? 0x808080 : 0x8080;
-        const u32 lane = threadIdx.x & 31;
-        const u32 group = 0xffffffffu >> (32 - LANES) << (lane & ~(LANES - 1));
+    // Four neighbouring columns as digits, and of their group the exponent and the sums of the last
+    // digits and of the others (T == 1 with three digits) or of the numbers. Lane l has columns 4l ..
+    // 4l + 3 of a chunk of 128, so a group is a number of neighbouring lanes.
+    struct Placed {
+        u32 first, middle, last, top;
+        i32 low, high;
+    };
+    static constexpr int TOP = DIGITS == 3 ? 21 : 13;
+    // 2^-exponent brings the largest of the group to 2^TOP .. 2^(TOP + 1), but for exponents that
+    // binary32 does not have.
+    static __device__ __forceinline__ int exponent_of(u32 top) {
+        return min(max((int)(top >> 23) - 127 - TOP, -100), 106);
+    }
+    template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
+        constexpr int LANES = GROUP / 4;
+        const u32 group = 0xffffffffu >> (32 - LANES) << (threadIdx.x & 31 & ~(LANES - 1));
         const float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
-        // 2^-e brings the largest of the group to 2^TOP .. 2^(TOP + 1); an exponent that binary32
-        // does not have is cut, and infinities and NaN stay such in the group's scale
-        const u32 top = __reduce_max_sync(group, __float_as_uint(most));
-        const int e = min(max((int)(top >> 23) - 127 - TOP, -100), 106);
-        const float down = __uint_as_float((u32)(127 - e) << 23);
-        const i32 n0 = __float2int_rn(v.x * down), n1 = __float2int_rn(v.y * down);
-        const i32 n2 = __float2int_rn(v.z * down), n3 = __float2int_rn(v.w * down);
-        // half of each digit's range more, and the bytes are the digits, 128 too large
-        const u32 m0 = n0 + HALF_DIGITS, m1 = n1 + HALF_DIGITS;
-        const u32 m2 = n2 + HALF_DIGITS, m3 = n3 + HALF_DIGITS;
+        Placed p;
+        p.top = __reduce_max_sync(group, __float_as_uint(most));
+        const float down = __uint_as_float((u32)(127 - exponent_of(p.top)) << 23);
+        // 1.5 * 2^23 + n has n in its low bits; half of each digit's range more, and the low bytes
+        // are the digits, 128 too large each
+        const u32 half = (DIGITS == 3 ? 0x808080 : 0x8080) - 0x4b400000;
+        const u32 m0 = __float_as_uint(__fmaf_rn(v.x, down, 12582912.0f)) + half;
+        const u32 m1 = __float_as_uint(__fmaf_rn(v.y, down, 12582912.0f)) + half;
+        const u32 m2 = __float_as_uint(__fmaf_rn(v.z, down, 12582912.0f)) + half;
+        const u32 m3 = __float_as_uint(__fmaf_rn(v.w, down, 12582912.0f)) + half;
         const u32 even = __byte_perm(m0, m2, 0x5140), odd = __byte_perm(m1, m3, 0x5140);
-        const i32 all = n0 + n1 + n2 + n3;
-        i32 last = (m0 & 255) + (m1 & 255) + (m2 & 255) + (m3 & 255) - 4 * 128;
-        const i32 sum = __reduce_add_sync(group, all);
-        if (T == 1 && DIGITS == 3) last = __reduce_add_sync(group, last);
-        if (i >= K) return;
-        const int run = i % CHUNK / 8 % 4, at = i % CHUNK / 32 * 8 + i % 8;
-        u8 *to = x + i / CHUNK * (CHUNK * DIGITS) + run * RUN + at;
+        p.last = __byte_perm(even, odd, 0x5410) ^ 0x80808080;
+        p.middle = __byte_perm(even, odd, 0x7632) ^ 0x80808080;
+        p.first = 0;
+        if (DIGITS == 3)
+            p.first = __byte_perm(__byte_perm(m0, m2, 0x0062), __byte_perm(m1, m3, 0x0062), 0x5410) ^
+                      0x80808080;
+        p.high = 256 * digit_sum(p.first) + digit_sum(p.middle), p.low = digit_sum(p.last);
+        if (T > 1 || DIGITS == 2) p.low += 256 * p.high;
+        p.low = __reduce_add_sync(group, p.low);
+        if (T == 1 && DIGITS == 3) p.high = __reduce_add_sync(group, p.high);
+        return p;
+    }
+    // Into the vector at x (and its groups at infos), chunk `chunk`.
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *infos) {
+        const int at = 4 * (threadIdx.x & 31); // column in the chunk
+        u8 *to = x + 128 * DIGITS * chunk + at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN +
+                 at % CHUNK / 32 * 8 + at % 8;
         if (DIGITS == 3) {
-            const u32 a = __byte_perm(m0, m2, 0x0062), b = __byte_perm(m1, m3, 0x0062);
-            *(u32 *)to = __byte_perm(a, b, 0x5410) ^ 0x80808080;
+            *(u32 *)to = p.first;
             to += CHUNK;
         }
-        *(u32 *)to = __byte_perm(even, odd, 0x7632) ^ 0x80808080;
-        *(u32 *)(to + CHUNK) = __byte_perm(even, odd, 0x5410) ^ 0x80808080;
-        if (lane % LANES) return;
-        const float one = top < 0x7f800000 ? __uint_as_float((u32)(127 + e) << 23) : __uint_as_float(top);
-        float4 *info = (float4 *)infos + i / GROUP * (T == 1 ? 2 : 1);
+        *(u32 *)to = p.middle;
+        *(u32 *)(to + CHUNK) = p.last;
+        if (at % GROUP) return;
+        // an infinity or NaN stays such
+        const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
+        const float one = __uint_as_float(bits);
+        float4 *info = (float4 *)infos + (128 / GROUP * chunk + at / GROUP) * (T == 1 ? 2 : 1);
         if (T == 1 && DIGITS == 3) {
-            info[0] = group_info(one * 256, -(float)((sum - last) >> 8));
-            info[1] = group_info(one, -(float)last);
+            info[0] = group_info(one * 256, p.high);
+            info[1] = group_info(one, p.low);
         } else {
-            info[0] = group_info(one, -(float)sum);
+            info[0] = group_info(one, p.low);
             if (T == 1) info[1] = group_info(0, 0);
         }
     }
 
 private:
-    static __device__ __forceinline__ float4 group_info(float scale, float sum) {
-        return make_float4(scale, sum, scale / 16, sum * 16);
+    static __device__ __forceinline__ float4 group_info(float scale, i32 sum) {
+        return make_float4(scale, -(float)sum, scale / 16, -16 * (float)sum);
+    }
+    static __device__ __forceinline__ i32 digit_sum(u32 digits) {
+        return __dp4a((i32)digits, 0x01010101, 0);
     }
     static __device__ __forceinline__ void load_words(u32 from, u32 q[8]) {
         if (GROUP == 32) {
@@ -241,7 +247,6 @@ template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = 32, DIGITS = 2;
     static constexpr int UNITS = K / GROUP;
     static constexpr int UNIT_BYTES = 32 * GROUP;
-    static constexpr bool BULK = false; // a lane reads back only what it copied itself
     typedef F16<K> Coarser;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
@@ -268,56 +273,62 @@ template <int K_> struct F16 {
         scale0 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair), tokens - 1) * Layout<T>::INFO));
         scale1 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
     }
-    __device__ __forceinline__ void copy(u32 slot, u32, int) {
+    __device__ __forceinline__ void copy(u32 slot) {
         copy_async_16(own + slot, at);
         copy_async_16(own + slot + 512, at + 16LL * K);
         at += 2 * GROUP;
         if (--left == 0) left = UNITS, at += 15LL * 2 * K; // the next row block
     }
-    template <int T, int N>
-    __device__ __forceinline__ void multiply(u32 slot, const int unit[N], float sum[N][4]) const {
-#pragma unroll
-        for (int u = 0; u < N; u++) {
-            const uint4 r0 = load_shared_16(own + slot + u * UNIT_BYTES);
-            const uint4 r8 = load_shared_16(own + slot + u * UNIT_BYTES + 512);
-            const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
-            float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
-            const uint4 b = load_shared_16(x + 2 * GROUP * unit[u]);
-            mma_16x8x16(d, a, b.x, b.y);
-            mma_16x8x16(e, c, b.z, b.w);
-            if (T > 1) {
-                const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit[u]);
-                mma_16x8x16(d, a, rest.x, rest.y);
-                mma_16x8x16(e, c, rest.z, rest.w);
-            }
-            const float f0 = load_shared_f32(scale0 + 4 * unit[u]);
-            if (T == 1) {
-                sum[u][0] = f0 * ((d[0] + e[0]) + (d[1] + e[1]));
-                sum[u][1] = f0 * ((d[2] + e[2]) + (d[3] + e[3]));
-            } else {
-                const float f1 = load_shared_f32(scale1 + 4 * unit[u]);
-                sum[u][0] = f0 * (d[0] + e[0]), sum[u][1] = f1 * (d[1] + e[1]);
-                sum[u][2] = f0 * (d[2] + e[2]), sum[u][3] = f1 * (d[3] + e[3]);
-            }
+    template <int T>
+    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+        const uint4 r0 = load_shared_16(own + slot), r8 = load_shared_16(own + slot + 512);
+        const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
+        float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
+        const uint4 b = load_shared_16(x + 2 * GROUP * unit);
+        mma_16x8x16(d, a, b.x, b.y);
+        mma_16x8x16(e, c, b.z, b.w);
+        if (T > 1) {
+            const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit);
+            mma_16x8x16(d, a, rest.x, rest.y);
+            mma_16x8x16(e, c, rest.z, rest.w);
+        }
+        const float f0 = load_shared_f32(scale0 + 4 * unit);
+        if (T == 1) {
+            sum[0] = f0 * ((d[0] + e[0]) + (d[1] + e[1]));
+            sum[1] = f0 * ((d[2] + e[2]) + (d[3] + e[3]));
+        } else {
+            const float f1 = load_shared_f32(scale1 + 4 * unit);
+            sum[0] = f0 * (d[0] + e[0]), sum[1] = f1 * (d[1] + e[1]);
+            sum[2] = f0 * (d[2] + e[2]), sum[3] = f1 * (d[3] + e[3]);
         }
     }
     template <int T> static __device__ __forceinline__ void finish(float *) {}
 
-    template <int T>
-    static __device__ __forceinline__ void place(float4 v, int i, u8 *x, u8 *scales) {
-        float top = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    struct Placed {
+        u32 top01, top23, rest01, rest23;
+        int exponent;
+    };
+    template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
+        float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 #pragma unroll
-        for (int o = GROUP / 8; o > 0; o >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
-        const int e = min(max((int)(__float_as_uint(top) >> 23) - 127 - 10, -100), 110);
-        if (i >= K) return;
-        const float down = __uint_as_float((u32)(127 - e) << 23);
+        for (int o = GROUP / 8; o > 0; o >>= 1)
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+        Placed p;
+        p.exponent = min(max((int)(__float_as_uint(most) >> 23) - 127 - 10, -100), 110);
+        const float down = __uint_as_float((u32)(127 - p.exponent) << 23);
         v.x *= down, v.y *= down, v.z *= down, v.w *= down;
-        const u32 a = f32_to_f16x2(v.x, v.y), b = f32_to_f16x2(v.z, v.w);
-        *(uint2 *)(x + 2 * i) = make_uint2(a, b);
-        v.x -= f16_to_f32((u16)a), v.y -= f16_to_f32((u16)(a >> 16));
-        v.z -= f16_to_f32((u16)b), v.w -= f16_to_f32((u16)(b >> 16));
-        *(uint2 *)(x + PLANE + 2 * i) = make_uint2(f32_to_f16x2(v.x, v.y), f32_to_f16x2(v.z, v.w));
-        if (i % GROUP == 0) ((float *)scales)[i / GROUP] = __uint_as_float((u32)(127 + e) << 23);
+        p.top01 = f32_to_f16x2(v.x, v.y), p.top23 = f32_to_f16x2(v.z, v.w);
+        p.rest01 = f32_to_f16x2(v.x - f16_to_f32((u16)p.top01), v.y - f16_to_f32((u16)(p.top01 >> 16)));
+        p.rest23 = f32_to_f16x2(v.z - f16_to_f32((u16)p.top23), v.w - f16_to_f32((u16)(p.top23 >> 16)));
+        return p;
+    }
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *scales) {
+        const int i = 128 * chunk + 4 * (threadIdx.x & 31);
+        *(uint2 *)(x + 2 * i) = make_uint2(p.top01, p.top23);
+        *(uint2 *)(x + PLANE + 2 * i) = make_uint2(p.rest01, p.rest23);
+        if (i % GROUP == 0)
+            ((float *)scales)[i / GROUP] = __uint_as_float((u32)(127 + p.exponent) << 23);
     }
 };
 
@@ -335,26 +346,18 @@ template <int T> __device__ __forceinline__ void store_part(float *part, float *
 }
 
 // Shared memory of a block, in this order: the vectors, what is known of their groups, the moments of
-// the norm, the partial sums, the barriers of the rings, the rings. RING: units of a warp's ring, PACK
-// of them in a slot.
+// the norm, the partial sums, the rings. RING: units of a warp's ring.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct ProductShape {
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-    #ifdef TEST_PACK
-    static constexpr int PACK = TEST_PACK;
-#else
-    static constexpr int PACK = 1;
-#endif
-    static constexpr int SLOTS = RING / PACK, SLOT = PACK * M::UNIT_BYTES;
-    static constexpr int CHUNKS = (M::K + 127) / 128; // of a vector: what a warp prepares at once
-    static constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
+        static constexpr int CHUNKS = (M::K + 127) / 128; // of a vector: what a warp prepares at once
+    static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
     static constexpr int INFO = align(T * M::template Layout<T>::X);
     static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
     static constexpr int SUMS = MOMENTS + align(8 * T * CHUNKS);
-    static constexpr int BARRIERS = SUMS + align((BLOCK_ROWS + WARPS) * T * 16 * 4);
-    static constexpr int RINGS = BARRIERS + (M::BULK ? align(8 * WARPS * SLOTS) : 0);
-    static constexpr int SMEM = RINGS + WARPS * SLOTS * SLOT;
+    static constexpr int RINGS = SUMS + align((BLOCK_ROWS + WARPS) * T * 16 * 4);
+    static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
 // Brings the vectors into shared memory as M wants them. A warp takes chunks of 128 columns. With one
@@ -364,7 +367,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = (K + 127) / 128;
     static constexpr int STEPS = (T * CHUNKS + WARPS - 1) / WARPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
-    static constexpr int PASSES = EARLY ? 1 : (STEPS + 5) / 6;
+    static constexpr int MOST = STEPS > 6 ? 4 : 6;
+    static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // the moments' entries of a token: one for each warp or for each chunk
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
@@ -410,56 +414,68 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         v.x = v.x * g.x + b.x, v.y = v.y * g.y + b.y, v.z = v.z * g.z + b.z, v.w = v.w * g.w + b.w;
     }
 
-    // Chunk number `item` of all tokens' chunks: its token, this lane's first column (K: none).
-    static __device__ __forceinline__ int column_of(int item, int tokens, int *token) {
+    // Which chunk of which token a warp prepares in step `step`; false: none is left.
+    static __device__ __forceinline__ bool chunk_of(int step, int tokens, int *token, int *chunk) {
+        const int item = (threadIdx.x >> 5) + step * WARPS;
         *token = T == 1 ? 0 : item / CHUNKS;
-        const int i = (T == 1 ? item : item % CHUNKS) * 128 + 4 * (threadIdx.x & 31);
-        return *token < tokens && i < K ? i : K;
+        *chunk = T == 1 ? item : item % CHUNKS;
+        return T == 1 ? (step + 1) * WARPS <= CHUNKS || item < CHUNKS : *token < tokens;
     }
+    // This lane's first column of the chunk, and whether it lies in the vector.
+    static __device__ __forceinline__ int column_of(int chunk) {
+        return 128 * chunk + 4 * (threadIdx.x & 31);
+    }
+    static __device__ __forceinline__ bool inside(int chunk) {
+        return K % 128 == 0 || column_of(chunk) < K;
+    }
+    static __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) {
+        int t, chunk;
+        if (chunk_of(step, tokens, &t, &chunk) && inside(chunk))
+            return load_float4_l2(in + (long long)t * K + column_of(chunk));
+        return make_float4(0, 0, 0, 0);
+    }
+
     __device__ __forceinline__ void load(const ProductArgs &args, int tokens, u8 *x, u8 *infos,
                                          float2 *moments) const {
         typedef typename M::template Layout<T> L;
-        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, items = tokens * CHUNKS;
+        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
         float squares = 0; // T == 1
         if (T > 1 && IN == IN_LAYER) {
-            for (int item = warp; item < items; item += WARPS) note_moments(args, item, tokens, moments);
+            for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
             __syncthreads();
         }
-#pragma unroll(T == 1 ? PASSES : 1)
+#pragma unroll 1
         for (int first = 0; first < STEPS; first += STRETCH) {
             float4 v[STRETCH];
+            typename M::Placed placed[STRETCH];
 #pragma unroll
-            for (int k = 0; k < STRETCH; k++) {
-                int t;
-                const int i = column_of(warp + (first + k) * WARPS, tokens, &t);
-                v[k] = make_float4(0, 0, 0, 0);
-                if (first + k < STEPS && i < K)
-                    v[k] = load_float4_l2(args.in + (long long)t * K + i);
-            }
+            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, first + k, tokens);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) {
-                const int item = warp + (first + k) * WARPS;
-                if (first + k >= STEPS || item >= items) break; // a whole warp at a time
-                int t;
-                const int i = column_of(item, tokens, &t);
-                if (IN == IN_RMS) {
-                    squares = (T == 1 ? squares : 0) + squares_of(v[k], 0);
-                    if (T > 1) {
-                        squares = warp_sum(squares);
-                        if (lane == 0) moments[item].x = squares;
-                    }
+                int t, chunk;
+                const bool some = chunk_of(first + k, tokens, &t, &chunk);
+                if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
+                if (IN == IN_RMS && T > 1) {
+                    squares = warp_sum(squares_of(v[k], 0));
+                    if (lane == 0 && some) moments[t * ENTRIES + chunk].x = squares;
                 }
-                if (IN == IN_LAYER && T > 1) {
-                    const float2 m = combined(moments + t * ENTRIES);
-                    shift(v[k], m, i < K);
-                }
-                if (IN != IN_PLAIN)
+                if (IN == IN_LAYER && T > 1 && some)
+                    shift(v[k], combined(moments + t * ENTRIES), inside(chunk));
+                if (IN != IN_PLAIN) {
+                    const int i = some ? column_of(chunk) : K;
                     affine(v[k], EARLY ? gamma[first + k] : constant(args.gamma, i, 1),
                            IN != IN_LAYER ? make_float4(0, 0, 0, 0)
                            : EARLY        ? beta[first + k]
                                           : constant(args.beta, i, 0));
-                M::template place<T>(v[k], i, x + t * L::X, infos + t * L::INFO);
+                }
+                placed[k] = M::template prepare<T>(v[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < STRETCH; k++) {
+                int t, chunk;
+                if (chunk_of(first + k, tokens, &t, &chunk) && inside(chunk))
+                    M::template store<T>(placed[k], chunk, x + t * L::X, infos + t * L::INFO);
             }
         }
         if (T == 1 && IN == IN_RMS) {
@@ -480,15 +496,14 @@ private:
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
     }
-    static __device__ __forceinline__ void note_moments(const ProductArgs &args, int item, int tokens,
+    static __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
                                                         float2 *moments) {
-        int t;
-        const int i = column_of(item, tokens, &t), n = columns_of(item % CHUNKS);
-        float4 v = make_float4(0, 0, 0, 0);
-        if (i < K) v = load_float4_l2(args.in + (long long)t * K + i);
-        const float mean = warp_sum(sum_of(v)) / n;
-        const float squares = warp_sum(i < K ? squares_of(v, mean) : 0);
-        if ((threadIdx.x & 31) == 0) moments[item] = make_float2(mean, squares);
+        int t, chunk;
+        if (!chunk_of(step, tokens, &t, &chunk)) return;
+        const float4 v = fetch(in, step, tokens);
+        const float mean = warp_sum(sum_of(v)) / columns_of(chunk);
+        const float squares = warp_sum(inside(chunk) ? squares_of(v, mean) : 0);
+        if ((threadIdx.x & 31) == 0) moments[t * ENTRIES + chunk] = make_float2(mean, squares);
     }
     // One token: the warps' moments, a barrier, and the vector normalised in registers.
     static __device__ __forceinline__ void normalise(float4 v[STRETCH], float2 *moments) {
@@ -518,30 +533,27 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
-    constexpr int UNITS = M::UNITS, PACK = S::PACK, SLOTS = S::SLOTS, PARTS = T == 1 ? 2 : 4;
+    constexpr int UNITS = M::UNITS, SLOT = M::UNIT_BYTES, PARTS = T == 1 ? 2 : 4;
     extern __shared__ __align__(128) u8 smem[];
-    TRACE_POINT(0)
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const u32 base = shared_address(smem), barriers = base + S::BARRIERS + 8 * SLOTS * warp;
+    const u32 base = shared_address(smem);
 
     // this block's row blocks and this warp's part of their units
     const int first_row = (int)((long long)S::ROW_BLOCKS * blockIdx.x / gridDim.x);
     const int rows = (int)((long long)S::ROW_BLOCKS * (blockIdx.x + 1) / gridDim.x) - first_row;
     const int total = rows * UNITS, begin = total * warp / WARPS, end = total * (warp + 1) / WARPS;
-    const int rounds = (end - begin + PACK - 1) / PACK; // slots filled in all
     M matrix;
     matrix.open(args.weights, first_row + begin / UNITS, begin % UNITS,
-                base + S::RINGS + warp * (SLOTS * S::SLOT));
-    if (M::BULK) {
-        if (lane < SLOTS) bulk_barrier_make(barriers + 8 * lane);
-        __syncwarp();
-    }
+                base + S::RINGS + warp * (RING * SLOT));
+    // At most two units on their way: a longer queue at the memory would hold up the vector that the
+    // kernel before this one is just reading.
 #pragma unroll
-    for (int i = 0; i < SLOTS; i++) {
-        if (i < rounds) matrix.copy(i * S::SLOT, barriers + 8 * i, min(PACK, end - begin - i * PACK));
-        if (!M::BULK) copy_async_commit();
+    for (int i = 0; i < RING; i++) {
+        if (i >= 2) copy_async_wait<1>();
+        if (begin + i < end) matrix.copy(i * SLOT);
+        copy_async_commit();
     }
     // everything else that depends on nothing
     Vectors vectors;
@@ -552,54 +564,39 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         kept = args.extra[own];
     launch_dependents();
     wait_for_previous();
-    TRACE_POINT(1)
     const int tokens = T == 1 ? 1 : args.tokens;
     if (T == 1 && OUT == OUT_ADD && threadIdx.x < rows * 16 && own < ROWS)
         kept = load_f32_l2(args.out + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
     __syncthreads();
-    TRACE_POINT(2)
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
     float sum[PARTS];
 #pragma unroll
     for (int p = 0; p < PARTS; p++) sum[p] = 0;
-    int unit = begin % UNITS, left = end - begin;
+    int unit = begin % UNITS;
     // the slots of the partial sums: [row block + warp][T][16]
     float *part = sums + (begin / UNITS + warp) * (16 * T) + (lane >> 2);
-    u32 slot = 0, number = 0, phase = 0;
+    u32 slot = 0;
 #pragma unroll 1
-    for (int round = 0; round < rounds; round++) {
-        if (M::BULK)
-            bulk_wait(barriers + 8 * number, phase);
-        else
-            copy_async_wait<SLOTS - 1>();
+    for (int left = end - begin; left > 0; left--) {
+        copy_async_wait<RING - 1>();
         __syncwarp();
-        int units[PACK];
-        float more[PACK][4];
-#pragma unroll
-        for (int u = 0; u < PACK; u++) units[u] = unit + u < UNITS ? unit + u : unit + u - UNITS;
-        matrix.template multiply<T, PACK>(slot, units, more);
+        float more[4];
+        matrix.template multiply<T>(slot, unit, more);
         __syncwarp();
-        if (round + SLOTS < rounds)
-            matrix.copy(slot, barriers + 8 * number, min(PACK, left - SLOTS * PACK));
-        if (!M::BULK) copy_async_commit();
+        if (left > RING) matrix.copy(slot);
+        copy_async_commit();
 #pragma unroll
-        for (int u = 0; u < PACK; u++) {
-            if (u > 0 && left == 0) break;
-#pragma unroll
-            for (int p = 0; p < PARTS; p++) sum[p] += more[u][p];
-            left--;
-            if (++unit < UNITS && left > 0) continue;
-            M::template finish<T>(sum); // the warp's part of this row block is complete
+        for (int p = 0; p < PARTS; p++) sum[p] += more[p];
+        if (++unit == UNITS || left == 1) { // the warp's part of this row block is complete
+            M::template finish<T>(sum);
             store_part<T>(part, sum);
             part += 16 * T;
             unit = 0;
         }
-        slot += S::SLOT;
-        if (++number == SLOTS) slot = number = 0, phase ^= 1;
+        slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
     }
-    TRACE_POINT(3)
     __syncthreads();
 
     // add the warps' parts of each row in the order of the warps
@@ -638,7 +635,6 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             y /= OUT == OUT_ACT && early ? kept : args.extra[row];
         *out = y;
     }
-    TRACE_POINT(4)
 }
 
 #endif // TC_PRODUCT_DECODE

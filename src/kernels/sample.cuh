@@ -181,7 +181,7 @@ __device__ __forceinline__ void sample_scan(const SampleArgs &args, int length, 
 
 // Steps 3 to 7, by one block.
 __device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy) {
-    __shared__ u64 shared[32], best_of[SEGMENTS], masses[SAMPLE_LIST], sorted_masses[SAMPLE_LIST];
+    __shared__ u64 shared[32], best_of[SEGMENTS], sorted_masses[SAMPLE_LIST];
     __shared__ u32 list[SAMPLE_LIST];
     __shared__ int list_ids[SAMPLE_LIST], sorted_ids[SAMPLE_LIST], order[SEGMENTS], listed, chosen;
     const int i = threadIdx.x, lane = i & 31;
