@@ -59,7 +59,8 @@ typedef struct cuda_cache {
     tc__cu_ptr memory;
     size_t memory_bytes;
     /* parts of `memory` */
-    tc__cu_ptr kv, ids, state, logits, keys, x, qkv, attention, act, parts, arrived;
+    tc__cu_ptr kv, ids, state, logits, keys, segments, sample_arrived;
+    tc__cu_ptr x, qkv, attention, act, parts, arrived;
     tc__cu_ptr wide_x, wide_in, wide_q, wide_out, wide_scale;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
@@ -78,7 +79,7 @@ typedef struct cuda_state {
 } cuda_state;
 
 typedef struct cuda_product_args {
-    tc__cu_ptr weights, in, gamma, out;
+    tc__cu_ptr weights, in, gamma, beta, extra, out;
     int tokens;
 } cuda_product_args;
 
@@ -113,7 +114,7 @@ typedef struct cuda_fill_args {
 } cuda_fill_args;
 
 typedef struct cuda_sample_args {
-    tc__cu_ptr logits, keys, ids, state, host;
+    tc__cu_ptr logits, keys, segments, arrived, ids, state, host;
     int window, ctx, top_k;
     float temperature, top_p, min_p, penalty;
     double u;
@@ -329,9 +330,7 @@ static int cuda_export_kernels(tc__device *handle, const char *path, tc_error *e
 /* ---- launches ---- */
 
 /* Launches with `args` as the kernel's one argument. grid_x 0: the kernel's own. `overlap`: its
- * blocks may start while the kernel before it still works (from sm_90 on). Allowed only behind a
- * kernel that keeps one block on every SM to its end: behind any other the scheduler puts two
- * blocks of a product on the SMs that are free and leaves the rest idle. */
+ * blocks may start while the kernel before it still works (from sm_90 on). */
 static tc__cu_result cuda_launch(cuda_device *device, const cuda_kernel *kernel, int grid_x,
                                  int grid_y, void *args, tc__cu_stream stream, bool overlap) {
     tc__cu_launch_attribute attribute;
@@ -366,6 +365,11 @@ static size_t cuda_align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 /* Where a tensor lies in GPU memory: the file's order and alignment. */
 static tc__cu_ptr cuda_tensor(const cuda_device *device, const tc__tensor *tensor) {
     return device->memory + tensor->offset;
+}
+
+/* The same of a tensor that may be missing. */
+static tc__cu_ptr cuda_vector(const cuda_device *device, const tc__tensor *tensor) {
+    return tensor ? cuda_tensor(device, tensor) : 0;
 }
 
 typedef struct cuda_copy {
@@ -695,6 +699,8 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
     cache->logits = cuda_cut(base, &at, 4 * CUDA_EACH * (size_t)arch->vocab_size);
     cache->keys = cuda_cut(base, &at, 4 * (size_t)arch->vocab_size);
+    cache->segments = cuda_cut(base, &at, 16 * (size_t)(device->sample.grid * device->sample.threads / 32));
+    cache->sample_arrived = cuda_cut(base, &at, 4);
     cache->x = cuda_cut(base, &at, 4 * hidden);
     cache->qkv = cuda_cut(base, &at, 4 * qkv);
     cache->attention = cuda_cut(base, &at, 4 * heads);
@@ -754,53 +760,67 @@ static void cuda_cache_close(tc__cache *handle) {
 /* ---- decode ---- */
 
 static tc__cu_result cuda_product_decode(cuda_cache *cache, int role, const tc__tensor *matrix,
-                                         tc__cu_ptr in, const tc__tensor *gamma, tc__cu_ptr out,
-                                         bool overlap) {
+                                         cuda_product_args args) {
     cuda_device *device = cache->device;
-    cuda_product_args args = {cuda_tensor(device, matrix), in,
-                              gamma ? cuda_tensor(device, gamma) : 0, out, 1};
+    args.weights = cuda_tensor(device, matrix);
+    args.tokens = 1;
     cuda_kernel *kernel = &device->products[role][tc__kind_of(&device->kinds, role, matrix)].decode;
-    return cuda_launch(device, kernel, 0, 1, &args, cache->stream, overlap);
+    return cuda_launch(device, kernel, 0, 1, &args, cache->stream, true);
 }
 
 static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr x,
                                int tokens, int row, bool overlap) {
     const tc__weights *weights = cache->device->weights;
-    cuda_product_args args = {cuda_tensor(cache->device, weights->head), x,
+    cuda_product_args args = {cuda_tensor(cache->device, weights->head),
+                              x,
                               cuda_tensor(cache->device, weights->norm),
-                              cache->logits + 4 * (size_t)row * weights->arch.vocab_size, tokens};
+                              cuda_vector(cache->device, weights->norm_bias),
+                              0,
+                              cache->logits + 4 * (size_t)row * weights->arch.vocab_size,
+                              tokens};
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
+}
+
+/* A layer of one token. In a parallel block the MLP reads x before attention adds to it. */
+static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
+    cuda_device *device = cache->device;
+    const tc__arch *arch = &device->weights->arch;
+    const tc__layer *layer = &device->weights->layers[l];
+    const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : layer->attn_norm;
+    const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : layer->attn_norm_bias;
+    size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
+    tc__cu_ptr k = cache->kv + l * layer_kv;
+    cuda_product_args qkv = {0, cache->x, cuda_tensor(device, layer->attn_norm),
+                             cuda_vector(device, layer->attn_norm_bias),
+                             cuda_vector(device, layer->qkv_bias), cache->qkv, 0};
+    cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0};
+    cuda_product_args up = {0, cache->x, cuda_tensor(device, mlp_norm),
+                            cuda_vector(device, mlp_bias), cuda_vector(device, layer->act_scales),
+                            cache->act, 0};
+    cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
+    cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
+                                            cache->parts, cache->arrived, cache->state,
+                                            device->turns, cache->ctx};
+    tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv);
+    if (!result && arch->parallel)
+        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
+    if (!result)
+        result = cuda_launch(device, &device->attention, 0, device->splits, &attention,
+                             cache->stream, true);
+    if (!result) result = cuda_product_decode(cache, TC__O, layer->o, o);
+    if (!result && !arch->parallel)
+        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
+    return result ? result : cuda_product_decode(cache, TC__DOWN, layer->down, down);
 }
 
 /* The launches of one token: the token at ids[state.next], its logits into a row. */
 static tc__cu_result cuda_token(cuda_cache *cache, int row) {
     cuda_device *device = cache->device;
-    const tc__weights *weights = device->weights;
-    size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / weights->arch.layers * (size_t)cache->ctx;
-    cuda_embed_args embed = {cuda_tensor(device, weights->embed), cache->ids, cache->state, cache->x,
-                             1};
+    cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
+                             cache->x, 1};
     tc__cu_result result = cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
-    for (uint32_t l = 0; l < weights->arch.layers && !result; l++) {
-        const tc__layer *layer = &weights->layers[l];
-        tc__cu_ptr k = cache->kv + l * layer_kv;
-        cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
-                                                cache->parts, cache->arrived, cache->state,
-                                                device->turns, cache->ctx};
-        result = cuda_product_decode(cache, TC__QKV, layer->qkv, cache->x, layer->attn_norm,
-                                     cache->qkv, l > 0);
-        if (!result)
-            result = cuda_launch(device, &device->attention, 0, device->splits, &attention,
-                                 cache->stream, true);
-        if (!result)
-            result = cuda_product_decode(cache, TC__O, layer->o, cache->attention, NULL, cache->x,
-                                         false);
-        if (!result)
-            result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, cache->x,
-                                         layer->mlp_norm, cache->act, true);
-        if (!result)
-            result = cuda_product_decode(cache, TC__DOWN, layer->down, cache->act, NULL, cache->x,
-                                         true);
-    }
+    for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++)
+        result = cuda_token_layer(cache, l);
     return result ? result : cuda_head(cache, &device->head, cache->x, 1, row, true);
 }
 
@@ -1039,7 +1059,8 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     cuda_device *device = cache->device;
     tc__cu *cu = &device->cu;
     size_t row = 4 * (size_t)cache->logits_row * device->weights->arch.vocab_size;
-    cuda_sample_args args = {cache->logits + row, cache->keys, cache->ids, cache->state, 0,
+    cuda_sample_args args = {cache->logits + row, cache->keys, cache->segments,
+                             cache->sample_arrived, cache->ids, cache->state, 0,
                              (int)n_context, cache->ctx, sampling->top_k, sampling->temperature,
                              sampling->top_p, sampling->min_p, sampling->repeat_penalty, u};
     (void)context; /* the device holds the same ids */
@@ -1050,7 +1071,7 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
         result = cu->copy_to_device(cache->state, &state, sizeof state, cache->stream);
         cache->next = cache->ahead_pos;
     }
-    if (!result) result = cuda_launch(device, &device->sample, 1, 1, &args, cache->stream, false);
+    if (!result) result = cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
     if (!result) result = cu->event_record(cache->sampled, cache->stream);
     bool ahead = !result && cache->next < cache->ctx;
     if (ahead) result = cu->graph_launch(cache->token[cuda_other_row(cache)], cache->stream);

@@ -3,8 +3,7 @@
 #include <math.h>
 
 static const char *const programs_roles[TC__ROLES] = {"qkv", "o", "gate_up", "down"};
-static const char *const programs_in[TC__ROLES] = {"IN_NORM", "IN_PLAIN", "IN_NORM", "IN_PLAIN"};
-static const char *const programs_out[TC__ROLES] = {"OUT_STORE", "OUT_ADD", "OUT_SILU", "OUT_ADD"};
+static const char *const programs_out[TC__ROLES] = {"OUT_STORE", "OUT_ADD", "OUT_GATED", "OUT_ADD"};
 
 const char *tc__role_name(int role) { return programs_roles[role]; }
 
@@ -72,8 +71,10 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    sm_count, (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size,
                    (unsigned)arch->heads, (unsigned)arch->kv_heads, (unsigned)arch->head_dim,
                    (unsigned)arch->vocab_size);
-    tc__buf_printf(text, "#define NORM_EPS %.9ef\n#include \"instances.cuh\"\n",
-                   (double)arch->norm_eps);
+    tc__buf_printf(text, "#define NORM_EPS %.9ef\n#define ACTIVATION %s\n#define CLIP_QKV %.9ef\n",
+                   (double)arch->norm_eps, arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU",
+                   (double)arch->clip_qkv);
+    tc__buf_str(text, "#include \"instances.cuh\"\n");
 }
 
 /* "typedef W4<4096, 128> qkv_0_matrix;" and the like. A binary16 matrix is read in units of 64
@@ -87,33 +88,53 @@ static void programs_matrix(const tc__weights *weights, const tc__kinds *kinds, 
                    programs_roles[role], i);
 }
 
+/* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
+ * OUT_QKV)" and the like. Products of a layer come from the SIDEs of instances.cuh in turn. */
+static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
+                            tc__buf *text) {
+    const tc__arch *arch = &weights->arch;
+    const tc__tensor *matrix = tc__role_matrix(&weights->layers[0], role);
+    const char *norm = arch->norm == TC__NORM_LAYER ? "IN_LAYER" : "IN_RMS";
+    const struct {
+        const char *in, *out;
+        int side;
+    } how[TC__ROLES] = {{norm, "OUT_QKV", 0},
+                        {"IN_PLAIN", "OUT_ADD", arch->parallel ? 0 : 1},
+                        {norm, arch->gated ? "OUT_GATED" : "OUT_ACT", arch->parallel ? 1 : 0},
+                        {"IN_PLAIN", "OUT_ADD", 1}};
+    const char *name = programs_roles[role];
+    if (kinds->kind[role][i].type == TC__W4)
+        tc__buf_printf(text, "typedef W4<%zu, %u> %s_%d_matrix;\n", matrix->columns,
+                       (unsigned)kinds->kind[role][i].group_size, name, i);
+    else
+        tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
+    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name, i,
+                   matrix->rows, how[role].side, how[role].in, how[role].out);
+}
+
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                       tc__buf *text) {
     const tc__tensor *head = weights->head;
+    const char *norm = weights->arch.norm == TC__NORM_LAYER ? "IN_LAYER" : "IN_RMS";
     programs_constants(weights, sm_count, text);
     for (int role = 0; role < TC__ROLES; role++)
-        for (int i = 0; i < kinds->count[role]; i++) {
-            programs_matrix(weights, kinds, role, i, "", text);
-            tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %s, %s)\n",
-                           programs_roles[role], i, programs_roles[role], i,
-                           tc__role_matrix(&weights->layers[0], role)->rows, programs_in[role],
-                           programs_out[role]);
-        }
+        for (int i = 0; i < kinds->count[role]; i++) programs_decode(weights, kinds, role, i, text);
     tc__buf_printf(text,
-                   "typedef F16<%zu, %u> head_matrix;\n"
+                   "typedef F16<%zu> head_matrix;\n"
                    "typedef EachPick<head_matrix, %zu> each_pick;\n",
-                   head->columns, head->columns % 64 ? 32u : 64u, head->rows);
+                   head->columns, head->rows);
+    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n", head->rows,
+                   norm);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(head, head_matrix, %zu, 1, IN_NORM, OUT_STORE)\n"
-                   "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, IN_NORM, OUT_STORE)\n",
-                   head->rows, head->rows);
+                   "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, 0, %s, OUT_STORE)\n",
+                   head->rows, norm);
     tc__buf_str(text,
                 "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
                 "LAUNCH(embed, 1, 256, 0)\n"
                 "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
                 "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
                 "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
-                "LAUNCH(sample_token, 1, SAMPLE_THREADS, 0)\n"
+                "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
                 "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
                 "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
                 "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"

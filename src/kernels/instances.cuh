@@ -18,39 +18,59 @@
 #define LAUNCH(name, grid, threads, shared)                                                        \
     extern "C" __device__ int name##_launch[4] = {grid, threads, shared, 1};
 
-// The deepest ring, up to 4, that leaves room for two blocks in an SM (one works, the next one's
-// ring fills already); else the deepest that fits at all, with half the warps if need be.
-template <class M, int ROWS, int T> struct DecodePick {
+template <bool first, class A, class B> struct Choose { typedef A type; };
+template <class A, class B> struct Choose<false, A, B> { typedef B type; };
+
+// ---- products of decode ----
+
+// What a product asks for. Where kernels overlap (sm_90 on) a block works while one of the next
+// product fills its ring in the same SM, but two blocks of one product must never meet in an SM: all
+// the others would wait for them. So products alternate between two SIDES: one asks for a little more
+// than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more than a block may
+// ask for, and keeps 1 KB of it for each block.) A vector too large for that gets fewer digits.
+template <class M, int ROWS, int T, int SIDE> struct DecodePick {
     static constexpr int BLOCKS = (ROWS + 15) / 16 < SM_COUNT ? (ROWS + 15) / 16 : SM_COUNT;
-    template <int W, int D> using Shape = ProductShape<M, ROWS, T, W, D, BLOCKS>;
-    static constexpr int LIMIT = SHARED_LIMIT - 1024, HALF_SM = SHARED_LIMIT / 2 - 2048;
-    static constexpr int WARPS = Shape<16, 2>::SMEM <= LIMIT ? 16 : 8;
-    static constexpr int DEPTH = Shape<WARPS, 4>::SMEM <= HALF_SM   ? 4
-                                 : Shape<WARPS, 3>::SMEM <= HALF_SM ? 3
-                                 : Shape<WARPS, 4>::SMEM <= LIMIT   ? 4
-                                 : Shape<WARPS, 3>::SMEM <= LIMIT   ? 3
-                                 : Shape<WARPS, 2>::SMEM <= LIMIT   ? 2
-                                                                    : 1;
-    static constexpr int SMEM = Shape<WARPS, DEPTH>::SMEM;
-    static constexpr int RESIDENT = SMEM <= HALF_SM ? 2 : 1;
-    static constexpr bool FITS = SMEM <= LIMIT;
+    static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
+    static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
+
+    template <class N, int WARPS, int R> using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS>;
+    // The deepest ring, up to 6 units, that fits.
+    template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
+        return Shape<N, WARPS, 6>::SMEM <= limit   ? 6
+               : Shape<N, WARPS, 5>::SMEM <= limit ? 5
+               : Shape<N, WARPS, 4>::SMEM <= limit ? 4
+               : Shape<N, WARPS, 3>::SMEM <= limit ? 3
+               : Shape<N, WARPS, 2>::SMEM <= limit ? 2
+               : Shape<N, WARPS, 1>::SMEM <= limit ? 1
+                                                   : 0;
+    }
+    typedef typename M::Coarser Coarse;
+    static constexpr bool SHARED = ring<Coarse, 16>(SHARE) >= 2;
+    static constexpr int LIMIT = SHARED ? SHARE : SHARED_LIMIT;
+    static constexpr bool FINE = ring<M, 16>(LIMIT) >= 2;
+    typedef typename Choose<FINE, M, Coarse>::type Matrix;
+    static constexpr int WARPS = ring<Matrix, 16>(LIMIT) >= 2 ? 16 : 8;
+    static constexpr int RING = ring<Matrix, WARPS>(LIMIT);
+    static constexpr bool FITS = RING > 0;
+    static constexpr int SMEM = SHARED ? SHARE : Shape<Matrix, WARPS, FITS ? RING : 1>::SMEM;
+    static constexpr int RESIDENT = SHARED ? 2 : 1;
 };
 
-#define DECODE_PRODUCT(name, M, ROWS, T, IN, OUT)                                                  \
-    typedef DecodePick<M, ROWS, T> name##_pick;                                                    \
+#define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT)                                            \
+    typedef DecodePick<M, ROWS, T, SIDE> name##_pick;                                              \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
     KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
-           (product_decode<M, ROWS, T, name##_pick::WARPS, name##_pick::DEPTH,                     \
+           (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
                            name##_pick::BLOCKS, IN, OUT>(args)))                                   \
     extern "C" __device__ int name##_launch[4] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
                                                   name##_pick::SMEM, T};
 
 // As many vectors at once, up to 8, as shared memory holds.
 template <class M, int ROWS> struct EachPick {
-    static constexpr int T = DecodePick<M, ROWS, 8>::FITS   ? 8
-                             : DecodePick<M, ROWS, 4>::FITS ? 4
-                             : DecodePick<M, ROWS, 2>::FITS ? 2
-                                                            : 1;
+    static constexpr int T = DecodePick<M, ROWS, 8, 0>::FITS   ? 8
+                             : DecodePick<M, ROWS, 4, 0>::FITS ? 4
+                             : DecodePick<M, ROWS, 2, 0>::FITS ? 2
+                                                               : 1;
 };
 
 // As many stages, 2 to 4, as fit.

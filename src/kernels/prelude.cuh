@@ -101,6 +101,12 @@ __device__ __forceinline__ float load_f32_l2(const float *p) {
     return v;
 }
 
+__device__ __forceinline__ u32 load_u32_l2(const u32 *p) {
+    u32 v;
+    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
 __device__ __forceinline__ u32 shared_address(const void *p) {
     return (u32)__cvta_generic_to_shared(p);
 }
@@ -151,6 +157,15 @@ __device__ __forceinline__ uint4 load_shared_16(u32 shared) {
     return v;
 }
 
+__device__ __forceinline__ float4 load_shared_float4(u32 shared) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared)
+                 : "memory");
+    return v;
+}
+
 __device__ __forceinline__ float load_shared_f32(u32 shared) {
     float v;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(shared) : "memory");
@@ -167,6 +182,12 @@ __device__ __forceinline__ uint2 load_shared_8(u32 shared) {
 }
 
 // ---- programmatic dependent launch ----
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define KERNELS_OVERLAP 0
+#else
+#define KERNELS_OVERLAP 1
+#endif
 
 // Waits until the kernels before this one have finished and their results are visible. No effect
 // before sm_90, where kernels of a stream do not overlap.
@@ -211,6 +232,16 @@ __device__ __forceinline__ void mma_16x8x16(float d[4], const u32 a[4], u32 b0, 
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// d += a * b in whole numbers: a is 16x32 of u8, b 32x8 of i8. Lane l holds of a: row l/4 and columns
+// 4*(l%4) + {0..3} in a[0], row l/4 + 8 in a[1], the columns 16 further on in a[2] and a[3]; of b:
+// column l/4 and rows 4*(l%4) + {0..3} in b0, 16 further on in b1; d as above.
+__device__ __forceinline__ void mma_16x8x32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // ---- warps ----

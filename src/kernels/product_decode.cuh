@@ -1,13 +1,16 @@
 // product_decode - y = W x for one to eight activation vectors: the kernel of decoding.
 //
 // Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
-// of units (16 rows x one group); its warps cut that range into equal contiguous parts. Every lane
-// copies its own bytes of a unit into a ring in shared memory with cp.async and reads only those
-// back, so the loop has no barrier. The ring is filled before the kernel waits for its
-// predecessor: weights depend on nothing.
+// of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
+// ring of units in shared memory that cp.async keeps full. Weights depend
+// on nothing, so the ring is filled before the kernel waits for its predecessor: memory works on
+// while one kernel ends and the next prepares its vector.
 //
-// A unit goes through the tensor cores: 16 rows as the A operand, up to 8 vectors as the columns of
-// B. Vectors are binary16 with a power-of-two scale per group, so that no activation overflows.
+// A unit goes through the tensor cores, 16 rows as the A operand. 4-bit weights stay whole numbers:
+// the vectors become fixed-point numbers with a scale per group, three digits to base 256 (22 bits
+// and sign), and each digit is a column of B. All products and sums within a group are exact; the
+// zero point is taken off by the sum of the group's activations. Binary16 weights take each number
+// of a vector as a sum of two binary16 (22 bits), again in two columns.
 // Partial sums of the warps meet in shared memory and are added in the order of the warps: the same
 // input always gives the same bits.
 //
@@ -19,300 +22,618 @@
 
 #include "prelude.cuh"
 
-enum { IN_PLAIN, IN_NORM };            // the vectors as they are, or RMSNorm of them
-enum { OUT_STORE, OUT_ADD, OUT_SILU }; // store; add to what is there; silu(gate) * up
+// The vectors as they are, or RMSNorm or LayerNorm of them.
+enum { IN_PLAIN, IN_RMS, IN_LAYER };
+// What becomes of a row's sum: stored; with bias and clipping; added to what is there; act(gate) *
+// up of rows interleaved in eights; act. The last two are divided by `extra`, if there is one.
+enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
+enum { ACT_SILU, ACT_GELU };
 
 struct ProductArgs {
     const u8 *weights;
     const float *in;    // [T][K]
-    const float *gamma; // [K] with IN_NORM
-    float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_SILU
+    const float *gamma; // [K] with a norm
+    const float *beta;  // [K] with IN_LAYER, or null
+    const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
+    float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED
     int tokens;         // vectors in use, at most T
 };
 
-// One matrix in W4 units (docs/format.md): what a lane copies and how it becomes A operands.
-template <int K_, int GROUP_> struct W4 {
-    static constexpr int K = K_, GROUP = GROUP_;
+// Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
+//
+// In shared memory a vector is cut into chunks of 64 columns (32 with groups of 32). A chunk holds
+// for every digit, the leading one first, 4 runs: run c has the digits of columns 8c .. 8c + 7 of
+// each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
+template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
+    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_;
     static constexpr int UNITS = K / GROUP;  // of a row block
     static constexpr int WORDS = GROUP / 16; // u32 words of a lane
     static constexpr int UNIT_BYTES = 8 * GROUP + 64;
-    static constexpr int SLOT = 32 * (4 * WORDS + 8); // a ring slot: words, then scales and zeros
+    static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
+    typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
-    const u8 *at;    // this lane's words of the next unit
-    u32 scales_at;   // from there to its scales
-    u32 own16, own8; // this lane's words and scales in slot 0 of the ring
+    // Bytes of a vector, and of what is known of its groups: for each digit pair (T == 1) or for all
+    // digits the float4 (scale, -sum, scale / 16, -16 sum): the rows r + 8 of a unit come in the
+    // high nibbles, sixteen times too large. 64 and 16 bytes off, so that tokens differ in banks.
+    template <int T> struct Layout {
+        static constexpr int X = (K * DIGITS + 127) / 128 * 128 + (T > 1 ? 64 : 0);
+        static constexpr int INFO = T > 1 ? 16 * UNITS + 16 : 32 * UNITS;
+    };
 
-    __device__ W4(const u8 *weights, long long row_block, int unit, u32 ring) {
-        const u32 lane = threadIdx.x & 31, word_bytes = GROUP == 32 ? 8 : 16;
-        at = weights + (row_block * UNITS + unit) * UNIT_BYTES + word_bytes * lane;
-        scales_at = keep(8 * GROUP + 8 * (lane >> 2) - word_bytes * lane);
-        own16 = keep(ring + word_bytes * lane);
-        own8 = keep(ring + 128 * WORDS + 8 * lane);
+    const u8 *at; // of the next unit to copy, this lane's first bytes
+    u32 ring, words, scales;
+    u32 x, info0, info1; // this lane's column of B; of its columns of the result
+    i32 radix;
+
+    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
+        const u32 lane = threadIdx.x & 31;
+        at = weights + (row_block * UNITS + unit) * UNIT_BYTES + 16 * lane;
+        ring = keep(to + 16 * lane);
+        words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
+        scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
     }
-    // Starts copying the next unit into the ring slot at byte `slot`.
-    __device__ __forceinline__ void copy(u32 slot) {
-        if (GROUP == 32) {
-            copy_async_8(own16 + slot, at);
+    // T == 1: the digits are the columns of B (beyond them the last one again), and a lane's two
+    // columns of the result are digits 0 and 1, or twice digit 2. Else the tokens are the columns.
+    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 infos, int tokens) {
+        const u32 lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
+        if (T == 1) {
+            x = vectors + min((int)column, DIGITS - 1) * CHUNK;
+            info0 = info1 = keep(infos + (pair ? 16 : 0));
+            radix = keep(pair ? 0 : 256);
         } else {
-            copy_async_16(own16 + slot, at);
-            if (GROUP == 128) copy_async_16(own16 + slot + 512, at + 512);
+            x = vectors + min((int)column, tokens - 1) * Layout<T>::X;
+            info0 = keep(infos + min((int)(2 * pair), tokens - 1) * Layout<T>::INFO);
+            info1 = keep(infos + min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO);
         }
-        copy_async_8(own8 + slot, at + (i32)scales_at);
+        x = keep(x + RUN * pair);
+    }
+    // Starts copying the next unit into the slot, where it lies as in memory.
+    __device__ __forceinline__ void copy(u32 slot) {
+#pragma unroll
+        for (int i = 0; i < UNIT_BYTES; i += 512)
+            if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
+                copy_async_16(ring + slot + i, at + i);
         at += UNIT_BYTES;
     }
-    // acc += the unit in the slot times the vectors; x: this lane's column of B at the unit. With
-    // T == 1 all columns are the same and only the first is kept.
+    // The unit in the slot, number `unit` of its row block, times the vectors. sum: with T == 1 of
+    // rows r and r + 8, else of (row r, two tokens) and (row r + 8, two tokens).
     template <int T>
-    __device__ __forceinline__ void multiply(u32 slot, u32 x, float scale0, float scale1,
-                                             float acc[4]) const {
+    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+        constexpr int TILES = T == 1 ? 1 : DIGITS;
         u32 q[8];
-        if (GROUP == 32) {
-            uint2 v = load_shared_8(own16 + slot);
-            q[0] = v.x, q[1] = v.y;
-        } else {
-            uint4 v = load_shared_16(own16 + slot);
-            q[0] = v.x, q[1] = v.y, q[2] = v.z, q[3] = v.w;
-            if (GROUP == 128) {
-                v = load_shared_16(own16 + slot + 512);
-                q[4] = v.x, q[5] = v.y, q[6] = v.z, q[7] = v.w;
-            }
-        }
-        uint2 sz = load_shared_8(own8 + slot); // (scale, zero) of rows r, r + 8
-        u32 low = f16x2_add(f16x2_high(sz.x), 0x64006400);  // 1024 + zero
-        u32 high = f16x2_sub(0xd400d400, f16x2_high(sz.y)); // -(64 + zero)
-        float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0}; // two chains hide mma's latency
+        i32 d[TILES][4];
+        load_words(words + slot, q);
 #pragma unroll
-        for (int k = 0; k < WORDS; k += 2) {
-            uint4 b = load_shared_16(x + 32 * k);
-            u32 a[4];
-            w4_to_f16x2(q[k], low, high, a);
-            mma_16x8x16(even, a, b.x, b.y);
-            w4_to_f16x2(q[k + 1], low, high, a);
-            mma_16x8x16(odd, a, b.z, b.w);
+        for (int t = 0; t < TILES; t++) d[t][0] = d[t][1] = d[t][2] = d[t][3] = 0;
+#pragma unroll
+        for (int k = 0; k < WORDS; k += 4)
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                const u32 b = x + unit * (GROUP * DIGITS) + k / 4 * (CHUNK * DIGITS) + t * CHUNK;
+                if (GROUP == 32) {
+                    const uint2 v = load_shared_8(b);
+                    step(q + k, v.x, v.y, d[t]);
+                } else {
+                    const uint4 v = load_shared_16(b);
+                    step(q + k, v.x, v.y, d[t]);
+                    step(q + k + 2, v.z, v.w, d[t]);
+                }
+            }
+        const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
+        const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
+        const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
+        const float4 a = load_shared_float4(info0 + (T == 1 ? 32 : 16) * unit);
+        if (T == 1) {
+            sum[0] = s0 * a.x * ((float)(d[0][0] * radix + d[0][1]) + z0 * a.y);
+            sum[1] = s1 * a.z * ((float)(d[0][2] * radix + d[0][3]) + z1 * a.w);
+        } else {
+            const float4 b = load_shared_float4(info1 + 16 * unit);
+            sum[0] = s0 * a.x * (joined<TILES>(d, 0) + z0 * a.y);
+            sum[1] = s0 * b.x * (joined<TILES>(d, 1) + z0 * b.y);
+            sum[2] = s1 * a.z * (joined<TILES>(d, 2) + z1 * a.w);
+            sum[3] = s1 * b.z * (joined<TILES>(d, 3) + z1 * b.w);
         }
-        float s0 = f16_to_f32((u16)sz.x), s1 = f16_to_f32((u16)sz.y);
-        acc[0] += s0 * scale0 * (even[0] + odd[0]);
-        acc[2] += s1 * scale0 * (even[2] + odd[2]);
-        if (T == 1) return;
-        acc[1] += s0 * scale1 * (even[1] + odd[1]);
-        acc[3] += s1 * scale1 * (even[3] + odd[3]);
+    }
+    // With T == 1 the lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
+    template <int T> static __device__ __forceinline__ void finish(float sum[4]) {
+        if (T > 1) return;
+        sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 1);
+        sum[1] += __shfl_xor_sync(0xffffffffu, sum[1], 1);
+    }
+
+    // Four neighbouring columns as digits, and of their group the exponent and the sums of the last
+    // digits and of the others (T == 1 with three digits) or of the numbers. Lane l has columns 4l ..
+    // 4l + 3 of a chunk of 128, so a group is a number of neighbouring lanes.
+    struct Placed {
+        u32 first, middle, last, top;
+        i32 low, high;
+    };
+    static constexpr int TOP = DIGITS == 3 ? 21 : 13;
+    // 2^-exponent brings the largest of the group to 2^TOP .. 2^(TOP + 1), but for exponents that
+    // binary32 does not have.
+    static __device__ __forceinline__ int exponent_of(u32 top) {
+        return min(max((int)(top >> 23) - 127 - TOP, -100), 106);
+    }
+    template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
+        constexpr int LANES = GROUP / 4;
+        const u32 group = 0xffffffffu >> (32 - LANES) << (threadIdx.x & 31 & ~(LANES - 1));
+        const float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+        Placed p;
+        p.top = __reduce_max_sync(group, __float_as_uint(most));
+        const float down = __uint_as_float((u32)(127 - exponent_of(p.top)) << 23);
+        // 1.5 * 2^23 + n has n in its low bits; half of each digit's range more, and the low bytes
+        // are the digits, 128 too large each
+        const u32 half = (DIGITS == 3 ? 0x808080 : 0x8080) - 0x4b400000;
+        const u32 m0 = __float_as_uint(__fmaf_rn(v.x, down, 12582912.0f)) + half;
+        const u32 m1 = __float_as_uint(__fmaf_rn(v.y, down, 12582912.0f)) + half;
+        const u32 m2 = __float_as_uint(__fmaf_rn(v.z, down, 12582912.0f)) + half;
+        const u32 m3 = __float_as_uint(__fmaf_rn(v.w, down, 12582912.0f)) + half;
+        const u32 even = __byte_perm(m0, m2, 0x5140), odd = __byte_perm(m1, m3, 0x5140);
+        p.last = __byte_perm(even, odd, 0x5410) ^ 0x80808080;
+        p.middle = __byte_perm(even, odd, 0x7632) ^ 0x80808080;
+        p.first = 0;
+        if (DIGITS == 3)
+            p.first = __byte_perm(__byte_perm(m0, m2, 0x0062), __byte_perm(m1, m3, 0x0062), 0x5410) ^
+                      0x80808080;
+        p.high = 256 * digit_sum(p.first) + digit_sum(p.middle), p.low = digit_sum(p.last);
+        if (T > 1 || DIGITS == 2) p.low += 256 * p.high;
+        p.low = __reduce_add_sync(group, p.low);
+        if (T == 1 && DIGITS == 3) p.high = __reduce_add_sync(group, p.high);
+        return p;
+    }
+    // Into the vector at x (and its groups at infos), chunk `chunk`.
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *infos) {
+        const int at = 4 * (threadIdx.x & 31); // column in the chunk
+        u8 *to = x + 128 * DIGITS * chunk + at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN +
+                 at % CHUNK / 32 * 8 + at % 8;
+        if (DIGITS == 3) {
+            *(u32 *)to = p.first;
+            to += CHUNK;
+        }
+        *(u32 *)to = p.middle;
+        *(u32 *)(to + CHUNK) = p.last;
+        if (at % GROUP) return;
+        // an infinity or NaN stays such
+        const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
+        const float one = __uint_as_float(bits);
+        float4 *info = (float4 *)infos + (128 / GROUP * chunk + at / GROUP) * (T == 1 ? 2 : 1);
+        if (T == 1 && DIGITS == 3) {
+            info[0] = group_info(one * 256, p.high);
+            info[1] = group_info(one, p.low);
+        } else {
+            info[0] = group_info(one, p.low);
+            if (T == 1) info[1] = group_info(0, 0);
+        }
+    }
+
+private:
+    static __device__ __forceinline__ float4 group_info(float scale, i32 sum) {
+        return make_float4(scale, -(float)sum, scale / 16, -16 * (float)sum);
+    }
+    static __device__ __forceinline__ i32 digit_sum(u32 digits) {
+        return __dp4a((i32)digits, 0x01010101, 0);
+    }
+    static __device__ __forceinline__ void load_words(u32 from, u32 q[8]) {
+        if (GROUP == 32) {
+            const uint2 v = load_shared_8(from);
+            q[0] = v.x, q[1] = v.y;
+            return;
+        }
+        const uint4 v = load_shared_16(from);
+        q[0] = v.x, q[1] = v.y, q[2] = v.z, q[3] = v.w;
+        if (GROUP < 128) return;
+        const uint4 w = load_shared_16(from + 512);
+        q[4] = w.x, q[5] = w.y, q[6] = w.z, q[7] = w.w;
+    }
+    // 32 columns: two words are an A operand, low nibbles rows r, high ones (times 16) rows r + 8.
+    static __device__ __forceinline__ void step(const u32 q[2], u32 b0, u32 b1, i32 d[4]) {
+        const u32 a[4] = {q[0] & 0x0f0f0f0f, q[0] & 0xf0f0f0f0, q[1] & 0x0f0f0f0f,
+                          q[1] & 0xf0f0f0f0};
+        mma_16x8x32(d, a, b0, b1);
+    }
+    template <int TILES>
+    static __device__ __forceinline__ float joined(const i32 d[TILES][4], int c) {
+        const float high = (float)(d[0][c] * 256 + d[1][c]);
+        return DIGITS == 3 ? 256 * high + (float)d[TILES - 1][c] : high;
     }
 };
 
-// One row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x GROUP columns.
-template <int K_, int GROUP_> struct F16 {
-    static constexpr int K = K_, GROUP = GROUP_;
+// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 32 columns. A vector in
+// shared memory is two planes: its numbers rounded to binary16, and what that leaves out; a scale per
+// 32 columns brings the largest to 2^10 .. 2^11, far from both ends of binary16.
+template <int K_> struct F16 {
+    static constexpr int K = K_, GROUP = 32, DIGITS = 2;
     static constexpr int UNITS = K / GROUP;
-    static constexpr int SLOT = 32 * GROUP; // 8 columns of two rows per lane and 32 columns
-    static_assert(K % GROUP == 0 && GROUP % 32 == 0, "K must be a multiple of 32");
+    static constexpr int UNIT_BYTES = 32 * GROUP;
+    typedef F16<K> Coarser;
+    static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
-    const u8 *at;
-    u32 own;
-    int unit;
+    static constexpr int PLANE = (2 * K + 127) / 128 * 128 + 64; // 64 off: planes differ in banks
+    template <int T> struct Layout {
+        static constexpr int X = 2 * PLANE + (T > 1 ? 64 : 0);
+        static constexpr int INFO = 4 * UNITS + 4;
+    };
 
-    __device__ F16(const u8 *weights, long long row_block, int first, u32 ring) {
+    const u8 *at; // this lane's bytes of the next unit
+    u32 own, x, scale0, scale1;
+    int left; // units to copy until the row block ends
+
+    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
-        unit = first;
-        at = weights + ((row_block * 16 + (lane >> 2)) * K + first * GROUP + 8 * (lane & 3)) * 2;
-        own = keep(ring + 16 * lane);
+        at = weights + ((row_block * 16 + (lane >> 2)) * K + unit * GROUP + 8 * (lane & 3)) * 2;
+        own = keep(to + 16 * lane);
+        left = UNITS - unit;
+    }
+    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 scales, int tokens) {
+        const u32 lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
+        x = vectors + (T == 1 ? (column & 1) * PLANE : min((int)column, tokens - 1) * Layout<T>::X);
+        x = keep(x + 16 * pair);
+        scale0 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair), tokens - 1) * Layout<T>::INFO));
+        scale1 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
     }
     __device__ __forceinline__ void copy(u32 slot) {
-#pragma unroll
-        for (int k = 0; k < GROUP / 32; k++) {
-            copy_async_16(own + slot + 1024 * k, at + 64 * k);
-            copy_async_16(own + slot + 1024 * k + 512, at + 64 * k + 16LL * K);
-        }
+        copy_async_16(own + slot, at);
+        copy_async_16(own + slot + 512, at + 16LL * K);
         at += 2 * GROUP;
-        if (++unit == UNITS) unit = 0, at += 15LL * 2 * K; // the next row block
+        if (--left == 0) left = UNITS, at += 15LL * 2 * K; // the next row block
     }
     template <int T>
-    __device__ __forceinline__ void multiply(u32 slot, u32 x, float scale0, float scale1,
-                                             float acc[4]) const {
-        float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
-#pragma unroll
-        for (int k = 0; k < GROUP / 32; k++) {
-            uint4 b = load_shared_16(x + 64 * k);
-            uint4 r0 = load_shared_16(own + slot + 1024 * k);
-            uint4 r8 = load_shared_16(own + slot + 1024 * k + 512);
-            u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
-            mma_16x8x16(even, a, b.x, b.y);
-            mma_16x8x16(odd, c, b.z, b.w);
+    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+        const uint4 r0 = load_shared_16(own + slot), r8 = load_shared_16(own + slot + 512);
+        const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
+        float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
+        const uint4 b = load_shared_16(x + 2 * GROUP * unit);
+        mma_16x8x16(d, a, b.x, b.y);
+        mma_16x8x16(e, c, b.z, b.w);
+        if (T > 1) {
+            const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit);
+            mma_16x8x16(d, a, rest.x, rest.y);
+            mma_16x8x16(e, c, rest.z, rest.w);
         }
-        acc[0] += scale0 * (even[0] + odd[0]);
-        acc[2] += scale0 * (even[2] + odd[2]);
-        if (T == 1) return;
-        acc[1] += scale1 * (even[1] + odd[1]);
-        acc[3] += scale1 * (even[3] + odd[3]);
+        const float f0 = load_shared_f32(scale0 + 4 * unit);
+        if (T == 1) {
+            sum[0] = f0 * ((d[0] + e[0]) + (d[1] + e[1]));
+            sum[1] = f0 * ((d[2] + e[2]) + (d[3] + e[3]));
+        } else {
+            const float f1 = load_shared_f32(scale1 + 4 * unit);
+            sum[0] = f0 * (d[0] + e[0]), sum[1] = f1 * (d[1] + e[1]);
+            sum[2] = f0 * (d[2] + e[2]), sum[3] = f1 * (d[3] + e[3]);
+        }
+    }
+    template <int T> static __device__ __forceinline__ void finish(float *) {}
+
+    struct Placed {
+        u32 top01, top23, rest01, rest23;
+        int exponent;
+    };
+    template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
+        float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+        for (int o = GROUP / 8; o > 0; o >>= 1)
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+        Placed p;
+        p.exponent = min(max((int)(__float_as_uint(most) >> 23) - 127 - 10, -100), 110);
+        const float down = __uint_as_float((u32)(127 - p.exponent) << 23);
+        v.x *= down, v.y *= down, v.z *= down, v.w *= down;
+        p.top01 = f32_to_f16x2(v.x, v.y), p.top23 = f32_to_f16x2(v.z, v.w);
+        p.rest01 = f32_to_f16x2(v.x - f16_to_f32((u16)p.top01), v.y - f16_to_f32((u16)(p.top01 >> 16)));
+        p.rest23 = f32_to_f16x2(v.z - f16_to_f32((u16)p.top23), v.w - f16_to_f32((u16)(p.top23 >> 16)));
+        return p;
+    }
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *scales) {
+        const int i = 128 * chunk + 4 * (threadIdx.x & 31);
+        *(uint2 *)(x + 2 * i) = make_uint2(p.top01, p.top23);
+        *(uint2 *)(x + PLANE + 2 * i) = make_uint2(p.rest01, p.rest23);
+        if (i % GROUP == 0)
+            ((float *)scales)[i / GROUP] = __uint_as_float((u32)(127 + p.exponent) << 23);
     }
 };
 
-// Shared memory of a block, in this order: the vectors, their scales, the partial sums, the ring.
-template <class M, int ROWS, int T, int WARPS, int DEPTH, int BLOCKS> struct ProductShape {
-    static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
-    static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-    static constexpr int X_STRIDE = M::K + 32; // halfs: 64 bytes off, so columns differ in banks
-    static constexpr int S_STRIDE = M::UNITS + 1;
-    static constexpr int X_BYTES = (2 * T * X_STRIDE + 127) / 128 * 128;
-    static constexpr int S_BYTES = (4 * T * S_STRIDE + 127) / 128 * 128;
-    static constexpr int RED_BYTES = (BLOCK_ROWS + WARPS) * T * 16 * 4;
-    static constexpr int SMEM = X_BYTES + S_BYTES + RED_BYTES + WARPS * DEPTH * M::SLOT;
-};
-
-// One vector to binary16 with a scale per group; returns this thread's part of its sum of squares.
-// A lane takes four columns; a group is a power of two of lanes, so shuffles stay inside it.
-// All loads of a stretch are on their way before the first is used.
-template <class M, int WARPS, int IN>
-__device__ __forceinline__ float product_load(const float *in, const float *gamma, u16 *x,
-                                              float *scales) {
-    constexpr int GROUP_LANES = M::GROUP / 4, STEP = WARPS * 128;
-    constexpr int STEPS = (M::K + STEP - 1) / STEP, STRETCH = STEPS < 3 ? STEPS : 3;
-    float sum = 0;
-#pragma unroll 1
-    for (int base = threadIdx.x * 4; base < (M::K + 127) / 128 * 128; base += STRETCH * STEP) {
-        float4 v[STRETCH], g[STRETCH];
-#pragma unroll
-        for (int k = 0; k < STRETCH; k++) {
-            v[k] = make_float4(0, 0, 0, 0);
-            g[k] = v[k];
-            if (base + k * STEP < M::K) {
-                v[k] = load_float4_l2(in + base + k * STEP);
-                if (IN == IN_NORM) g[k] = *(const float4 *)(gamma + base + k * STEP);
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < STRETCH; k++) {
-            const int i = base + k * STEP;
-            if ((i & ~127) >= M::K) break; // a whole warp at a time
-            if (IN == IN_NORM && i < M::K) {
-                sum += v[k].x * v[k].x + v[k].y * v[k].y + v[k].z * v[k].z + v[k].w * v[k].w;
-                v[k].x *= g[k].x, v[k].y *= g[k].y, v[k].z *= g[k].z, v[k].w *= g[k].w;
-            }
-            float top = fmaxf(fmaxf(fabsf(v[k].x), fabsf(v[k].y)),
-                              fmaxf(fabsf(v[k].z), fabsf(v[k].w)));
-#pragma unroll
-            for (int o = GROUP_LANES / 2; o > 0; o >>= 1)
-                top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, o));
-            // 2^-e brings the largest of the group to 1024..2047: far from both ends of binary16
-            int e = (int)(__float_as_uint(top) >> 23) - 127 - 10;
-            e = min(max(e, -100), 110);
-            const float down = __uint_as_float((u32)(127 - e) << 23);
-            if (i < M::K) {
-                *(uint2 *)(x + i) = make_uint2(f32_to_f16x2(v[k].x * down, v[k].y * down),
-                                               f32_to_f16x2(v[k].z * down, v[k].w * down));
-                if (threadIdx.x % GROUP_LANES == 0)
-                    scales[i / M::GROUP] = __uint_as_float((u32)(127 + e) << 23);
-            }
-        }
+// A warp's sums of a row block to their place. Lane l has row l / 4 of the block and that + 8.
+template <int T> __device__ __forceinline__ void store_part(float *part, float *sum) {
+    const int pair = threadIdx.x & 3;
+    if (T == 1) {
+        if (pair == 0) part[0] = sum[0], part[8] = sum[1];
+        sum[0] = sum[1] = 0;
+        return;
     }
-    return sum;
+    if (2 * pair < T) part[32 * pair] = sum[0], part[32 * pair + 8] = sum[2];
+    if (2 * pair + 1 < T) part[32 * pair + 16] = sum[1], part[32 * pair + 24] = sum[3];
+    sum[0] = sum[1] = sum[2] = sum[3] = 0;
 }
 
-template <class M, int ROWS, int T, int WARPS, int DEPTH, int BLOCKS, int IN, int OUT>
+// Shared memory of a block, in this order: the vectors, what is known of their groups, the moments of
+// the norm, the partial sums, the rings. RING: units of a warp's ring.
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct ProductShape {
+    static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
+    static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
+        static constexpr int CHUNKS = (M::K + 127) / 128; // of a vector: what a warp prepares at once
+    static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
+    static constexpr int X = 0;
+    static constexpr int INFO = align(T * M::template Layout<T>::X);
+    static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
+    static constexpr int SUMS = MOMENTS + align(8 * T * CHUNKS);
+    static constexpr int RINGS = SUMS + align((BLOCK_ROWS + WARPS) * T * 16 * 4);
+    static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
+};
+
+// Brings the vectors into shared memory as M wants them. A warp takes chunks of 128 columns. With one
+// token all its loads are on their way before the first is used, and gamma and beta, which depend on
+// nothing, come before the wait. RMSNorm's factor is left for the end; LayerNorm is done here.
+template <class M, int T, int WARPS, int IN> struct ProductVectors {
+    static constexpr int K = M::K, CHUNKS = (K + 127) / 128;
+    static constexpr int STEPS = (T * CHUNKS + WARPS - 1) / WARPS; // chunks of a warp
+    static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
+    static constexpr int MOST = STEPS > 6 ? 4 : 6;
+    static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
+    static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
+    // the moments' entries of a token: one for each warp or for each chunk
+    static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
+
+    float4 gamma[EARLY ? STEPS : 1], beta[EARLY && IN == IN_LAYER ? STEPS : 1];
+
+    static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
+        if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
+        return *(const float4 *)(from + i);
+    }
+    __device__ __forceinline__ void load_constants(const ProductArgs &args) {
+        if (!EARLY) return;
+#pragma unroll
+        for (int k = 0; k < STEPS; k++) {
+            const int i = (threadIdx.x + k * WARPS * 32) * 4;
+            gamma[k] = constant(args.gamma, i, 1);
+            if (IN == IN_LAYER) beta[k] = constant(args.beta, i, 0);
+        }
+    }
+    // Columns that entry e of a token's moments stands for.
+    static __device__ __forceinline__ int columns_of(int e) {
+        int columns = 0;
+        for (int c = e; c < CHUNKS; c += ENTRIES) columns += min(128, K - 128 * c);
+        return columns;
+    }
+    // Mean and reciprocal deviation of a token out of its moments: (mean, squares about it) each.
+    static __device__ __forceinline__ float2 combined(const float2 *moments) {
+        float mean = 0, squares = 0;
+        for (int e = threadIdx.x & 31; e < ENTRIES; e += 32) mean += moments[e].x * columns_of(e);
+        mean = warp_sum(mean) / K;
+        for (int e = threadIdx.x & 31; e < ENTRIES; e += 32) {
+            const float off = moments[e].x - mean;
+            squares += moments[e].y + off * off * columns_of(e);
+        }
+        return make_float2(mean, rsqrtf(warp_sum(squares) / K + NORM_EPS));
+    }
+    static __device__ __forceinline__ float sum_of(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+    static __device__ __forceinline__ float squares_of(float4 v, float mean) {
+        v.x -= mean, v.y -= mean, v.z -= mean, v.w -= mean;
+        return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+    }
+    static __device__ __forceinline__ void affine(float4 &v, float4 g, float4 b) {
+        v.x = v.x * g.x + b.x, v.y = v.y * g.y + b.y, v.z = v.z * g.z + b.z, v.w = v.w * g.w + b.w;
+    }
+
+    // Which chunk of which token a warp prepares in step `step`; false: none is left.
+    static __device__ __forceinline__ bool chunk_of(int step, int tokens, int *token, int *chunk) {
+        const int item = (threadIdx.x >> 5) + step * WARPS;
+        *token = T == 1 ? 0 : item / CHUNKS;
+        *chunk = T == 1 ? item : item % CHUNKS;
+        return T == 1 ? (step + 1) * WARPS <= CHUNKS || item < CHUNKS : *token < tokens;
+    }
+    // This lane's first column of the chunk, and whether it lies in the vector.
+    static __device__ __forceinline__ int column_of(int chunk) {
+        return 128 * chunk + 4 * (threadIdx.x & 31);
+    }
+    static __device__ __forceinline__ bool inside(int chunk) {
+        return K % 128 == 0 || column_of(chunk) < K;
+    }
+    static __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) {
+        int t, chunk;
+        if (chunk_of(step, tokens, &t, &chunk) && inside(chunk))
+            return load_float4_l2(in + (long long)t * K + column_of(chunk));
+        return make_float4(0, 0, 0, 0);
+    }
+
+    __device__ __forceinline__ void load(const ProductArgs &args, int tokens, u8 *x, u8 *infos,
+                                         float2 *moments) const {
+        typedef typename M::template Layout<T> L;
+        const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        float squares = 0; // T == 1
+        if (T > 1 && IN == IN_LAYER) {
+            for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
+            __syncthreads();
+        }
+#pragma unroll 1
+        for (int first = 0; first < STEPS; first += STRETCH) {
+            float4 v[STRETCH];
+            typename M::Placed placed[STRETCH];
+#pragma unroll
+            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, first + k, tokens);
+            if (T == 1 && IN == IN_LAYER) normalise(v, moments);
+#pragma unroll
+            for (int k = 0; k < STRETCH; k++) {
+                int t, chunk;
+                const bool some = chunk_of(first + k, tokens, &t, &chunk);
+                if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
+                if (IN == IN_RMS && T > 1) {
+                    squares = warp_sum(squares_of(v[k], 0));
+                    if (lane == 0 && some) moments[t * ENTRIES + chunk].x = squares;
+                }
+                if (IN == IN_LAYER && T > 1 && some)
+                    shift(v[k], combined(moments + t * ENTRIES), inside(chunk));
+                if (IN != IN_PLAIN) {
+                    const int i = some ? column_of(chunk) : K;
+                    affine(v[k], EARLY ? gamma[first + k] : constant(args.gamma, i, 1),
+                           IN != IN_LAYER ? make_float4(0, 0, 0, 0)
+                           : EARLY        ? beta[first + k]
+                                          : constant(args.beta, i, 0));
+                }
+                placed[k] = M::template prepare<T>(v[k]);
+            }
+#pragma unroll
+            for (int k = 0; k < STRETCH; k++) {
+                int t, chunk;
+                if (chunk_of(first + k, tokens, &t, &chunk) && inside(chunk))
+                    M::template store<T>(placed[k], chunk, x + t * L::X, infos + t * L::INFO);
+            }
+        }
+        if (T == 1 && IN == IN_RMS) {
+            squares = warp_sum(squares);
+            if (lane == 0) moments[warp].x = squares;
+        }
+    }
+    // RMSNorm's factor of a token.
+    static __device__ __forceinline__ float factor(const float2 *moments) {
+        float squares = 0;
+#pragma unroll 8
+        for (int e = 0; e < ENTRIES; e++) squares += moments[e].x;
+        return rsqrtf(squares / K + NORM_EPS);
+    }
+
+private:
+    static __device__ __forceinline__ void shift(float4 &v, float2 m, bool inside) {
+        const float s = inside ? m.y : 0; // columns past the end stay zero
+        v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
+    }
+    static __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
+                                                        float2 *moments) {
+        int t, chunk;
+        if (!chunk_of(step, tokens, &t, &chunk)) return;
+        const float4 v = fetch(in, step, tokens);
+        const float mean = warp_sum(sum_of(v)) / columns_of(chunk);
+        const float squares = warp_sum(inside(chunk) ? squares_of(v, mean) : 0);
+        if ((threadIdx.x & 31) == 0) moments[t * ENTRIES + chunk] = make_float2(mean, squares);
+    }
+    // One token: the warps' moments, a barrier, and the vector normalised in registers.
+    static __device__ __forceinline__ void normalise(float4 v[STRETCH], float2 *moments) {
+        const int warp = threadIdx.x >> 5;
+        float sum = 0, squares = 0;
+#pragma unroll
+        for (int k = 0; k < STRETCH; k++) sum += sum_of(v[k]);
+        const float mean = warp_sum(sum) / max(columns_of(warp), 1);
+#pragma unroll
+        for (int k = 0; k < STRETCH; k++)
+            if ((int)(threadIdx.x + k * WARPS * 32) * 4 < K) squares += squares_of(v[k], mean);
+        squares = warp_sum(squares);
+        if ((threadIdx.x & 31) == 0) moments[warp] = make_float2(mean, squares);
+        __syncthreads();
+        const float2 m = combined(moments);
+#pragma unroll
+        for (int k = 0; k < STRETCH; k++)
+            shift(v[k], m, (int)(threadIdx.x + k * WARPS * 32) * 4 < K);
+    }
+};
+
+__device__ __forceinline__ float activation(float x) {
+    return ACTIVATION == ACT_GELU ? 0.5f * x * (1 + erff(x * 0.70710678f)) : x / (1 + __expf(-x));
+}
+
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
-    typedef ProductShape<M, ROWS, T, WARPS, DEPTH, BLOCKS> S;
+    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS> S;
+    typedef ProductVectors<M, T, WARPS, IN> Vectors;
+    constexpr int UNITS = M::UNITS, SLOT = M::UNIT_BYTES, PARTS = T == 1 ? 2 : 4;
     extern __shared__ __align__(128) u8 smem[];
-    u16 *x = (u16 *)smem;
-    float *scales = (float *)(smem + S::X_BYTES);
-    float *red = (float *)(smem + S::X_BYTES + S::S_BYTES);
-    __shared__ float squares[T][WARPS];
+    float2 *moments = (float2 *)(smem + S::MOMENTS);
+    float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const u32 ring = shared_address(smem + S::X_BYTES + S::S_BYTES + S::RED_BYTES) +
-                     warp * (DEPTH * M::SLOT);
+    const u32 base = shared_address(smem);
 
     // this block's row blocks and this warp's part of their units
     const int first_row = (int)((long long)S::ROW_BLOCKS * blockIdx.x / gridDim.x);
     const int rows = (int)((long long)S::ROW_BLOCKS * (blockIdx.x + 1) / gridDim.x) - first_row;
-    const int begin = rows * M::UNITS * warp / WARPS, end = rows * M::UNITS * (warp + 1) / WARPS;
-    M matrix(args.weights, first_row + begin / M::UNITS, begin % M::UNITS, ring);
+    const int total = rows * UNITS, begin = total * warp / WARPS, end = total * (warp + 1) / WARPS;
+    M matrix;
+    matrix.open(args.weights, first_row + begin / UNITS, begin % UNITS,
+                base + S::RINGS + warp * (RING * SLOT));
+    // At most two units on their way: a longer queue at the memory would hold up the vector that the
+    // kernel before this one is just reading.
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++) {
-        if (begin + i < end) matrix.copy(i * M::SLOT);
+    for (int i = 0; i < RING; i++) {
+        if (i >= 2) copy_async_wait<1>();
+        if (begin + i < end) matrix.copy(i * SLOT);
         copy_async_commit();
     }
-    if (IN == IN_NORM)
-        for (int i = threadIdx.x * 32; i < M::K; i += WARPS * 1024) prefetch_l2(args.gamma + i);
-    wait_for_previous();
+    // everything else that depends on nothing
+    Vectors vectors;
+    vectors.load_constants(args);
+    const int own = first_row * 16 + threadIdx.x; // with one token: the row this thread stores
+    float kept = 0;
+    if (T == 1 && (OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && threadIdx.x < rows * 16 && own < ROWS)
+        kept = args.extra[own];
     launch_dependents();
+    wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
-    for (int t = 0; t < tokens; t++) {
-        float sum = product_load<M, WARPS, IN>(args.in + (long long)t * M::K, args.gamma,
-                                               x + t * S::X_STRIDE, scales + t * S::S_STRIDE);
-        if (IN == IN_NORM) {
-            sum = warp_sum(sum);
-            if (lane == 0) squares[t][warp] = sum;
-        }
-    }
+    if (T == 1 && OUT == OUT_ADD && threadIdx.x < rows * 16 && own < ROWS)
+        kept = load_f32_l2(args.out + own);
+    vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
     __syncthreads();
 
-    // the columns of B: lane l holds column l / 4; columns beyond the last vector repeat one
-    const int t = T > 1 && (lane >> 2) < tokens ? lane >> 2 : 0;
-    const int t0 = 2 * (lane & 3) < tokens ? 2 * (lane & 3) : 0; // columns of this lane's sums
-    const int t1 = 2 * (lane & 3) + 1 < tokens ? 2 * (lane & 3) + 1 : 0;
-    const u32 column = keep(shared_address(x) + 2 * t * S::X_STRIDE + 16 * (lane & 3));
-    const u32 scale0 = keep(shared_address(scales) + (T == 1 ? 0 : 4 * t0 * S::S_STRIDE));
-    const u32 scale1 = T == 1 ? 0 : keep(shared_address(scales) + 4 * t1 * S::S_STRIDE);
-    float acc[4] = {0, 0, 0, 0};
-    int row = begin / M::UNITS, unit = begin % M::UNITS, i = begin;
-    auto flush = [&]() { // this warp's part of row block `row` into its slot of the partial sums
-        float *slot = red + (row + warp) * (T * 16) + (lane >> 2);
-        const int t = 2 * (lane & 3);
-        if (t < T) slot[t * 16] = acc[0], slot[t * 16 + 8] = acc[2];
-        if (t + 1 < T) slot[t * 16 + 16] = acc[1], slot[t * 16 + 24] = acc[3];
-        acc[0] = acc[1] = acc[2] = acc[3] = 0;
-    };
-    auto step = [&](int d) { // the unit in slot d, and the refill of the slot
-        copy_async_wait<DEPTH - 1>();
-        matrix.template multiply<T>(d * M::SLOT, column + 2 * M::GROUP * unit,
-                                    load_shared_f32(scale0 + 4 * unit),
-                                    T == 1 ? 0 : load_shared_f32(scale1 + 4 * unit), acc);
-        if (i + d + DEPTH < end) matrix.copy(d * M::SLOT);
+    matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
+    float sum[PARTS];
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) sum[p] = 0;
+    int unit = begin % UNITS;
+    // the slots of the partial sums: [row block + warp][T][16]
+    float *part = sums + (begin / UNITS + warp) * (16 * T) + (lane >> 2);
+    u32 slot = 0;
+#pragma unroll 1
+    for (int left = end - begin; left > 0; left--) {
+        copy_async_wait<RING - 1>();
+        __syncwarp();
+        float more[4];
+        matrix.template multiply<T>(slot, unit, more);
+        __syncwarp();
+        if (left > RING) matrix.copy(slot);
         copy_async_commit();
-        if (++unit == M::UNITS) {
-            flush();
-            unit = 0, row++;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) sum[p] += more[p];
+        if (++unit == UNITS || left == 1) { // the warp's part of this row block is complete
+            M::template finish<T>(sum);
+            store_part<T>(part, sum);
+            part += 16 * T;
+            unit = 0;
         }
-    };
-    for (; i + DEPTH <= end; i += DEPTH) {
-#pragma unroll
-        for (int d = 0; d < DEPTH; d++) step(d);
+        slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
     }
-#pragma unroll
-    for (int d = 0; d < DEPTH - 1; d++)
-        if (i + d < end) step(d);
-    if (unit != 0 && begin < end) flush();
     __syncthreads();
 
     // add the warps' parts of each row in the order of the warps
+    const float per_total = 1.0f / total;
     for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
-        const int r = o / (16 * T), t = o / 16 % T, n = o % 16;
-        if (t >= tokens || (OUT == OUT_SILU && n >= 8)) continue;
-        float sum = 0, up = 0, scale = 1;
-        // warp w has units total * w / WARPS to total * (w + 1) / WARPS - 1: those with units here
-        const int total = rows * M::UNITS;
-        const int from = ((r * M::UNITS + 1) * WARPS - 1) / total;
-        const int to = ((r + 1) * M::UNITS * WARPS - 1) / total;
+        const int r = o / (16 * T), t = T == 1 ? 0 : o / 16 % T, n = o % 16;
+        if (t >= tokens || (OUT == OUT_GATED && n >= 8)) continue;
+        // the warps with units of this row block; the half is more than the quotient's rounding
+        const int from = (int)((((r * UNITS + 1) * WARPS - 1) + 0.5f) * per_total);
+        const int to = (int)((((r + 1) * UNITS * WARPS - 1) + 0.5f) * per_total);
+        float y = 0, up = 0;
+#pragma unroll 4
         for (int w = from; w <= to; w++) {
-            if (total * w / WARPS == total * (w + 1) / WARPS) continue; // a warp without units
-            const float *slot = red + (r + w) * (T * 16) + t * 16 + n;
-            sum += slot[0];
-            if (OUT == OUT_SILU) up += slot[8];
+            if (total < WARPS && total * w / WARPS == total * (w + 1) / WARPS) continue; // no units
+            const float *part = sums + (r + w) * (16 * T) + t * 16 + n;
+            y += part[0];
+            if (OUT == OUT_GATED) up += part[8];
         }
-        if (IN == IN_NORM) {
-            float squared = 0;
-            for (int w = 0; w < WARPS; w++) squared += squares[t][w];
-            scale = rsqrtf(squared / M::K + NORM_EPS);
+        if (IN == IN_RMS) {
+            const float factor = Vectors::factor(moments + t * Vectors::ENTRIES);
+            y *= factor, up *= factor;
         }
-        sum *= scale;
-        if (OUT == OUT_SILU) {
-            const int j = (first_row + r) * 8 + n;
-            if (2 * j < ROWS)
-                args.out[(long long)t * (ROWS / 2) + j] = sum / (1 + __expf(-sum)) * (up * scale);
-        } else {
-            const int y = (first_row + r) * 16 + n;
-            float *out = args.out + (long long)t * ROWS + y;
-            if (y < ROWS) *out = OUT == OUT_ADD ? *out + sum : sum;
+        const int row = (first_row + r) * (OUT == OUT_GATED ? 8 : 16) + n;
+        constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
+        if (row >= OUT_ROWS) continue;
+        float *out = args.out + (long long)t * OUT_ROWS + row;
+        const bool early = T == 1 && o == threadIdx.x; // `kept` is this row's
+        if (OUT == OUT_ADD) y += early ? kept : *out;
+        if (OUT == OUT_QKV) {
+            if (args.extra) y += early ? kept : args.extra[row];
+            if (CLIP_QKV > 0) y = fminf(fmaxf(y, -CLIP_QKV), CLIP_QKV);
         }
+        if (OUT == OUT_GATED) y = activation(y) * up;
+        if (OUT == OUT_ACT) y = activation(y);
+        if ((OUT == OUT_GATED || OUT == OUT_ACT) && args.extra)
+            y /= OUT == OUT_ACT && early ? kept : args.extra[row];
+        *out = y;
     }
 }
 

@@ -20,7 +20,7 @@ struct GemmArgs {
     const u8 *weights;
     const u16 *in;      // [tokens][K] binary16
     const float *scale; // [tokens] or null: 1
-    float *out;         // [tokens][ROWS], or [tokens][ROWS / 2] with OUT_SILU
+    float *out;         // [tokens][ROWS], or [tokens][ROWS / 2] with OUT_GATED
     int tokens;
 };
 
@@ -186,7 +186,7 @@ __device__ __forceinline__ void product_prefill(const GemmArgs &args) {
             for (int i = 0; i < BLOCKS; i++) {
                 const int block = first_block + wm * BLOCKS + i;
                 const float low = acc[i][j][c] * scale, high = acc[i][j][c + 2] * scale;
-                if (OUT == OUT_SILU) {
+                if (OUT == OUT_GATED) {
                     const int n = block * 8 + (lane >> 2);
                     if (2 * n < ROWS)
                         args.out[(long long)t * (ROWS / 2) + n] = low / (1 + __expf(-low)) * high;

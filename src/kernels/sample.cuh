@@ -1,8 +1,12 @@
 // sample - the next token from the logits, in the order that tinychat.h documents at tc_sampling.
 //
-// One block, because the steps depend on each other and the logits (0.1 to 0.6 MB) stay in its L1.
-// Probabilities are integers, exp(x - max) * 2^40: their sums do not depend on the order of the
-// additions, so the same seed gives the same token.
+// A few blocks share the vocabulary: every warp takes one segment of it, puts the logits' keys
+// (floats as integers in the same order, after temperature and penalty) into global memory and
+// reduces them to the segment's largest and its mass. The block that finishes last chooses. The
+// top_k-th largest of the segments' maxima bounds the top_k-th largest of all, so it has to look at
+// top_k segments only, and into those, for a few more candidates than top_k.
+// Probabilities there are integers, exp(x - max) * 2^40: their sums do not depend on the order of
+// the additions, so the same seed gives the same token.
 
 #ifndef TC_SAMPLE
 #define TC_SAMPLE
@@ -10,20 +14,31 @@
 #include "prelude.cuh"
 #include "rows.cuh"
 
+constexpr int SAMPLE_THREADS = 1024, SAMPLE_BLOCKS = 8;
+constexpr int SEGMENTS = SAMPLE_BLOCKS * SAMPLE_THREADS / 32;             // one for each warp
+constexpr int LANE_KEYS = (VOCAB + 32 * SEGMENTS - 1) / (32 * SEGMENTS); // of a segment
+constexpr int SEGMENT = 32 * LANE_KEYS;
+constexpr int SAMPLE_LIST = 1024; // candidates that are sorted at once
+
+struct SampleSegment {
+    u64 best;   // the largest key << 32 | ~its id: the lower id wins
+    float mass; // sum of exp(x - the largest)
+    float pad;
+};
+
 struct SampleArgs {
-    const float *logits; // [VOCAB]
-    u32 *keys;           // [VOCAB] workspace
-    int *ids;            // [ctx] the tokens of the context; the new one is appended
+    const float *logits;     // [VOCAB]
+    u32 *keys;               // [VOCAB] workspace
+    SampleSegment *segments; // [SEGMENTS] workspace
+    u32 *arrived;            // zero; left zero
+    int *ids;                // [ctx] the tokens of the context; the new one is appended
     State *state;
-    int *host;           // pinned host memory: the token for the host
-    int window;          // how many last tokens the penalty looks at; below 0: all
-    int ctx, top_k;      // top_k 0: off
+    int *host;      // pinned host memory: the token for the host
+    int window;     // how many last tokens the penalty looks at; below 0: all
+    int ctx, top_k; // top_k 0: off
     float temperature, top_p, min_p, penalty;
     double u; // the random number of this draw
 };
-
-constexpr int SAMPLE_THREADS = 1024;
-constexpr int SAMPLE_LIST = 1024; // candidates that are sorted at once
 
 // Floats as integers in the same order.
 __device__ __forceinline__ u32 key_of(float x) {
@@ -33,8 +48,14 @@ __device__ __forceinline__ u32 key_of(float x) {
 __device__ __forceinline__ float float_of(u32 key) {
     return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
 }
+constexpr float MASS_ONE = 1099511627776.0f; // 2^40
 __device__ __forceinline__ u64 mass_of(u32 key, float top) {
-    return (u64)(__expf(float_of(key) - top) * 1099511627776.0f);
+    return (u64)(__expf(float_of(key) - top) * MASS_ONE);
+}
+
+__device__ __forceinline__ u64 warp_max_u64(u64 v) {
+    for (int o = 16; o > 0; o >>= 1) v = max(v, __shfl_xor_sync(0xffffffffu, v, o));
+    return v;
 }
 
 // Sum and maximum over the block; every thread gets the result.
@@ -48,11 +69,10 @@ __device__ __forceinline__ u64 block_sum(u64 v, u64 *shared) {
     return v;
 }
 __device__ __forceinline__ u64 block_max(u64 v, u64 *shared) {
-    for (int o = 16; o > 0; o >>= 1) v = max(v, __shfl_xor_sync(0xffffffffu, v, o));
+    v = warp_max_u64(v);
     if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = v;
     __syncthreads();
-    v = shared[threadIdx.x & 31];
-    for (int o = 16; o > 0; o >>= 1) v = max(v, __shfl_xor_sync(0xffffffffu, v, o));
+    v = warp_max_u64(shared[threadIdx.x & 31]);
     __syncthreads();
     return v;
 }
@@ -110,131 +130,147 @@ __device__ int draw_by_bisection(const SampleArgs &args, float top, u64 total, u
     return chosen;
 }
 
-// A vocabulary of up to 40 logits per thread stays in registers, a larger one in global memory.
-constexpr bool KEYS_IN_REGISTERS = VOCAB <= 40 * SAMPLE_THREADS;
-constexpr int KEYS_PER_THREAD = (VOCAB + SAMPLE_THREADS - 1) / SAMPLE_THREADS;
-
-template <class F>
-__device__ __forceinline__ void for_each_key(const u32 *registers, const u32 *keys, F f) {
-    if (KEYS_IN_REGISTERS) {
+// Steps 1 and 2 for this block's part of the vocabulary: its keys and segments. A logit that is not
+// finite becomes the largest of its segment, with a key that no number has.
+__device__ __forceinline__ void sample_scan(const SampleArgs &args, int length, bool greedy) {
+    constexpr int PART = SAMPLE_THREADS / 32 * SEGMENT;
+    __shared__ u32 seen[PART / 32]; // bit i: the part's i-th id is in the penalty's window
+    const int part = blockIdx.x * PART, lane = threadIdx.x & 31;
+    const int segment = blockIdx.x * (SAMPLE_THREADS / 32) + (threadIdx.x >> 5);
+    float x[LANE_KEYS];
 #pragma unroll
-        for (int j = 0; j < KEYS_PER_THREAD; j++) {
-            const int i = j * SAMPLE_THREADS + threadIdx.x;
-            if (i < VOCAB) f(i, registers[j]);
-        }
-    } else {
-#pragma unroll 8
-        for (int i = threadIdx.x; i < VOCAB; i += SAMPLE_THREADS) f(i, keys[i]);
+    for (int j = 0; j < LANE_KEYS; j++) {
+        const int id = segment * SEGMENT + 32 * j + lane;
+        x[j] = id < VOCAB ? load_f32_l2(args.logits + id) : 0;
     }
-}
-
-// Launch: one block of SAMPLE_THREADS threads. Bytes moved: the logits once.
-__device__ __forceinline__ void sample(const SampleArgs &args) {
-    __shared__ u32 seen[(VOCAB + 31) / 32]; // bit i: id i is in the penalty's window
-    __shared__ u64 shared[32], masses[SAMPLE_LIST], sorted_masses[SAMPLE_LIST];
-    __shared__ u32 list[SAMPLE_LIST];
-    __shared__ int list_ids[SAMPLE_LIST], sorted_ids[SAMPLE_LIST], listed, chosen;
-    const int length = args.state->next;
-    const bool greedy = args.temperature < 1e-5f;
-
-    for (int i = threadIdx.x; i < (VOCAB + 31) / 32; i += SAMPLE_THREADS) seen[i] = 0;
-    if (threadIdx.x == 0) listed = 0, chosen = -1;
+    for (int i = threadIdx.x; i < PART / 32; i += SAMPLE_THREADS) seen[i] = 0;
     __syncthreads();
     if (args.penalty != 1.0f) {
         const int from = args.window < 0 || args.window > length ? 0 : length - args.window;
-        for (int i = from + threadIdx.x; i < length; i += SAMPLE_THREADS)
-            atomicOr(&seen[args.ids[i] >> 5], 1u << (args.ids[i] & 31));
+        for (int i = from + threadIdx.x; i < length; i += SAMPLE_THREADS) {
+            const int at = args.ids[i] - part;
+            if (at >= 0 && at < PART) atomicOr(&seen[at >> 5], 1u << (at & 31));
+        }
     }
     __syncthreads();
-
-    // steps 1 and 2, and the largest; a logit that is not finite beats everything
-    u32 registers[KEYS_IN_REGISTERS ? KEYS_PER_THREAD : 1];
     u64 best = 0;
-    u32 mine = 0;
-    auto adjust = [&](int i, float x) {
-        const bool finite = fabsf(x) <= 3.4028234e38f;
-        if (!greedy) x = x / args.temperature;
-        if (seen[i >> 5] >> (i & 31) & 1) x = x > 0 ? x / args.penalty : x * args.penalty;
-        const u32 key = key_of(x);
-        best = max(best, (u64)(finite ? key : 0xffffffffu) << 32 | (u32)~i);
-        mine = max(mine, key);
-        return key;
-    };
-    if (KEYS_IN_REGISTERS) {
 #pragma unroll
-        for (int j = 0; j < KEYS_PER_THREAD; j++) { // all loads first
-            const int i = j * SAMPLE_THREADS + threadIdx.x;
-            registers[j] = i < VOCAB ? __float_as_uint(args.logits[i]) : 0;
-        }
-#pragma unroll
-        for (int j = 0; j < KEYS_PER_THREAD; j++) {
-            const int i = j * SAMPLE_THREADS + threadIdx.x;
-            if (i < VOCAB) registers[j] = adjust(i, __uint_as_float(registers[j]));
-        }
-    } else {
-#pragma unroll 8
-        for (int i = threadIdx.x; i < VOCAB; i += SAMPLE_THREADS)
-            args.keys[i] = adjust(i, args.logits[i]);
+    for (int j = 0; j < LANE_KEYS; j++) {
+        const int id = segment * SEGMENT + 32 * j + lane;
+        const bool finite = fabsf(x[j]) <= 3.4028234e38f;
+        if (!greedy) x[j] = x[j] / args.temperature;
+        if (seen[(id - part) >> 5] >> (id & 31) & 1)
+            x[j] = x[j] > 0 ? x[j] / args.penalty : x[j] * args.penalty;
+        const u32 key = key_of(x[j]);
+        if (id >= VOCAB) continue;
+        args.keys[id] = key;
+        best = max(best, (u64)(finite ? key : 0xffffffffu) << 32 | (u32)~id);
     }
-    best = block_max(best, shared);
-    int token = (int)~(u32)best;
-    if (best >> 32 == 0xffffffffu) {
-        token = -1 - token;
-    } else if (!greedy) {
-        const float top = float_of((u32)(best >> 32));
-        u64 total = 0;
-        for_each_key(registers, args.keys, [&](int, u32 key) { total += mass_of(key, top); });
-        total = block_sum(total, shared);
-        const u32 lowest = args.min_p > 0 ? key_of(top + __logf(args.min_p)) : 0;
-        // The top_k-th largest of the threads' maxima bounds the top_k-th largest of all.
-        bool small = args.top_k > 0 && args.top_k <= SAMPLE_LIST;
-        if (small) {
-            u32 bound = 0;
-            for (int bit = 31; bit >= 0; bit--) {
-                const u32 t = bound | 1u << bit;
-                if (__syncthreads_count(mine >= t) >= args.top_k) bound = t;
-            }
-            bound = max(bound, lowest);
-            for_each_key(registers, args.keys, [&](int i, u32 key) {
-                if (key < bound) return;
-                const int at = atomicAdd(&listed, 1);
-                if (at < SAMPLE_LIST) list[at] = key, list_ids[at] = i;
-            });
-            __syncthreads();
-            small = listed <= SAMPLE_LIST;
-        }
-        if (!small) {
-            if (KEYS_IN_REGISTERS) {
-                for_each_key(registers, args.keys, [&](int i, u32 key) { args.keys[i] = key; });
-                __syncthreads();
-            }
-            token = draw_by_bisection(args, top, total, lowest, shared);
-        } else {
-            const int n = listed, i = threadIdx.x;
-            if (i < n) masses[i] = mass_of(list[i], top);
-            if (i < n) { // place by counting those before it: the list's order does not matter
-                int rank = 0;
-                for (int j = 0; j < n; j++)
-                    rank += list[j] > list[i] || (list[j] == list[i] && list_ids[j] < list_ids[i]);
-                sorted_ids[rank] = list_ids[i];
-                sorted_masses[rank] = masses[i];
-            }
-            __syncthreads();
-            u64 before = 0;
-            if (i < n)
-                for (int j = 0; j < i; j++) before += sorted_masses[j];
-            const bool kept = i < n && i < args.top_k &&
-                              (i == 0 || args.top_p >= 1 ||
-                               (double)before < (double)args.top_p * (double)total);
-            const u64 end = before + (i < n ? sorted_masses[i] : 0);
-            const u64 whole = block_max(kept ? end : 0, shared);
-            const u64 r = (u64)(args.u * (double)whole);
-            if (kept && before <= r && r < end) chosen = sorted_ids[i];
-            __syncthreads();
-            token = chosen;
+    best = warp_max_u64(best);
+    float mass = 0;
+    const float top = float_of((u32)(best >> 32));
+#pragma unroll
+    for (int j = 0; j < LANE_KEYS; j++)
+        if (segment * SEGMENT + 32 * j + lane < VOCAB) mass += __expf(x[j] - top);
+    mass = warp_sum(mass);
+    if (lane == 0) {
+        args.segments[segment].best = best;
+        args.segments[segment].mass = mass;
+    }
+}
+
+// Steps 3 to 7, by one block.
+__device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy) {
+    __shared__ u64 shared[32], best_of[SEGMENTS], sorted_masses[SAMPLE_LIST];
+    __shared__ u32 list[SAMPLE_LIST];
+    __shared__ int list_ids[SAMPLE_LIST], sorted_ids[SAMPLE_LIST], order[SEGMENTS], listed, chosen;
+    const int i = threadIdx.x, lane = i & 31;
+    static_assert(SAMPLE_THREADS == 4 * SEGMENTS && SAMPLE_THREADS >= SAMPLE_LIST, "threads");
+    float4 segment = {0, 0, 0, 0};
+    if (i < SEGMENTS) {
+        segment = load_float4_l2((const float *)(args.segments + i));
+        best_of[i] = (u64)__float_as_uint(segment.y) << 32 | __float_as_uint(segment.x);
+    }
+    if (i == 0) listed = 0, chosen = -1;
+    const u64 best = block_max(i < SEGMENTS ? best_of[i] : 0, shared);
+    const int largest = (int)~(u32)best;
+    if (best >> 32 == 0xffffffffu) return -1 - largest;
+    if (greedy) return largest;
+    const float top = float_of((u32)(best >> 32));
+    u64 total = 0; // of the whole vocabulary
+    if (i < SEGMENTS && best_of[i])
+        total = (u64)(segment.z * __expf(float_of((u32)(best_of[i] >> 32)) - top) * MASS_ONE);
+    total = block_sum(total, shared);
+
+    // the segments in the order of their maxima: four threads count those before each
+    int rank = 0;
+    const u64 mine = best_of[i / 4];
+    for (int j = i & 3; j < SEGMENTS; j += 4) rank += best_of[j] > mine;
+    rank += __shfl_xor_sync(0xffffffffu, rank, 1);
+    rank += __shfl_xor_sync(0xffffffffu, rank, 2);
+    // empty segments, all alike, come last
+    if ((i & 3) == 0 && (mine || i == 0)) order[rank] = i / 4;
+    const int used = (VOCAB + SEGMENT - 1) / SEGMENT;
+    __syncthreads();
+    const u32 lowest = args.min_p > 0 ? key_of(top + __logf(args.min_p)) : 0;
+    const int k = args.top_k > 0 && args.top_k < VOCAB ? args.top_k : VOCAB;
+    const u32 bound = k <= used ? max(lowest, (u32)(best_of[order[k - 1]] >> 32)) : lowest;
+    for (int r = i >> 5; r < min(k, used); r += SAMPLE_THREADS / 32) {
+        const int first = order[r] * SEGMENT;
+        if ((u32)(best_of[order[r]] >> 32) < bound) break;
+#pragma unroll 4
+        for (int j = lane; j < SEGMENT; j += 32) {
+            const u32 key = first + j < VOCAB ? load_u32_l2(args.keys + first + j) : 0;
+            const bool candidate = first + j < VOCAB && key >= bound;
+            const u32 all = __ballot_sync(0xffffffffu, candidate);
+            int at = 0;
+            if (all && lane == 0) at = atomicAdd(&listed, __popc(all));
+            at = __shfl_sync(0xffffffffu, at, 0) + __popc(all & ((1u << lane) - 1));
+            if (candidate && at < SAMPLE_LIST) list[at] = key, list_ids[at] = first + j;
         }
     }
+    __syncthreads();
+    const int n = listed;
+    if (n > SAMPLE_LIST) return draw_by_bisection(args, top, total, lowest, shared);
+    if (i < n) { // place by counting those before it: the list's order does not matter
+        int at = 0;
+        for (int j = 0; j < n; j++)
+            at += list[j] > list[i] || (list[j] == list[i] && list_ids[j] < list_ids[i]);
+        sorted_ids[at] = list_ids[i];
+        sorted_masses[at] = mass_of(list[i], top);
+    }
+    __syncthreads();
+    u64 before = 0;
+    if (i < n)
+        for (int j = 0; j < i; j++) before += sorted_masses[j];
+    const bool kept = i < n && i < k &&
+                      (i == 0 || args.top_p >= 1 ||
+                       (double)before < (double)args.top_p * (double)total);
+    const u64 end = before + (i < n ? sorted_masses[i] : 0);
+    const u64 whole = block_max(kept ? end : 0, shared);
+    const u64 r = (u64)(args.u * (double)whole);
+    if (kept && before <= r && r < end) chosen = sorted_ids[i];
+    __syncthreads();
+    return chosen;
+}
+
+// Launch: SAMPLE_BLOCKS blocks of SAMPLE_THREADS threads. Bytes moved: the logits once, their keys
+// once written and those of top_k segments read.
+__device__ __forceinline__ void sample(const SampleArgs &args) {
+    __shared__ bool last;
+    wait_for_previous();
+    const int length = args.state->next;
+    const bool greedy = args.temperature < 1e-5f;
+    sample_scan(args, length, greedy);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(args.arrived, 1u) == SAMPLE_BLOCKS - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    const int token = sample_choose(args, greedy);
     if (threadIdx.x == 0) {
+        *args.arrived = 0;
         args.state->token = token;
         if (token >= 0 && length < args.ctx) args.ids[length] = token;
         *args.host = token;
