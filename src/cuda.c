@@ -13,19 +13,24 @@
 
 #define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
 #define CUDA_STAGES 4           /* staging buffers */
+#define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
+#define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 
-enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_PROGRAMS };
+enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
+enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
 
 typedef struct cuda_kernel {
     tc__cu_function function;
     int grid, threads, shared;
-    int tokens; /* vectors that one launch takes */
+    int tokens;  /* vectors that one launch takes, or one tile of a prefill's product */
+    int cluster; /* blocks that start together; 0 and 1: any alone */
+    int walks;   /* blocks go from tile to tile: no more than fit are started */
 } cuda_kernel;
 
 /* The kernels of one kind of matrix (its role, type and group size). */
 typedef struct cuda_product {
-    cuda_kernel decode, prefill, prefill_wide; /* wide: tiles of 256 rows, for many tokens */
+    cuda_kernel decode, prefill[CUDA_SIZES];
 } cuda_product;
 
 typedef struct cuda_device {
@@ -47,7 +52,7 @@ typedef struct cuda_device {
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
-    cuda_kernel rows_hidden, rows_intermediate, widen, read_loop, random_fill;
+    cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
 
 typedef struct cuda_cache {
@@ -61,7 +66,10 @@ typedef struct cuda_cache {
     /* parts of `memory` */
     tc__cu_ptr kv, ids, state, logits, keys, segments, sample_arrived;
     tc__cu_ptr x, qkv, attention, act, parts, arrived;
-    tc__cu_ptr wide_x, wide_in, wide_q, wide_out, wide_scale;
+    /* Prefill: residual; operand of the next product and its scales; the same of the MLP's inner
+     * vectors; queries; attention's inputs. */
+    tc__cu_ptr wide_x, wide_in, wide_scale, wide_mid, mid_scale, mid_exponents, mid_highest;
+    tc__cu_ptr wide_q, wide_qkv;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
     int next;           /* the device's State.next */
@@ -84,7 +92,7 @@ typedef struct cuda_product_args {
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
-    tc__cu_ptr weights, in, scale, out;
+    tc__cu_ptr weights, in, scale, out, each, exponents, highest;
     int tokens;
 } cuda_gemm_args;
 
@@ -94,8 +102,13 @@ typedef struct cuda_embed_args {
 } cuda_embed_args;
 
 typedef struct cuda_rows_args {
-    tc__cu_ptr in, gamma, out, scale;
+    tc__cu_ptr in, gamma, bias, out, scale;
 } cuda_rows_args;
+
+typedef struct cuda_settle_args {
+    tc__cu_ptr operand, exponents, highest, scale;
+    int tokens;
+} cuda_settle_args;
 
 typedef struct cuda_decode_attention_args {
     tc__cu_ptr qkv, k, v, out, parts, arrived, state, turns;
@@ -180,13 +193,14 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name,
     tc__cu_module module = device->modules[program];
     tc__cu *cu = &device->cu;
     char global[80];
-    int launch[4];
+    int launch[6] = {0};
     tc__cu_ptr at;
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
     tc__cu_result result = cu->module_function(&kernel->function, module, name);
     if (!result) result = cu->module_global(&at, &bytes, module, global);
-    if (!result) result = cu->copy_to_host(launch, at, sizeof launch, NULL);
+    if (!result && bytes > sizeof launch) bytes = sizeof launch;
+    if (!result) result = cu->copy_to_host(launch, at, bytes, NULL);
     if (!result) result = cu->stream_wait(NULL);
     if (!result && launch[2] > 0)
         result = cu->function_set(kernel->function, TC__CU_FUNCTION_MAX_DYNAMIC_SHARED, launch[2]);
@@ -197,6 +211,8 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name,
     kernel->threads = launch[1];
     kernel->shared = launch[2];
     kernel->tokens = launch[3];
+    kernel->cluster = launch[4];
+    kernel->walks = launch[5];
     return TC_OK;
 }
 
@@ -211,8 +227,10 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
                 int program;
                 cuda_kernel *kernel;
             } kernels[] = {{"", CUDA_DECODE, &product->decode},
-                           {"all_", CUDA_PREFILL, &product->prefill},
-                           {"wide_", CUDA_WIDE, &product->prefill_wide}};
+                           {"t16_", CUDA_FEW, &product->prefill[0]},
+                           {"t64_", CUDA_FEW, &product->prefill[1]},
+                           {"t128_", CUDA_PREFILL, &product->prefill[2]},
+                           {"t256_", CUDA_WIDE, &product->prefill[3]}};
             for (size_t k = 0; k < TC_COUNT(kernels) && !code; k++) {
                 snprintf(name, sizeof name, "%s%s_%d", kernels[k].prefix, tc__role_name(role), i);
                 code = cuda_load_kernel(device, kernels[k].program, name, kernels[k].kernel, err);
@@ -236,8 +254,8 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"read_loop", CUDA_DECODE, &device->read_loop},
         {"random_fill", CUDA_DECODE, &device->random_fill},
         {"embed_all", CUDA_PREFILL, &device->embed_all},
-        {"rows_hidden", CUDA_PREFILL, &device->rows_hidden},
-        {"rows_intermediate", CUDA_PREFILL, &device->rows_intermediate},
+        {"rows_hidden", CUDA_PREFILL, &device->rows},
+        {"settle", CUDA_PREFILL, &device->settle},
         {"rope", CUDA_PREFILL, &device->rope},
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
     };
@@ -269,7 +287,8 @@ static int cuda_write_programs(const cuda_device *device, cuda_programs *all, tc
         void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
     } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode},
                                 {"prefill", tc__write_prefill},
-                                {"wide", tc__write_prefill_wide}};
+                                {"wide", tc__write_prefill_wide},
+                                {"few", tc__write_prefill_few}};
     int code = TC_OK;
     memset(all, 0, sizeof *all);
     for (int i = 0; i < CUDA_PROGRAMS; i++) {
@@ -683,7 +702,14 @@ static tc__cu_ptr cuda_cut(tc__cu_ptr base, size_t *at, size_t bytes) {
     return part;
 }
 
-/* Lays the parts out from `base`, for prefill pieces of `chunk` tokens; returns the bytes. */
+/* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and one
+ * more, because a stage may end behind the last. */
+static size_t cuda_operand_bytes(size_t tokens, size_t columns) {
+    return (tokens / 128 * ((columns + 63) / 64) + 1) * (128 * 64 * 2);
+}
+
+/* Lays the parts out from `base`, for prefill pieces of `chunk` tokens (a multiple of CUDA_PIECE);
+ * returns the bytes. */
 static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_ptr base, int ctx,
                           int chunk) {
     const tc__arch *arch = &device->weights->arch;
@@ -691,9 +717,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     size_t heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     size_t inner = arch->intermediate_size;
-    size_t widest = hidden > heads ? hidden : heads;
     size_t tiles = (size_t)arch->kv_heads * ((arch->heads / arch->kv_heads + 15) / 16);
-    if (inner > widest) widest = inner;
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
@@ -708,20 +732,29 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 16 * (arch->head_dim + 2));
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
     cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
-    cache->wide_in = cuda_cut(base, &at, 2 * tokens * widest);
-    cache->wide_q = cuda_cut(base, &at, 2 * tokens * heads);
-    cache->wide_out = cuda_cut(base, &at, 4 * tokens * (qkv > inner ? qkv : inner));
+    cache->wide_in = cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
     cache->wide_scale = cuda_cut(base, &at, 4 * tokens);
+    cache->mid_scale = cuda_cut(base, &at, 4 * tokens);
+    cache->mid_highest = cuda_cut(base, &at, 4 * tokens);
+    cache->mid_exponents = cuda_cut(base, &at, tokens * (inner / 8));
+    cache->wide_q = cuda_cut(base, &at, 2 * tokens * heads);
+    size_t mid = at; /* the MLP's inner vectors share their room with attention's inputs */
+    cache->wide_mid = cuda_cut(base, &mid, cuda_operand_bytes(tokens, inner));
+    if (arch->parallel) at = mid; /* both at once */
+    cache->wide_qkv = cuda_cut(base, &at, 4 * tokens * qkv);
+    if (mid > at) at = mid;
     return at;
 }
 
-/* Prefill pieces: as many tokens, up to 2048, as 192 MiB hold. */
+/* Prefill pieces: as many tokens, up to 2048, as 192 MiB hold and the context needs. */
 static int cuda_chunk(const cuda_device *device, int ctx) {
     cuda_cache cache;
     size_t fixed = cuda_layout(&cache, device, 0, ctx, 0);
     int chunk = 2048;
-    while (chunk > 64 && cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192 << 20)
-        chunk -= 64;
+    while (chunk - CUDA_PIECE >= ctx) chunk -= CUDA_PIECE;
+    while (chunk > CUDA_PIECE &&
+           cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192 << 20)
+        chunk -= CUDA_PIECE;
     return chunk;
 }
 
@@ -872,51 +905,100 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
 
 /* ---- prefill ---- */
 
+/* The time that a product takes, in some unit: what the fullest SM has to do. A block's work grows
+ * with its tokens; expanding its weights is as much as some more. */
+static double cuda_work(const cuda_device *device, const cuda_kernel *kernel, int tokens) {
+    int blocks = kernel->grid * ((tokens + kernel->tokens - 1) / kernel->tokens);
+    int of_an_sm = (blocks + device->sm_count - 1) / device->sm_count;
+    return (double)of_an_sm * (kernel->tokens + CUDA_EXPANDING) / kernel->grid;
+}
+
 static tc__cu_result cuda_gemm(cuda_cache *cache, int role, const tc__tensor *matrix,
-                               tc__cu_ptr out, int tokens) {
+                               cuda_gemm_args *args) {
     cuda_device *device = cache->device;
     cuda_product *product = &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
-    cuda_gemm_args args = {cuda_tensor(device, matrix), cache->wide_in, cache->wide_scale, out,
-                           tokens};
-    int columns = (tokens + 127) / 128;
-    /* the larger tile does less work per result, but only pays when it fills the GPU */
-    bool wide = 2 * product->prefill_wide.grid * columns >= 3 * device->sm_count;
-    return cuda_launch(device, wide ? &product->prefill_wide : &product->prefill, 0, columns, &args,
-                       cache->stream, false);
+    const cuda_kernel *kernel = &product->prefill[0];
+    for (int i = 1; i < CUDA_SIZES; i++) /* between equals the larger tile reads less */
+        if (cuda_work(device, &product->prefill[i], args->tokens) <=
+            cuda_work(device, kernel, args->tokens))
+            kernel = &product->prefill[i];
+    args->weights = cuda_tensor(device, matrix);
+    int columns = (args->tokens + kernel->tokens - 1) / kernel->tokens, blocks = kernel->grid;
+    if (kernel->walks) {
+        int most = device->sm_count / kernel->cluster * kernel->cluster;
+        blocks = blocks * columns < most ? blocks * columns : most;
+        columns = 1;
+    }
+    return cuda_launch(device, kernel, blocks, columns, args, cache->stream, true);
 }
 
-static tc__cu_result cuda_rows(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr in,
-                               const tc__tensor *gamma, int tokens) {
-    cuda_rows_args args = {in, gamma ? cuda_tensor(cache->device, gamma) : 0, cache->wide_in,
-                           cache->wide_scale};
-    return cuda_launch(cache->device, kernel, tokens, 1, &args, cache->stream, false);
+static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const tc__tensor *bias,
+                               int tokens) {
+    cuda_device *device = cache->device;
+    cuda_rows_args args = {cache->wide_x, cuda_tensor(device, gamma), cuda_vector(device, bias),
+                           cache->wide_in, cache->wide_scale};
+    return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
-static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+/* From the normed vectors in wide_in: attention, added to wide_x. */
+static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
     const tc__layer *layer = &device->weights->layers[l];
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     tc__cu_ptr k = cache->kv + l * layer_kv;
+    cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
+    cuda_gemm_args o = {0, cache->wide_in, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
     cuda_prefill_attention_args attention = {
-        cache->wide_out,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
+        cache->wide_qkv,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
         cache->wide_scale, cache->state,  device->turns, cache->ctx, tokens};
-    tc__cu_result result =
-        cuda_rows(cache, &device->rows_hidden, cache->wide_x, layer->attn_norm, tokens);
-    if (!result) result = cuda_gemm(cache, TC__QKV, layer->qkv, cache->wide_out, tokens);
+    qkv.each = cuda_vector(device, layer->qkv_bias);
+    tc__cu_result result = cuda_gemm(cache, TC__QKV, layer->qkv, &qkv);
     if (!result)
-        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, false);
+        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, true);
     if (!result)
         result = cuda_launch(device, &device->attention_prefill, (tokens + 63) / 64,
-                             (int)arch->heads, &attention, cache->stream, false);
-    if (!result) result = cuda_gemm(cache, TC__O, layer->o, cache->wide_x, tokens);
-    if (!result)
-        result = cuda_rows(cache, &device->rows_hidden, cache->wide_x, layer->mlp_norm, tokens);
-    if (!result) result = cuda_gemm(cache, TC__GATE_UP, layer->gate_up, cache->wide_out, tokens);
-    if (!result)
-        result = cuda_rows(cache, &device->rows_intermediate, cache->wide_out, NULL, tokens);
-    if (!result) result = cuda_gemm(cache, TC__DOWN, layer->down, cache->wide_x, tokens);
-    return result;
+                             (int)arch->heads, &attention, cache->stream, true);
+    return result ? result : cuda_gemm(cache, TC__O, layer->o, &o);
+}
+
+/* From the normed vectors in wide_in: the MLP's inner vectors in wide_mid. */
+static tc__cu_result cuda_prefill_up(cuda_cache *cache, const tc__layer *layer, int tokens) {
+    cuda_device *device = cache->device;
+    cuda_gemm_args up = {0, cache->wide_in, cache->wide_scale, cache->wide_mid,
+                         cuda_vector(device, layer->act_scales), cache->mid_exponents,
+                         cache->mid_highest, tokens};
+    cuda_settle_args settle = {cache->wide_mid, cache->mid_exponents, cache->mid_highest,
+                               cache->mid_scale, tokens};
+    tc__cu_result result = cuda_gemm(cache, TC__GATE_UP, layer->gate_up, &up);
+    if (result) return result;
+    return cuda_launch(device, &device->settle, (tokens + 7) / 8, 1, &settle, cache->stream, true);
+}
+
+/* From there: the MLP's result, added to wide_x. */
+static tc__cu_result cuda_prefill_down(cuda_cache *cache, const tc__layer *layer, int tokens) {
+    cuda_gemm_args down = {0, cache->wide_mid, cache->mid_scale, cache->wide_x, 0, 0, 0, tokens};
+    return cuda_gemm(cache, TC__DOWN, layer->down, &down);
+}
+
+static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+    const tc__layer *layer = &cache->device->weights->layers[l];
+    const tc__tensor *norm = layer->attn_norm, *norm_bias = layer->attn_norm_bias;
+    const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : norm;
+    const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : norm_bias;
+    tc__cu_result result = TC_OK;
+    if (cache->device->weights->arch.parallel) { /* the MLP before wide_x and wide_in change */
+        result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
+        if (!result) result = cuda_prefill_up(cache, layer, tokens);
+        if (!result && mlp_norm != norm) result = cuda_norm(cache, norm, norm_bias, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+    } else {
+        result = cuda_norm(cache, norm, norm_bias, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+        if (!result) result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
+        if (!result) result = cuda_prefill_up(cache, layer, tokens);
+    }
+    return result ? result : cuda_prefill_down(cache, layer, tokens);
 }
 
 /* All positions' logits of the vectors in wide_x, a few at a time. */

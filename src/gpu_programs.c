@@ -3,7 +3,8 @@
 #include <math.h>
 
 static const char *const programs_roles[TC__ROLES] = {"qkv", "o", "gate_up", "down"};
-static const char *const programs_out[TC__ROLES] = {"OUT_STORE", "OUT_ADD", "OUT_GATED", "OUT_ADD"};
+static const char *const programs_to[TC__ROLES] = {"TO_VECTORS", "TO_RESIDUAL", "TO_OPERAND",
+                                                   "TO_RESIDUAL"};
 
 const char *tc__role_name(int role) { return programs_roles[role]; }
 
@@ -71,21 +72,24 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    sm_count, (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size,
                    (unsigned)arch->heads, (unsigned)arch->kv_heads, (unsigned)arch->head_dim,
                    (unsigned)arch->vocab_size);
-    tc__buf_printf(text, "#define NORM_EPS %.9ef\n#define ACTIVATION %s\n#define CLIP_QKV %.9ef\n",
-                   (double)arch->norm_eps, arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU",
+    tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
+                   arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS", (double)arch->norm_eps);
+    tc__buf_printf(text, "#define ACTIVATION %s\n#define GATED %d\n#define CLIP_QKV %.9ef\n",
+                   arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU", arch->gated,
                    (double)arch->clip_qkv);
     tc__buf_str(text, "#include \"instances.cuh\"\n");
 }
 
-/* "typedef W4<4096, 128> qkv_0_matrix;" and the like. A binary16 matrix is read in units of 64
- * columns, or 32 where 64 does not divide. */
-static void programs_matrix(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
-                            const char *suffix, tc__buf *text) {
+/* The columns in a unit of a kind's matrix: the group, or of binary16 64, or 32 where 64 does not
+ * divide. */
+static unsigned programs_unit(const tc__weights *weights, const tc__kinds *kinds, int role, int i) {
     size_t columns = tc__role_matrix(&weights->layers[0], role)->columns;
-    bool w4 = kinds->kind[role][i].type == TC__W4;
-    tc__buf_printf(text, "typedef %s%s<%zu, %u> %s_%d_matrix;\n", w4 ? "W4" : "F16", suffix, columns,
-                   w4 ? (unsigned)kinds->kind[role][i].group_size : columns % 64 ? 32u : 64u,
-                   programs_roles[role], i);
+    if (kinds->kind[role][i].type == TC__W4) return (unsigned)kinds->kind[role][i].group_size;
+    return columns % 64 ? 32 : 64;
+}
+
+static const char *programs_type_name(const tc__kinds *kinds, int role, int i) {
+    return kinds->kind[role][i].type == TC__W4 ? "W4" : "F16";
 }
 
 /* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
@@ -143,27 +147,29 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
                 "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
 }
 
-static void programs_prefill(const tc__weights *weights, const tc__kinds *kinds, const char *prefix,
-                             const char *tile_rows, tc__buf *text) {
+/* "PREFILL_PRODUCT(t128_qkv_0, W4, 4096, 128, 12288, 128, TO_VECTORS)" and the like. */
+static void programs_prefill(const tc__weights *weights, const tc__kinds *kinds, int size,
+                             tc__buf *text) {
     for (int role = 0; role < TC__ROLES; role++)
         for (int i = 0; i < kinds->count[role]; i++) {
-            programs_matrix(weights, kinds, role, i, "Tile", text);
-            tc__buf_printf(text, "PREFILL_PRODUCT(%s_%s_%d, %s_%d_matrix, %zu, %s, %s)\n", prefix,
-                           programs_roles[role], i, programs_roles[role], i,
-                           tc__role_matrix(&weights->layers[0], role)->rows, tile_rows,
-                           programs_out[role]);
+            const tc__tensor *matrix = tc__role_matrix(&weights->layers[0], role);
+            tc__buf_printf(text, "PREFILL_PRODUCT(t%d_%s_%d, %s, %zu, %u, %zu, %d, %s)\n", size,
+                           programs_roles[role], i, programs_type_name(kinds, role, i),
+                           matrix->columns, programs_unit(weights, kinds, role, i), matrix->rows,
+                           size, programs_to[role]);
         }
 }
 
 void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                        tc__buf *text) {
     programs_constants(weights, sm_count, text);
-    programs_prefill(weights, kinds, "all", "128", text);
+    programs_prefill(weights, kinds, 128, text);
     tc__buf_str(text,
                 "KERNEL(embed_all, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, false))\n"
                 "LAUNCH(embed_all, 0, 256, 0)\n"
                 "ROWS_KERNEL(rows_hidden, HIDDEN)\n"
-                "ROWS_KERNEL(rows_intermediate, INTERMEDIATE)\n"
+                "KERNEL(settle, 256, 1, SettleArgs, settle_operand<INTERMEDIATE>(args))\n"
+                "LAUNCH(settle, 0, 256, 0)\n"
                 "KERNEL(rope, 256, 1, PrefillAttentionArgs, rope_write(args))\n"
                 "LAUNCH(rope, 0, 256, 0)\n"
                 "KERNEL(attention_all, 128, 1, PrefillAttentionArgs, attention_prefill(args))\n"
@@ -173,5 +179,12 @@ void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int s
 void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                             tc__buf *text) {
     programs_constants(weights, sm_count, text);
-    programs_prefill(weights, kinds, "wide", "WIDE_ROWS", text);
+    programs_prefill(weights, kinds, 256, text);
+}
+
+void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
+                           tc__buf *text) {
+    programs_constants(weights, sm_count, text);
+    programs_prefill(weights, kinds, 16, text);
+    programs_prefill(weights, kinds, 64, text);
 }

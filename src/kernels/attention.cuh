@@ -285,7 +285,7 @@ struct PrefillAttentionArgs {
     const float *qkv; // [tokens][QKV_ROWS] before RoPE
     u16 *q;           // [tokens][HEADS * HEAD_DIM] after RoPE, scaled
     u16 *k, *v;       // this layer's cache
-    u16 *out;         // [tokens][HEADS * HEAD_DIM] binary16 (a mean of values: cannot overflow)
+    u16 *out;         // an operand of HEADS * HEAD_DIM columns (means of values: cannot overflow)
     float *scale;     // [tokens] set to 1: out is ready for the next product
     const State *state;
     const double *turns; // [HALF] of RoPE
@@ -393,11 +393,12 @@ __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &ar
     for (int h = 0; h < 2; h++) {
         const int t = first + warp * 16 + (lane >> 2) + 8 * h;
         if (t >= args.tokens) continue;
-        u16 *out = args.out + ((long long)t * HEADS + head) * HEAD_DIM + 2 * (lane & 3);
+        const int column = head * HEAD_DIM + 2 * (lane & 3);
         const float f = 1 / softmax.sum[h];
 #pragma unroll
         for (int d = 0; d < HEAD_DIM / 8; d++)
-            *(u32 *)(out + 8 * d) = f32_to_f16x2(softmax.out[d][2 * h] * f, softmax.out[d][2 * h + 1] * f);
+            *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column + 8 * d) =
+                f32_to_f16x2(softmax.out[d][2 * h] * f, softmax.out[d][2 * h + 1] * f);
     }
 }
 

@@ -7,6 +7,7 @@
 #include "attention.cuh"
 #include "product_decode.cuh"
 #include "product_prefill.cuh"
+#include "product_wgmma.cuh"
 #include "rows.cuh"
 #include "sample.cuh"
 
@@ -73,30 +74,100 @@ template <class M, int ROWS> struct EachPick {
                                                                : 1;
 };
 
-// As many stages, 2 to 4, as fit.
-template <class M, int RT, int TT> struct PrefillPick {
-    template <int D> using Shape = GemmShape<M, RT, TT, D>;
+// ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
+
+// As many stages, 2 to 4, as fit. The largest size has tiles of more rows instead of more tokens; from
+// sm_100 on the compiler lacks registers for 256.
+template <class M, int ROWS, int SIZE, int OUT> struct PortableProduct {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    static constexpr int MOST_ROWS = 192;
+#else
+    static constexpr int MOST_ROWS = 256;
+#endif
+    static constexpr int TILE = SIZE < 128 ? 64 : SIZE == 128 ? 128 : MOST_ROWS;
+    static constexpr int TOKENS = SIZE < 128 ? SIZE : 128, THREADS = 256, CLUSTER = 1, PER_SM = 1;
+    template <int D> using Shape = GemmShape<M, TILE, TOKENS, D>;
     static constexpr int STAGES = Shape<4>::SMEM <= SHARED_LIMIT   ? 4
                                   : Shape<3>::SMEM <= SHARED_LIMIT ? 3
                                                                    : 2;
     static constexpr int SMEM = Shape<STAGES>::SMEM;
+    static constexpr int BLOCKS = ((ROWS + 15) / 16 * 16 + TILE - 1) / TILE;
+    static constexpr bool WALKS = false;
     static_assert(SMEM <= SHARED_LIMIT, "the tile is too large for this GPU");
+
+    static __device__ __forceinline__ void run(const GemmArgs &args) {
+        product_prefill<M, ROWS, TILE, TOKENS, STAGES, OUT>(args);
+    }
 };
 
-// Rows of the larger tile. From sm_100 on the compiler lacks registers for 256.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-#define WIDE_ROWS 192
+#ifdef TC_HOPPER
+template <class M, int ROWS, int SIZE, int OUT> struct WgmmaProduct {
+    static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = 2, PER_SM = 1;
+    static constexpr int SMEM = WgmmaShape<M, TOKENS, CLUSTER>::SMEM;
+    static constexpr int BLOCKS = CLUSTER * WgmmaTiles<ROWS, TOKENS, CLUSTER>::ROW_TILES;
+    static constexpr bool WALKS = true;
+
+    static __device__ __forceinline__ void run(const GemmArgs &args) {
+        product_wgmma<M, ROWS, TOKENS, CLUSTER, OUT>(args);
+    }
+};
+
+// The columns are split where that leaves the fullest SM less to do.
+template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
+    static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8;
+    template <int S> static constexpr int LOAD = (TILES * S + SM_COUNT - 1) / SM_COUNT * (12 / S);
+    static constexpr int SPLITS = M::K < 1024 || (LOAD<1> <= LOAD<2> && LOAD<1> <= LOAD<4>) ? 1
+                                  : LOAD<2> <= LOAD<4>                                      ? 2
+                                                                                            : 4;
+    static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = SPLITS, PER_SM = 2;
+    static constexpr int SMEM = FewShape<M, TOKENS>::SMEM, BLOCKS = TILES * SPLITS;
+    static constexpr bool WALKS = false;
+
+    static __device__ __forceinline__ void run(const GemmArgs &args) {
+        product_few<M, ROWS, TOKENS, SPLITS, OUT>(args);
+    }
+};
+template <class M, int ROWS, int SIZE, int OUT> struct FewOrMany {
+    typedef WgmmaProduct<M, ROWS, SIZE, OUT> type;
+};
+template <class M, int ROWS, int OUT> struct FewOrMany<M, ROWS, 16, OUT> {
+    typedef FewProduct<M, ROWS, 16, OUT> type;
+};
+template <class M, int ROWS, int OUT> struct FewOrMany<M, ROWS, 64, OUT> {
+    typedef FewProduct<M, ROWS, 64, OUT> type;
+};
+template <bool wgmma, class Slices, class Tile, int ROWS, int SIZE, int OUT> struct PrefillPick {
+    typedef typename FewOrMany<Slices, ROWS, SIZE, OUT>::type type;
+};
+template <class Slices, class Tile, int ROWS, int SIZE, int OUT>
+struct PrefillPick<false, Slices, Tile, ROWS, SIZE, OUT> {
+    typedef PortableProduct<Tile, ROWS, SIZE, OUT> type;
+};
+
+#define PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT)                                              \
+    PrefillPick<K % 64 == 0, TYPE##Slices<K, GROUP>, TYPE##Tile<K, GROUP>, ROWS, SIZE, OUT>::type
+#define IN_CLUSTERS_OF(blocks) __cluster_dims__(blocks, 1, 1)
 #else
-#define WIDE_ROWS 256
+#define PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT)                                              \
+    PortableProduct<TYPE##Tile<K, GROUP>, ROWS, SIZE, OUT>
+#define IN_CLUSTERS_OF(blocks)
 #endif
 
-#define PREFILL_PRODUCT(name, M, ROWS, RT, OUT)                                                    \
-    KERNEL(name, 256, 1, GemmArgs,                                                                 \
-           (product_prefill<M, ROWS, RT, 128, PrefillPick<M, RT, 128>::STAGES, OUT>(args)))        \
-    LAUNCH(name, (((ROWS + 15) / 16 * 16 + RT - 1) / RT), 256, (PrefillPick<M, RT, 128>::SMEM))
+// NAME_launch: {blocks for one tile of tokens, threads, dynamic shared memory, tokens of a tile, blocks
+// of a cluster, whether blocks walk from tile to tile}.
+#define PREFILL_PRODUCT(name, TYPE, K, GROUP, ROWS, SIZE, OUT)                                     \
+    typedef PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT) name##_pick;                             \
+    extern "C" __global__ void IN_CLUSTERS_OF(name##_pick::CLUSTER)                                \
+        __launch_bounds__(name##_pick::THREADS, name##_pick::PER_SM)                               \
+            name(const __grid_constant__ GemmArgs args) {                                          \
+        name##_pick::run(args);                                                                    \
+    }                                                                                              \
+    extern "C" __device__ int name##_launch[6] = {name##_pick::BLOCKS, name##_pick::THREADS,       \
+                                                  name##_pick::SMEM, name##_pick::TOKENS,          \
+                                                  name##_pick::CLUSTER, name##_pick::WALKS};
 
 #define ROWS_KERNEL(name, K)                                                                       \
-    KERNEL(name, 256, 1, RowsArgs, rows_to_f16<K>(args))                                           \
+    KERNEL(name, 256, 1, RowsArgs, rows_to_operand<K>(args))                                       \
     LAUNCH(name, 0, 256, 0)
 
 #endif // TC_INSTANCES

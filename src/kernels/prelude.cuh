@@ -272,4 +272,187 @@ __device__ __forceinline__ void w4_to_f16x2(u32 word, u32 low, u32 high, u32 a[4
     a[3] = f16x2_fma(and_or(word >> 8, 0x00f000f0, bias), sixteenth, high);
 }
 
+// ---- sm_90a: bulk copies, barriers of transactions, clusters, warpgroup matrix instructions ----
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TC_HOPPER 1
+
+// A barrier in shared memory (8 bytes) whose phase ends after `arrivals` arrivals and all announced
+// bytes.
+__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Makes initialised barriers visible to bulk copies and to the other blocks of the cluster.
+__device__ __forceinline__ void barrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Arrives and announces bytes that copies will bring.
+__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+// Arrives at the barrier at the same place in block `rank` of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [at];\n}\n" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+// Waits for the end of the phase of this parity.
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
+    u32 done;
+    do {
+        asm volatile("{\n.reg .pred done;\n"
+                     "mbarrier.try_wait.parity.shared.b64 done, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, done;\n}\n"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+
+// Starts a copy from global to shared memory (16-byte aligned, a multiple of 16 bytes); its bytes
+// count at the barrier.
+__device__ __forceinline__ void copy_bulk(u32 shared, const void *global, u32 bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, "
+                 "[%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+// The same into every block of the cluster whose bit is set, at the same place, counting at the
+// barrier at the same place.
+__device__ __forceinline__ void copy_bulk_multicast(u32 shared, const void *global, u32 bytes,
+                                                    u32 barrier, u16 blocks) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
+// Arrives at the barrier when all copies that this thread started with copy_async_16 are complete.
+__device__ __forceinline__ void copy_async_arrive(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// 16 bytes of block `rank` of the cluster, at the same place as here.
+__device__ __forceinline__ float4 load_cluster_16(u32 shared, u32 rank) {
+    float4 v;
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [at];\n}\n"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared), "r"(rank)
+                 : "memory");
+    return v;
+}
+
+// A barrier of some warps of the block, number 1 to 15.
+template <int threads> __device__ __forceinline__ void warps_sync(int number) {
+    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(threads) : "memory");
+}
+
+// Changes the registers of this warpgroup's threads.
+template <int count> __device__ __forceinline__ void registers_up_to() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count> __device__ __forceinline__ void registers_down_to() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+// Before a wgmma: registers written by other instructions are complete.
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+// Waits until at most `pending` groups are unfinished.
+template <int pending> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+
+// After wgmma_wait: nothing that reads the results may move before it.
+template <int N> __device__ __forceinline__ void keep_all(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// The descriptor of a B operand: rows of 128 bytes (64 binary16 along K) in groups of eight, 1024-byte
+// aligned, 16-byte chunks swizzled: chunk c of row r lies at c ^ (r & 7). 16 columns on: + 2.
+__device__ __forceinline__ u64 wgmma_operand(u32 shared) {
+    return 1ull << 62 | (u64)(1024 >> 4) << 32 | 1ull << 16 | (shared & 0x3ffff) >> 4;
+}
+
+#define TC_ACC_8(d, i)                                                                             \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),      \
+        "+f"(d[i + 6]), "+f"(d[i + 7])
+#define TC_ACC_32(d, i) TC_ACC_8(d, i), TC_ACC_8(d, i + 8), TC_ACC_8(d, i + 16), TC_ACC_8(d, i + 24)
+
+// d += a * b for a warpgroup: a is 64x16, 16 rows per warp in the registers
+// of mma_16x8x16; b is 16 x N in shared memory. d[4 j] to d[4 j + 3] are the four numbers that
+// mma_16x8x16 gives for columns 8 j to 8 j + 7. Asynchronous: a and d are in use until wgmma_wait.
+__device__ __forceinline__ void wgmma_64x16x16(float (&d)[8], const u32 *a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7}, "
+                 "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+                 : TC_ACC_8(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_64x64x16(float (&d)[32], const u32 *a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+                 "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                 : TC_ACC_32(d, 0)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_64x128x16(float (&d)[64], const u32 *a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+                 "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+                 "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+                 "%62, %63}, "
+                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+                 : TC_ACC_32(d, 0), TC_ACC_32(d, 32)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+__device__ __forceinline__ void wgmma_64x256x16(float (&d)[128], const u32 *a, u64 b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.f16.f16 {"
+                 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
+                 "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, "
+                 "%47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, "
+                 "%62, %63, %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, "
+                 "%77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, "
+                 "%92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, "
+                 "%106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, "
+                 "%119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+                 "{%128, %129, %130, %131}, %132, 1, 1, 1, 0;"
+                 : TC_ACC_32(d, 0), TC_ACC_32(d, 32), TC_ACC_32(d, 64), TC_ACC_32(d, 96)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+#endif // TC_HOPPER
+
 #endif // TC_PRELUDE

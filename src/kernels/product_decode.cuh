@@ -526,7 +526,7 @@ private:
 };
 
 __device__ __forceinline__ float activation(float x) {
-    return ACTIVATION == ACT_GELU ? 0.5f * x * (1 + erff(x * 0.70710678f)) : x / (1 + __expf(-x));
+    return ACTIVATION == ACT_GELU ? 0.5f * x * (1 + erff(x * 0.70710678f)) : __fdividef(x, 1 + __expf(-x));
 }
 
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>

@@ -5,6 +5,8 @@
 
 #include "prelude.cuh"
 
+enum { NORM_RMS, NORM_LAYER }; // NORM is one of these
+
 // What changes from token to token lies in device memory, so that one graph serves them all.
 struct State {
     int next;  // positions in the KV cache; the next evaluation begins here
@@ -38,49 +40,139 @@ __device__ __forceinline__ void embed_rows(const EmbedArgs &args, int hidden, bo
     }
 }
 
+// ---- the vectors of a prefill as B operands ----
+//
+// Binary16 in tiles of 128 vectors x 64 columns (16 KB), for ldmatrix and wgmma alike: tile
+// (t / 128, c / 64) of vector t and column c is number t / 128 * operand_slices(columns) + c / 64. A
+// vector has 128 bytes of a tile, as eight chunks of 16 bytes; chunk i lies at i ^ (t & 7), so that
+// eight vectors' chunks i lie in different banks. Within 32 columns the order is that of the words of
+// a W4 unit (docs/format.md): a lane's eight neighbouring columns are its parts of two steps of mma.
+
+__device__ constexpr int operand_slices(int columns) { return (columns + 63) / 64; }
+
+// The place of column c of vector t; c + 1 lies beside it when c is even.
+__device__ __forceinline__ u16 *operand_at(u16 *operand, int columns, int t, int c) {
+    const int chunk = (c >> 5 & 1) * 4 + (c >> 1 & 3);
+    return operand + ((i64)(t >> 7) * operand_slices(columns) + (c >> 6)) * 8192 + (t & 127) * 64 +
+           ((chunk ^ (t & 7)) << 3) + (c >> 3 & 3) * 2 + (c & 1);
+}
+
+// The power of two 2^e, e = 0 to 110, that brings `top` below 2^15. Small vectors stay as they are.
+__device__ __forceinline__ int operand_exponent(float top) {
+    const int e = (int)(__float_as_uint(top) >> 23) - 127 - 14;
+    return min(max(e, 0), 110);
+}
+__device__ __forceinline__ float power_of_two(int e) { return __uint_as_float((u32)(127 + e) << 23); }
+
 struct RowsArgs {
     const float *in;    // [rows][K]
-    const float *gamma; // [K], or null: no norm
-    u16 *out;           // [rows][K] binary16
+    const float *gamma; // [K]
+    const float *bias;  // [K] with LayerNorm, or null
+    u16 *out;           // an operand of K columns
     float *scale;       // [rows] a power of two: out * scale is the vector
 };
 
-// The vectors of a prefill as B operands: RMSNorm (with gamma) in binary32, then binary16 with a
-// power-of-two scale per vector that brings its largest number below 2^15, so nothing overflows.
-// Launch: one block of 256 threads per vector. Bytes moved: 4 K read (twice, from L2), 2 K written.
-template <int K> __device__ __forceinline__ void rows_to_f16(const RowsArgs &args) {
-    __shared__ float sums[8], tops[8];
-    const float *in = args.in + (long long)blockIdx.x * K;
-    u16 *out = args.out + (long long)blockIdx.x * K;
+// Sum over a block of 256 threads; every thread gets it. `room` is for eight numbers.
+__device__ __forceinline__ float block_sum(float v, float *room) {
+    v = warp_sum(v);
+    if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = v;
+    __syncthreads();
+    v = 0;
+    for (int w = 0; w < 8; w++) v += room[w];
+    return v;
+}
+
+// The norm in binary32, then binary16 with a power-of-two scale per vector, so nothing overflows.
+// Launch: one block of 256 threads per vector. Bytes moved: 4 K read, 2 K written.
+template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs &args) {
+    constexpr int PARTS = (K + 1023) / 1024; // of a thread, four columns each
+    __shared__ float sums[8], squares[8], tops[8];
+    const float *in = args.in + (i64)blockIdx.x * K;
+    const int first = 4 * threadIdx.x;
+    float4 v[PARTS];
     wait_for_previous();
     launch_dependents();
-    float sum = 0, top = 0;
-    for (int i = threadIdx.x * 4; i < K; i += 1024) {
-        float4 v = load_float4_l2(in + i), g = {1, 1, 1, 1};
-        if (args.gamma) g = *(const float4 *)(args.gamma + i);
-        sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-        top = fmaxf(fmaxf(top, fabsf(v.x * g.x)), fabsf(v.y * g.y));
-        top = fmaxf(fmaxf(top, fabsf(v.z * g.z)), fabsf(v.w * g.w));
+#pragma unroll
+    for (int p = 0; p < PARTS; p++)
+        v[p] = first + 1024 * p < K ? load_float4_l2(in + first + 1024 * p) : float4{0, 0, 0, 0};
+    if (NORM == NORM_LAYER) {
+        float sum = 0;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) sum += v[p].x + v[p].y + v[p].z + v[p].w;
+        const float mean = block_sum(sum, sums) / K;
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+            if (first + 1024 * p < K) v[p].x -= mean, v[p].y -= mean, v[p].z -= mean, v[p].w -= mean;
     }
-    sum = warp_sum(sum);
+    float square = 0;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++)
+        square += v[p].x * v[p].x + v[p].y * v[p].y + v[p].z * v[p].z + v[p].w * v[p].w;
+    const float f = rsqrtf(block_sum(square, squares) / K + NORM_EPS);
+    float top = 0;
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        const int i = first + 1024 * p;
+        if (i >= K) break;
+        const float4 g = *(const float4 *)(args.gamma + i);
+        v[p].x *= f * g.x, v[p].y *= f * g.y, v[p].z *= f * g.z, v[p].w *= f * g.w;
+        if (NORM == NORM_LAYER && args.bias) {
+            const float4 b = *(const float4 *)(args.bias + i);
+            v[p].x += b.x, v[p].y += b.y, v[p].z += b.z, v[p].w += b.w;
+        }
+        top = fmaxf(fmaxf(fmaxf(top, fabsf(v[p].x)), fabsf(v[p].y)),
+                    fmaxf(fabsf(v[p].z), fabsf(v[p].w)));
+    }
     top = warp_max(top);
-    if ((threadIdx.x & 31) == 0) sums[threadIdx.x >> 5] = sum, tops[threadIdx.x >> 5] = top;
+    if ((threadIdx.x & 31) == 0) tops[threadIdx.x >> 5] = top;
     __syncthreads();
-    sum = top = 0;
-    for (int w = 0; w < 8; w++) sum += sums[w], top = fmaxf(top, tops[w]);
-    const float rms = args.gamma ? rsqrtf(sum / K + NORM_EPS) : 1.0f;
-    int e = (int)(__float_as_uint(top * rms) >> 23) - 127 - 14;
-    e = min(max(e, 0), 110); // small vectors stay as they are
-    const float down = __uint_as_float((u32)(127 - e) << 23);
-    if (threadIdx.x == 0) args.scale[blockIdx.x] = __uint_as_float((u32)(127 + e) << 23);
-    for (int i = threadIdx.x * 4; i < K; i += 1024) {
-        float4 v = load_float4_l2(in + i), g = {1, 1, 1, 1};
-        if (args.gamma) g = *(const float4 *)(args.gamma + i);
-        // the factors in this order: rms * down is exact up to one rounding and cannot overflow
-        const float f = rms * down;
-        *(uint2 *)(out + i) = make_uint2(f32_to_f16x2(v.x * g.x * f, v.y * g.y * f),
-                                         f32_to_f16x2(v.z * g.z * f, v.w * g.w * f));
+    for (int w = 0; w < 8; w++) top = fmaxf(top, tops[w]);
+    const int e = operand_exponent(top);
+    const float down = power_of_two(-e);
+    if (threadIdx.x == 0) args.scale[blockIdx.x] = power_of_two(e);
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) {
+        const int i = first + 1024 * p;
+        if (i >= K) break;
+        *(u32 *)operand_at(args.out, K, blockIdx.x, i) = f32_to_f16x2(v[p].x * down, v[p].y * down);
+        *(u32 *)operand_at(args.out, K, blockIdx.x, i + 2) =
+            f32_to_f16x2(v[p].z * down, v[p].w * down);
     }
+}
+
+struct SettleArgs {
+    u16 *operand;   // of K columns
+    u8 *exponents;  // [tokens][K / 8]
+    int *highest;   // [tokens]
+    float *scale;   // [tokens]
+    int tokens;
+};
+
+// A product that writes an operand cannot know a vector's largest number before the whole vector is
+// there. It writes numbers as they are, except that eight neighbours with one from 2^15 on are
+// brought below by a power of two of their own, 2^exponent, and `highest` is the largest exponent of
+// the vector. Here such vectors, which are rare, get one scale. Exponents are left zero.
+// Launch: blocks of 256 threads, a warp per vector. Bytes moved: 8 per vector.
+template <int K> __device__ __forceinline__ void settle_operand(const SettleArgs &args) {
+    const int t = blockIdx.x * 8 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    wait_for_previous();
+    launch_dependents();
+    if (t >= args.tokens) return;
+    const int highest = args.highest[t];
+    if (lane == 0) args.scale[t] = power_of_two(highest);
+    if (highest == 0) return;
+    u8 *exponents = args.exponents + (i64)t * (K / 8);
+    for (int i = lane; i < K / 8; i += 32) {
+        const float down = power_of_two(exponents[i] - highest);
+        exponents[i] = 0;
+#pragma unroll
+        for (int c = 8 * i; c < 8 * i + 8; c += 2) {
+            u32 *at = (u32 *)operand_at(args.operand, K, t, c);
+            *at = f32_to_f16x2(f16_to_f32((u16)*at) * down, f16_to_f32((u16)(*at >> 16)) * down);
+        }
+    }
+    __syncwarp();
+    if (lane == 0) args.highest[t] = 0;
 }
 
 struct WidenArgs {
