@@ -377,9 +377,10 @@ static int bpe_write_pieces(bpe_reader *r, bool byte_fallback) {
 static size_t bpe_parts(const bpe_reader *r, const json_value *merge, tc__buf *text) {
     text->len = 0;
     if (json_type(merge) == JSON_ARRAY) {
+        if (json_count(merge) != 2) return SIZE_MAX;
         const json_value *left = json_first(merge), *right = json_next(merge, left);
         size_t len = 0;
-        if (json_count(merge) != 2 || !json_string(&r->doc, left, text)) return SIZE_MAX;
+        if (!json_string(&r->doc, left, text)) return SIZE_MAX;
         len = text->len;
         tc__buf_add(text, "", 1);
         if (!json_string(&r->doc, right, text)) return SIZE_MAX;
@@ -542,18 +543,30 @@ static int bpe_read(bpe_reader *r) {
     return code;
 }
 
+/* With r->doc open, which is closed. */
+static int bpe_import(bpe_reader *r) {
+    r->import->has_merges = true;
+    r->import->unk_id = r->import->bos_id = r->import->eos_id = -1;
+    int code = bpe_read(r);
+    tc__buf_free(&r->texts);
+    free(r->offsets);
+    free(r->slots);
+    json_close(&r->doc);
+    return code;
+}
+
 int tokenizer_json_read(const char *path, uint32_t vocab_size, tokenizer_import *import,
                         tc__buf *notes, tc_error *err) {
     bpe_reader r = {
         .path = path, .import = import, .vocab_size = vocab_size, .notes = notes, .err = err};
     int code = json_open(path, &r.doc, err);
-    if (code) return code;
-    import->has_merges = true;
-    import->unk_id = import->bos_id = import->eos_id = -1;
-    code = bpe_read(&r);
-    tc__buf_free(&r.texts);
-    free(r.offsets);
-    free(r.slots);
-    json_close(&r.doc);
-    return code;
+    return code ? code : bpe_import(&r);
+}
+
+int tokenizer_json_parse(const char *file, const char *text, size_t len, uint32_t vocab_size,
+                         tokenizer_import *import, tc__buf *notes, tc_error *err) {
+    bpe_reader r = {
+        .path = file, .import = import, .vocab_size = vocab_size, .notes = notes, .err = err};
+    int code = json_parse(file, text, len, &r.doc, err);
+    return code ? code : bpe_import(&r);
 }

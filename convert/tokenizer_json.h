@@ -15,6 +15,10 @@
 int tokenizer_json_read(const char *path, uint32_t vocab_size, tokenizer_import *import,
                         tc__buf *notes, tc_error *err);
 
+/* The same for a text in memory; `file` is for messages. */
+int tokenizer_json_parse(const char *file, const char *text, size_t len, uint32_t vocab_size,
+                         tokenizer_import *import, tc__buf *notes, tc_error *err);
+
 /* The flags (TC__ADDED_*) of an added token as this file and tokenizer_config.json write it. */
 uint8_t tokenizer_json_flags(const json_doc *doc, const json_value *token, const tc__buf *text);
 

@@ -12,7 +12,7 @@
 
 size_t tc__special_at(const tc__tokenizer *tokenizer, const char *text, size_t len, int32_t *id) {
     const tc__added *found = tc__find_added(&tokenizer->special, text, len);
-    if (found) *id = found->id;
+    *id = found ? found->id : -1;
     return found ? found->len : 0;
 }
 

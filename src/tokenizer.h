@@ -49,8 +49,8 @@ TC_INTERNAL void tc__tokenizer_close(tc__tokenizer *tokenizer);
 TC_INTERNAL int32_t tc__tokenizer_bos(const tc__tokenizer *tokenizer);
 TC_INTERNAL bool tc__tokenizer_adds_bos(const tc__tokenizer *tokenizer);
 
-/* The longest special piece that the text begins with: its length in bytes and *id; 0 if none.
- * Special are control pieces, the unknown piece and added tokens. */
+/* The longest special piece that the text begins with: its length in bytes and *id; 0 and -1 if
+ * there is none. Special are control pieces, the unknown piece, added tokens that are no text. */
 TC_INTERNAL size_t tc__special_at(const tc__tokenizer *tokenizer, const char *text, size_t len,
                                   int32_t *id);
 

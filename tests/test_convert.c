@@ -1543,6 +1543,85 @@ TEST(a_folder_without_a_tokenizer_needs_a_flag) {
     run_end(&r);
 }
 
+/* A tokenizer.json of tests/data as the folder's own. */
+static bool copy_tokenizer(const run *r, const char *path) {
+    tc__map map;
+    if (tc__map_open(path, &map, NULL)) return false;
+    bool good = write_file(r->folder, "tokenizer.json", map.data, map.size);
+    tc__map_close(&map);
+    return good;
+}
+
+/* Whether it is used, what counts of tokenizer_config.json, and which ids end a reply. */
+TEST(a_tokenizer_json_is_imported) {
+    static const struct {
+        const char *json, *config;
+        bool add_bos;
+        int64_t bos, eos;
+    } cases[] = {
+        /* the post-processor adds it; the generic class does not look at add_bos_token */
+        {"llama3", "{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"add_bos_token\":false}",
+         true, 700, -1},
+        {"llama3", "{\"tokenizer_class\":\"LlamaTokenizerFast\",\"add_bos_token\":false}", false,
+         700, -1},
+        {"qwen2", "{\"tokenizer_class\":\"Qwen2Tokenizer\",\"eos_token\":\"<|im_end|>\"}", false,
+         -1, 702},
+        {"neox", "{\"bos_token\":\"<|endoftext|>\",\"eos_token\":{\"content\":\"er\"}}", false, 700,
+         258},
+        {"llama2json", "{\"tokenizer_class\":\"LlamaTokenizer\"}", true, 1, -1},
+    };
+    run r;
+    REQUIRE(run_begin(&r));
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        char path[100];
+        tokenizer_import import;
+        snprintf(path, sizeof path, "tests/data/bpe_%s.json", cases[i].json);
+        REQUIRE(copy_tokenizer(&r, path));
+        CHECK(write_file(r.folder, "tokenizer_config.json", cases[i].config,
+                         strlen(cases[i].config)));
+        int code = tokenizer_import_read(r.folder, 1000, &import, &r.notes, &r.err);
+        CHECK_MSG(!code, "%s", r.err.message);
+        if (code) continue;
+        CHECK(import.has_merges && import.add_bos == cases[i].add_bos);
+        CHECK_MSG(import.bos_id == cases[i].bos && import.eos_id == cases[i].eos,
+                  "%s: bos %lld, eos %lld", cases[i].json, (long long)import.bos_id,
+                  (long long)import.eos_id);
+        tokenizer_import_free(&import);
+        CHECK(tokenizer_import_read(r.folder, 600, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
+        CHECK(strstr(r.err.message, "600 embeddings") != NULL);
+    }
+    tokenizer_import import;
+    tc__buf bytes = proto_model(proto_bpe, proto_identity);
+    CHECK(write_file(r.folder, "tokenizer.model", "IQ== 0\n", 7)); /* tiktoken's: no matter */
+    CHECK(!tokenizer_import_read(r.folder, 1000, &import, &r.notes, &r.err) && import.has_merges);
+    tokenizer_import_free(&import);
+    CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len)); /* SentencePiece's */
+    CHECK(write_file(r.folder, "tokenizer_config.json", "{}", 2));
+    CHECK(!tokenizer_import_read(r.folder, 1000, &import, &r.notes, &r.err) && !import.has_merges);
+    tokenizer_import_free(&import);
+    tc__buf_free(&bytes);
+    run_end(&r);
+}
+
+/* The token that closes a reply is one, though no configuration says so. */
+TEST(a_template_s_closing_token_is_a_stop_id) {
+    run r;
+    model m = model_default;
+    REQUIRE(run_begin(&r));
+    m.vocab = 800;
+    m.config = "\"eos_token_id\":0";
+    model_fill(&m);
+    REQUIRE(copy_tokenizer(&r, "tests/data/bpe_neox.json"));
+    r.options.no_tokenizer = false;
+    r.options.template_name = "mpt-chat";
+    CHECK_MSG(run_model(&r, &m) == TC_OK, "%s", r.err.message);
+    const tc__meta *stops = tc__find_meta(&r.file, "chat.stop_ids");
+    CHECK(stops && stops->count == 2 && tc__meta_u32_at(stops, 0) == 0 &&
+          tc__meta_u32_at(stops, 1) == 726);
+    model_free(&m);
+    run_end(&r);
+}
+
 /* ---- chat templates ---- */
 
 /* The chat_template of Llama-2-7b-chat-hf as its tokenizer_config.json has it. */
@@ -1911,6 +1990,8 @@ TEST_MAIN(
     RUN(tokenizers_that_would_differ_are_refused)
     RUN(tokenizer_settings_reach_the_file)
     RUN(a_folder_without_a_tokenizer_needs_a_flag)
+    RUN(a_tokenizer_json_is_imported)
+    RUN(a_template_s_closing_token_is_a_stop_id)
     RUN(templates_are_chosen_by_flag_fingerprint_and_name)
     RUN(templates_are_recognised_by_marks)
     RUN(templates_are_recognised_by_names)
