@@ -11,7 +11,8 @@
  * heads); a barrier ends the step. No number depends on who computes it or on what is computed
  * beside it, so results are bit-equal for any number of threads and any cut of the ids into calls.
  *
- * Activations, sums and the KV cache are fp32; angles and the means of norms are double.
+ * Activations, sums and the KV cache are fp32 (inside a product with 4-bit weights also fixed point
+ * of that precision, see cpu_fixed.h); angles and the means of norms are double.
  * (With keys and values rounded to binary16 the small models of tests/data miss the accuracy of
  * 1e-3 that the tests ask for: 2.7e-3 instead of 1e-5.) */
 

@@ -590,7 +590,7 @@ int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error 
                     "TINYCHAT_CPU: no kernels '%s' for this processor; there are: %s", level, have);
 }
 
-/* ---- whole products ---- */
+/* ---- whole products in floats ---- */
 
 tc__order tc__order_of(const tc__tensor *matrix) {
     if (matrix->type != TC__W4) return TC__ORDER_PLAIN;
@@ -657,10 +657,6 @@ void tc__multiply_tile(const tc__kernels *kernels, const float *tile, size_t str
     }
 }
 
-size_t tc__multiply_scratch(size_t count) {
-    return TC__BLOCK * (CPU_TILE(TC__LANES_MAX) + count * TC__LANES_MAX);
-}
-
 /* Asks for bytes that are read soon, before the stream of reads pauses for some microseconds. */
 static void cpu_fetch(const uint8_t *bytes, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i, 0, 2);
@@ -679,6 +675,25 @@ static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, s
         if (matrix->type == TC__W4) cpu_fetch(cpu_unit(matrix, block, column + n), n * 17 / 2);
         tc__multiply_tile(kernels, tile, width, (n + lanes - 1) / lanes * lanes, x + column,
                           x_stride, count, sums);
+    }
+}
+
+static void cpu_float_rows(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
+                           size_t end, const float *x, size_t x_stride, size_t count,
+                           float *scratch, tc__rows_fn take, void *user) {
+    const bool together = count > kernels->single;
+    float y[TC__BLOCK];
+    for (size_t block = begin; block < end; block++) {
+        size_t row = TC__BLOCK * block, rows = matrix->rows - row;
+        if (rows > TC__BLOCK) rows = TC__BLOCK;
+        if (together) cpu_products(kernels, matrix, block, x, x_stride, count, scratch);
+        for (size_t v = 0; v < count; v++) {
+            if (together)
+                kernels->reduce(scratch + v * TC__BLOCK * kernels->lanes, y);
+            else
+                cpu_product(kernels, matrix, block, x + v * x_stride, y);
+            take(user, v, row, rows, y);
+        }
     }
 }
 
@@ -729,27 +744,18 @@ static void cpu_fixed_rows(const tc__kernels *kernels, const tc__tensor *matrix,
     }
 }
 
-/* ---- products of either kind ---- */
+/* ---- whole products of either kind ---- */
+
+/* A tile and sums; in fixed point fewer sums and no tile. */
+size_t tc__multiply_scratch(size_t count) {
+    return TC__BLOCK * (CPU_TILE(TC__LANES_MAX) + count * TC__LANES_MAX);
+}
 
 void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
                        size_t end, const float *x, size_t x_stride, size_t count, float *scratch,
                        tc__rows_fn take, void *user) {
-    if (tc__fixes(kernels, matrix)) {
+    if (tc__fixes(kernels, matrix))
         cpu_fixed_rows(kernels, matrix, begin, end, x, count, scratch, take, user);
-        return;
-    }
-    const bool together = count > kernels->single;
-    float y[TC__BLOCK];
-    for (size_t block = begin; block < end; block++) {
-        size_t row = TC__BLOCK * block, rows = matrix->rows - row;
-        if (rows > TC__BLOCK) rows = TC__BLOCK;
-        if (together) cpu_products(kernels, matrix, block, x, x_stride, count, scratch);
-        for (size_t v = 0; v < count; v++) {
-            if (together)
-                kernels->reduce(scratch + v * TC__BLOCK * kernels->lanes, y);
-            else
-                cpu_product(kernels, matrix, block, x + v * x_stride, y);
-            take(user, v, row, rows, y);
-        }
-    }
+    else
+        cpu_float_rows(kernels, matrix, begin, end, x, x_stride, count, scratch, take, user);
 }
