@@ -75,6 +75,7 @@ typedef struct app {
     int out_error;    /* errno of the first failed write to stdout */
     size_t replies, prefill_tokens, decode_tokens, decode_steps; /* of all, for /stats */
     double prefill_seconds, decode_seconds;
+    double open_seconds; /* opening the model took */
 } app;
 
 /* ---- buffers --------------------------------------------------------------------------------- */
@@ -667,6 +668,7 @@ static int open_model(app *a) {
     params.progress = on_progress;
     params.log = on_log;
     params.user = a;
+    double start = tc_seconds();
     int rc = a->opt.shape ? tc_model_open_shape(a->opt.model, a->opt.precision, a->opt.group_size,
                                                 &params, &a->model, &err)
                           : tc_model_open(a->opt.model, &params, &a->model, &err);
@@ -679,6 +681,7 @@ static int open_model(app *a) {
     if (rc == TC_ERR_IO) return tell(a, BAD_MODEL, "%s", err.message);
     if (rc != TC_OK) return fail_error(a, &err);
     a->info = tc_model_get_info(a->model);
+    a->open_seconds = tc_seconds() - start;
     return GO_ON;
 }
 
@@ -1279,10 +1282,15 @@ typedef struct timing {
     int context, tokens;  /* evaluated before; evaluated at once, 1 = decode */
     int runs;             /* made; 0 = not measured */
     double median, total; /* seconds of a run; of all */
+    double ttft;          /* median seconds of a prefill and the choice of the first token */
+    double times[BENCH_STEPS],
+        firsts[BENCH_PREFILLS]; /* [runs] seconds; of prefills to the token */
 } timing;
 
 typedef struct benchmark {
     tc_session *session;
+    tc_session_info info;
+    double startup; /* seconds until the model and the session were there */
     int ctx_size;
     int32_t ids[BENCH_LONGEST];
     char cpu[128];
@@ -1294,6 +1302,13 @@ typedef struct benchmark {
 static int by_value(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
+}
+
+static double median(const double *values, int n) {
+    double sorted[BENCH_STEPS];
+    memcpy(sorted, values, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, by_value);
+    return (sorted[(n - 1) / 2] + sorted[n / 2]) / 2;
 }
 
 static int measure_bandwidth(app *a, benchmark *b) {
@@ -1310,7 +1325,7 @@ static bool bench_goes_on(const timing *t, int most) {
     return t->runs < most && (t->runs == 0 || t->total < BENCH_SECONDS);
 }
 
-static int time_decode(benchmark *b, timing *t, int most, double *times, tc_error *err) {
+static int time_decode(benchmark *b, timing *t, int most, tc_error *err) {
     int32_t id;
     tc_session_seed(b->session, 1);
     int rc = tc_eval(b->session, b->ids, (size_t)t->context, err);
@@ -1319,28 +1334,31 @@ static int time_decode(benchmark *b, timing *t, int most, double *times, tc_erro
         rc = tc_eval(b->session, &id, 1, err);
         if (rc == TC_OK) rc = tc_sample(b->session, NULL, &id, err);
         double now = tc_seconds();
-        times[t->runs++] = now - last;
+        t->times[t->runs++] = now - last;
         t->total += now - last;
         last = now;
     }
     return rc;
 }
 
-static int time_prefill(benchmark *b, timing *t, int most, double *times, tc_error *err) {
+static int time_prefill(benchmark *b, timing *t, int most, tc_error *err) {
     int rc = TC_OK;
+    int32_t id;
     while (rc == TC_OK && bench_goes_on(t, most)) {
         tc_kv_truncate(b->session, 0);
         double before = tc_seconds();
         rc = tc_eval(b->session, b->ids, (size_t)t->tokens, err);
-        times[t->runs] = tc_seconds() - before;
-        t->total += times[t->runs++];
+        t->times[t->runs] = tc_seconds() - before;
+        if (rc == TC_OK) rc = tc_sample(b->session, NULL, &id, err);
+        t->firsts[t->runs] = tc_seconds() - before;
+        t->total += t->times[t->runs++];
     }
     return rc;
 }
 
 /* Leaves out what does not fit into the context, and what would take too long to do even once. */
 static int measure(app *a, benchmark *b, timing *t) {
-    double times[BENCH_STEPS], expected = (t->context + t->tokens) * b->per_token;
+    double expected = (t->context + t->tokens) * b->per_token;
     bool decode = t->tokens == 1;
     int most = decode ? BENCH_STEPS : BENCH_PREFILLS, room = b->ctx_size - t->context;
     tc_error err;
@@ -1354,11 +1372,11 @@ static int measure(app *a, benchmark *b, timing *t) {
     tell(a, NOTE, "measuring %s at context %d: %d x %d tokens ...", t->what, t->context, most,
          t->tokens);
     tc_kv_truncate(b->session, 0);
-    if ((decode ? time_decode : time_prefill)(b, t, most, times, &err)) return fail_error(a, &err);
+    if ((decode ? time_decode : time_prefill)(b, t, most, &err)) return fail_error(a, &err);
     if (t->runs < most)
         tell(a, NOTE, "stopped after %d of %d: %d s are over", t->runs, most, BENCH_SECONDS);
-    qsort(times, (size_t)t->runs, sizeof *times, by_value);
-    t->median = (times[(t->runs - 1) / 2] + times[t->runs / 2]) / 2;
+    t->median = median(t->times, t->runs);
+    if (!decode) t->ttft = median(t->firsts, t->runs);
     if (b->per_token == 0 || t->median / t->tokens < b->per_token)
         b->per_token = t->median / t->tokens;
     return GO_ON;
@@ -1394,16 +1412,30 @@ static double work_rate(const app *a, const timing *t) {
     return 2.0 * (double)a->info.layer_parameters * t->tokens / t->median;
 }
 
-static void append_table(const app *a, const benchmark *b, buffer *out) {
-    bool cached = false;
-    appendf(out, "model      %s, %s, ", a->info.name, a->info.precision);
+/* What was measured: the lines above the figures. */
+static void append_facts(const app *a, const benchmark *b, buffer *out) {
+    appendf(out, "model       %s, %s, ", a->info.name, a->info.precision);
     append_bytes(out, (double)a->info.weight_bytes);
     appendf(out, " of weights%s, ", a->opt.shape ? " (random)" : "");
     append_bytes(out, (double)a->info.bytes_per_token);
-    appendf(out, " read for each token\ndevice     %s, context %d\nprocessor  %s, %ld online\n",
-            a->info.device, b->ctx_size, b->cpu, sysconf(_SC_NPROCESSORS_ONLN));
-    appendf(out, "read loop  %.2f GB/s\n\n%-7s %7s %6s %4s %9s %9s %10s\n", b->bandwidth * 1e-9, "",
-            "context", "tokens", "runs", "ms/token", "mean", "tok/s");
+    appendf(out, " read for each token\ndevice      %s%s%s\n", a->info.device,
+            *a->info.device_details ? ", " : "", a->info.device_details);
+    appendf(out, "processor   %s, %ld online\nmemory      weights ", b->cpu,
+            sysconf(_SC_NPROCESSORS_ONLN));
+    append_bytes(out, (double)a->info.weight_bytes);
+    appendf(out, ", KV cache ");
+    append_bytes(out, (double)b->info.kv_bytes);
+    appendf(out, " (context %d), workspace ", b->ctx_size);
+    append_bytes(out, (double)b->info.workspace_bytes);
+    appendf(out, "\nstart-up    %.3f s%s\nread loop   %.2f GB/s\n\n", b->startup,
+            a->opt.shape ? " (random weights included)" : "", b->bandwidth * 1e-9);
+}
+
+static void append_table(const app *a, const benchmark *b, buffer *out) {
+    bool cached = false;
+    append_facts(a, b, out);
+    appendf(out, "%-7s %7s %6s %4s %9s %9s %10s\n", "", "context", "tokens", "runs", "ms/token",
+            "mean", "tok/s");
     for (size_t i = 0; i < COUNT(b->timings); i++) {
         const timing *t = &b->timings[i];
         if (t->runs == 0) continue;
@@ -1412,14 +1444,32 @@ static void append_table(const app *a, const benchmark *b, buffer *out) {
                 t->tokens / t->median);
         double rate = read_rate(a, t);
         if (t->tokens > 1)
-            appendf(out, "  %.4g TFLOP/s\n", work_rate(a, t) * 1e-12);
+            appendf(out, "  TTFT %.1f ms, %.4g TFLOP/s\n", t->ttft * 1e3, work_rate(a, t) * 1e-12);
         else
             appendf(out, "  %.4g GB/s, %.0f %%\n", rate * 1e-9, 100 * rate / b->bandwidth);
         cached = cached || (t->tokens == 1 && rate > b->bandwidth);
     }
     appendf(out, "\nms/token is the median; GB/s counts weights and KV cache, %% is of the read "
-                 "loop;\nTFLOP/s counts the linear layers\n");
+                 "loop;\nTTFT is the time to the first token; TFLOP/s counts the linear layers\n");
     if (cached) appendf(out, "(more than the read loop: weights that fit into a cache)\n");
+}
+
+/* One timing: decode with each step, in their order. */
+static void append_json_timing(const app *a, const benchmark *b, const timing *t, buffer *out) {
+    appendf(out,
+            "{\"what\": \"%s\", \"context\": %d, \"tokens\": %d, \"runs\": %d, "
+            "\"ms_per_token\": %.6g, \"mean_ms_per_token\": %.6g, \"tokens_per_second\": %.6g",
+            t->what, t->context, t->tokens, t->runs, t->median * 1e3 / t->tokens,
+            t->total * 1e3 / t->runs / t->tokens, t->tokens / t->median);
+    if (t->tokens > 1) {
+        appendf(out, ", \"ttft_ms\": %.6g, \"tflops\": %.4g}", t->ttft * 1e3,
+                work_rate(a, t) * 1e-12);
+        return;
+    }
+    appendf(out, ", \"read_gbs\": %.6g, \"read_percent\": %.4g, \"steps_ms\": [",
+            read_rate(a, t) * 1e-9, 100 * read_rate(a, t) / b->bandwidth);
+    for (int i = 0; i < t->runs; i++) appendf(out, i ? ", %.4g" : "%.4g", t->times[i] * 1e3);
+    appendf(out, "]}");
 }
 
 static void append_json_result(const app *a, const benchmark *b, buffer *out) {
@@ -1427,6 +1477,7 @@ static void append_json_result(const app *a, const benchmark *b, buffer *out) {
                                     {"model", a->info.name},
                                     {"precision", a->info.precision},
                                     {"device", a->info.device},
+                                    {"device_details", a->info.device_details},
                                     {"processor", b->cpu}};
     const char *separator = "";
     for (size_t i = 0; i < COUNT(texts); i++) {
@@ -1435,23 +1486,16 @@ static void append_json_result(const app *a, const benchmark *b, buffer *out) {
     }
     appendf(out,
             ", \"random_weights\": %s, \"context\": %d, \"weight_bytes\": %zu, "
-            "\"bytes_per_token\": %zu, \"kv_bytes_per_token\": %zu, \"read_loop_gbs\": %.6g, "
+            "\"bytes_per_token\": %zu, \"kv_bytes_per_token\": %zu, \"kv_bytes\": %zu, "
+            "\"workspace_bytes\": %zu, \"startup_s\": %.4g, \"read_loop_gbs\": %.6g, "
             "\"timings\": [",
             a->opt.shape ? "true" : "false", b->ctx_size, a->info.weight_bytes,
-            a->info.bytes_per_token, a->info.kv_bytes_per_token, b->bandwidth * 1e-9);
+            a->info.bytes_per_token, a->info.kv_bytes_per_token, b->info.kv_bytes,
+            b->info.workspace_bytes, b->startup, b->bandwidth * 1e-9);
     for (size_t i = 0; i < COUNT(b->timings); i++) {
-        const timing *t = &b->timings[i];
-        if (t->runs == 0) continue;
-        appendf(out,
-                "%s{\"what\": \"%s\", \"context\": %d, \"tokens\": %d, \"runs\": %d, "
-                "\"ms_per_token\": %.6g, \"mean_ms_per_token\": %.6g, \"tokens_per_second\": %.6g",
-                separator, t->what, t->context, t->tokens, t->runs, t->median * 1e3 / t->tokens,
-                t->total * 1e3 / t->runs / t->tokens, t->tokens / t->median);
-        if (t->tokens > 1)
-            appendf(out, ", \"tflops\": %.4g}", work_rate(a, t) * 1e-12);
-        else
-            appendf(out, ", \"read_gbs\": %.6g, \"read_percent\": %.4g}", read_rate(a, t) * 1e-9,
-                    100 * read_rate(a, t) / b->bandwidth);
+        if (b->timings[i].runs == 0) continue;
+        appendf(out, "%s", separator);
+        append_json_timing(a, b, &b->timings[i], out);
         separator = ", ";
     }
     append(out, "]}\n", 3);
@@ -1486,19 +1530,22 @@ static int run_bench(app *a, benchmark *b) {
 }
 
 static int bench(app *a) {
-    benchmark b = {.timings = {{"decode", 4, 1, 0, 0, 0},
-                               {"decode", 512, 1, 0, 0, 0},
-                               {"decode", 2048, 1, 0, 0, 0},
-                               {"prefill", 0, 64, 0, 0, 0},
-                               {"prefill", 0, 512, 0, 0, 0},
-                               {"prefill", 0, BENCH_LONGEST, 0, 0, 0}}};
+    benchmark b = {.timings = {{.what = "decode", .context = 4, .tokens = 1},
+                               {.what = "decode", .context = 512, .tokens = 1},
+                               {.what = "decode", .context = 2048, .tokens = 1},
+                               {.what = "prefill", .tokens = 64},
+                               {.what = "prefill", .tokens = 512},
+                               {.what = "prefill", .tokens = BENCH_LONGEST}}};
     tc_session_params params = tc_session_default_params();
     tc_error err;
     params.ctx_size = a->opt.ctx_size;
     choose_ids(a, &b);
     name_cpu(b.cpu, sizeof b.cpu);
+    double start = tc_seconds();
     if (tc_session_open(a->model, &params, &b.session, &err)) return fail_error(a, &err);
-    b.ctx_size = tc_session_get_info(b.session).ctx_size;
+    b.startup = a->open_seconds + tc_seconds() - start;
+    b.info = tc_session_get_info(b.session);
+    b.ctx_size = b.info.ctx_size;
     running_session = b.session;
     int rc = run_bench(a, &b);
     running_session = NULL;

@@ -119,18 +119,19 @@ TC_API void tc_model_close(tc_model *model);
 
 /* What a model is. The strings live as long as the model. */
 typedef struct tc_model_info {
-    const char *name;          /* from the checkpoint, for example "vicuna-7b-v1.5" */
-    const char *family;        /* "llama" */
-    const char *precision;     /* "W4A16 g128", "W16A16", ... */
-    const char *device;        /* "CPU (AVX-512, 8 threads)", ... */
-    const char *template_name; /* the chat template stored in the file */
-    size_t parameters;         /* number of weights, embeddings included */
-    size_t layer_parameters;   /* of these, in the matrices of the layers: a prefill does two
+    const char *name;           /* from the checkpoint, for example "vicuna-7b-v1.5" */
+    const char *family;         /* "llama" */
+    const char *precision;      /* "W4A16 g128", "W16A16", ... */
+    const char *device;         /* "CPU (AVX-512, 8 threads)", ... */
+    const char *device_details; /* of a GPU: "driver 580.65 (CUDA 13.0), up to 1980 MHz"; else "" */
+    const char *template_name;  /* the chat template stored in the file */
+    size_t parameters;          /* number of weights, embeddings included */
+    size_t layer_parameters;    /* of these, in the matrices of the layers: a prefill does two
                                   operations with each for every token */
-    size_t weight_bytes;       /* bytes of tensor data in the file */
-    size_t bytes_per_token;    /* weight bytes that decoding one token reads, KV cache excluded */
-    size_t kv_bytes_per_token; /* bytes of KV cache of one position on this device */
-    int vocab_size;            /* number of logits */
+    size_t weight_bytes;        /* bytes of tensor data in the file */
+    size_t bytes_per_token;     /* weight bytes that decoding one token reads, KV cache excluded */
+    size_t kv_bytes_per_token;  /* bytes of KV cache of one position on this device */
+    int vocab_size;             /* number of logits */
     int layers, hidden_size, heads, kv_heads, head_dim;
     int max_seq_len;   /* positions the model was made for */
     int bos_id;        /* -1 if it has none */

@@ -229,6 +229,7 @@ tc_model_info tc_model_get_info(const tc_model *model) {
     info.family = model->family;
     info.precision = model->precision;
     info.device = model->backend->name(model->device);
+    info.device_details = model->backend->details(model->device);
     info.template_name = model->tokenizer ? model->chat_template.name : "";
     info.parameters = model->weights.parameters;
     info.layer_parameters = model->weights.layer_parameters;

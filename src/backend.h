@@ -20,6 +20,8 @@ typedef struct tc__backend {
 
     /* For people: "CPU (AVX-512, 8 threads)". Lives as long as the device. */
     const char *(*name)(const tc__device *device);
+    /* For people, what figures depend on besides: "driver 580.65 (CUDA 13.0), up to 1980 MHz"; "". */
+    const char *(*details)(const tc__device *device);
 
     /* Bytes of KV cache per position, and bytes of everything else a session needs with this
      * context size. */

@@ -182,6 +182,11 @@ static const char *cpu_name(const tc__device *device) {
     return device->name;
 }
 
+static const char *cpu_details(const tc__device *device) {
+    (void)device;
+    return "";
+}
+
 static void cpu_cache_close(tc__cache *cache) {
     if (!cache) return;
     tc__team_close(cache->team);
@@ -726,6 +731,7 @@ const tc__backend *tc__cpu_backend(void) {
     static const tc__backend backend = {cpu_open,
                                         cpu_close,
                                         cpu_name,
+                                        cpu_details,
                                         cpu_kv_bytes_per_token,
                                         cpu_workspace_bytes,
                                         cpu_free_bytes,

@@ -39,7 +39,7 @@ typedef struct cuda_device {
     bool integrated; /* the GPU has no memory of its own: the weights lie in memory that it shares */
     tc__cu_device ordinal;
     tc__cu_context context;
-    char name[256], gpu_name[128];
+    char name[256], details[128], gpu_name[128];
     int sm_count;
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
@@ -660,6 +660,27 @@ static int cuda_choose_device(cuda_device *device, const char *name, tc_error *e
     return tc__cu_check(cu, result, "opening the GPU", err);
 }
 
+/* What a benchmark's reader wants to know besides the device's name. */
+static void cuda_write_details(cuda_device *device) {
+    const int version = device->target.driver;
+    char line[256] = "", release[32] = "";
+    int khz = 0;
+    FILE *file = fopen("/proc/driver/nvidia/version", "r");
+    if (file && !fgets(line, sizeof line, file)) line[0] = 0;
+    if (file) fclose(file);
+    for (const char *at = strpbrk(line, "0123456789"); at; at = strpbrk(at, "0123456789")) {
+        const size_t length = strspn(at, "0123456789."); /* "NVRM version: ... 580.65.06 ..." */
+        if (at[-1] == ' ' && memchr(at, '.', length) && length < sizeof release) {
+            snprintf(release, sizeof release, "%.*s ", (int)length, at);
+            break;
+        }
+        at += length;
+    }
+    device->cu.device_attribute(&khz, TC__CU_ATTRIBUTE_CLOCK_KHZ, device->ordinal);
+    snprintf(device->details, sizeof device->details, "driver %s(CUDA %d.%d), up to %d MHz", release,
+             version / 1000, version % 1000 / 10, khz / 1000);
+}
+
 static int cuda_open(const tc__weights *weights, const tc_model_params *params, tc__device **out,
                      tc_error *err) {
     cuda_device *device = tc__calloc(1, sizeof *device);
@@ -684,8 +705,14 @@ static int cuda_open(const tc__weights *weights, const tc_model_params *params, 
              device->target.as_ptx ? "compute" : "sm", device->target.arch,
              device->target.specific ? "a" : "", device->sm_count,
              device->integrated ? ", shared memory" : "");
+    cuda_write_details(device);
     *out = (tc__device *)device;
     return tc__ok(err);
+}
+
+static const char *cuda_details(const tc__device *handle) {
+    const cuda_device *device = (const cuda_device *)handle;
+    return device->details;
 }
 
 static const char *cuda_name(const tc__device *handle) {
@@ -1209,7 +1236,7 @@ static int cuda_read_bandwidth(tc__device *handle, size_t bytes, double *rate, t
 
 const tc__backend *tc__cuda_backend(void) {
     static const tc__backend backend = {
-        cuda_open,      cuda_close,       cuda_name, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
+        cuda_open,      cuda_close,       cuda_name, cuda_details, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
         cuda_cache_open, cuda_cache_close, cuda_eval, cuda_logits,   cuda_sample,
         cuda_read_bandwidth, cuda_export_kernels,
     };

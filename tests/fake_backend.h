@@ -61,6 +61,10 @@ static const char *fake_name(const tc__device *device) {
     (void)device;
     return "fake";
 }
+static const char *fake_details(const tc__device *device) {
+    (void)device;
+    return "";
+}
 static size_t fake_kv_bytes(const tc__device *device) {
     (void)device;
     return fake.kv_bytes_per_token;
@@ -163,10 +167,13 @@ static int fake_sample(tc__cache *cache, const tc_sampling *sampling, const int3
                       cache->candidates, cache->seen, id, err);
 }
 
-static const tc__backend fake_backend = {
-    fake_open,       fake_close,       fake_name, fake_kv_bytes, fake_workspace, fake_free,
-    fake_cache_open, fake_cache_close, fake_eval, fake_logits,   fake_sample,    fake_bandwidth,
-    NULL};
+static const tc__backend fake_backend = {fake_open,        fake_close,
+                                         fake_name,        fake_details,
+                                         fake_kv_bytes,    fake_workspace,
+                                         fake_free,        fake_cache_open,
+                                         fake_cache_close, fake_eval,
+                                         fake_logits,      fake_sample,
+                                         fake_bandwidth,   NULL};
 
 /* A model file on this backend; NULL (and a message) if it cannot be opened. */
 static inline tc_model *fake_model(const char *path) {

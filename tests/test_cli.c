@@ -1083,7 +1083,8 @@ TEST(the_benchmark_reports_decode_and_prefill) {
     result r = run(ARGS(model_path, "--bench", "-t", "1", "-c", "100"));
     EXPECT(r, 0, ANY, "measuring decode at context 4: 96 x 1 tokens");
     CHECK(has(&r.out, "\ndecode ") && has(&r.out, "\nprefill ") && has(&r.out, " GB/s, ") &&
-          has(&r.out, " TFLOP/s\n") && !has(&r.out, "random"));
+          has(&r.out, " TFLOP/s\n") && has(&r.out, "\nmemory      weights ") &&
+          has(&r.out, "\nstart-up    ") && has(&r.out, "  TTFT ") && !has(&r.out, "random"));
     done(&r);
     r = run(ARGS(model_path, "--bench", "--json", "-q", "-c", "8192"));
     EXPECT(r, 0, ANY, ANY);
@@ -1120,6 +1121,16 @@ TEST(the_benchmark_reports_decode_and_prefill) {
     double layer = HIDDEN * (4 * 32 + 3 * 32.0);
     CHECK_MSG(fabs(work - 2e-12 * layer * speed) < 1e-2 * work, "%g %g", work, speed);
     CHECK(fabs(percent - 100 * reads / loop) < 1e-2 * percent);
+    CHECK(json_number(prefill, "\"ttft_ms\": ") >= 64 * json_number(prefill, "\"ms_per_token\": "));
+    CHECK(json_number(r.out.data, "\"startup_s\": ") > 0);
+    CHECK(json_number(r.out.data, "\"kv_bytes\": ") == 8192 * kv);
+    const char *step = strstr(decode, "\"steps_ms\": ["); /* all of them, in their order */
+    double sum = 0;
+    int steps = 0;
+    for (char *end = step ? (char *)step + 12 : NULL; end && *end != ']'; steps++)
+        sum += strtod(end + 1, &end);
+    CHECK_MSG(steps == 200 && fabs(sum / 200 - mean) < 1e-2 * mean, "%d steps, %g %g", steps, sum,
+              mean);
     done(&r);
 }
 
