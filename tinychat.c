@@ -1451,8 +1451,8 @@ TC_INTERNAL void tc__tokenizer_close(tc__tokenizer *tokenizer);
 TC_INTERNAL int32_t tc__tokenizer_bos(const tc__tokenizer *tokenizer);
 TC_INTERNAL bool tc__tokenizer_adds_bos(const tc__tokenizer *tokenizer);
 
-/* The longest special piece that the text begins with: its length in bytes and *id; 0 if none.
- * Special are control pieces, the unknown piece and added tokens. */
+/* The longest special piece that the text begins with: its length in bytes and *id; 0 and -1 if
+ * there is none. Special are control pieces, the unknown piece, added tokens that are no text. */
 TC_INTERNAL size_t tc__special_at(const tc__tokenizer *tokenizer, const char *text, size_t len,
                                   int32_t *id);
 
@@ -2037,6 +2037,8 @@ typedef struct tc__backend {
 
     /* For people: "CPU (AVX-512, 8 threads)". Lives as long as the device. */
     const char *(*name)(const tc__device *device);
+    /* For people, what figures depend on besides: "driver 580.65 (CUDA 13.0), up to 1980 MHz"; "". */
+    const char *(*details)(const tc__device *device);
 
     /* Bytes of KV cache per position, and bytes of everything else a session needs with this
      * context size. */
@@ -2330,14 +2332,17 @@ TC_INTERNAL int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_
 TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix);
 
 /* Appends the source of the decode kernels and of the prefill kernels. Kernel names: ROLE_KIND for
- * decode, all_ROLE_KIND and wide_ROLE_KIND (tiles of 256 rows) for prefill, and those of the list in
- * gpu_programs.c. NAME_launch holds {grid x, threads, shared bytes, vectors}. */
+ * decode, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16, 64, 128 and 256 tokens, and those of
+ * the list in gpu_programs.c. NAME_launch holds {grid x, threads, shared bytes, vectors, and for tSIZE
+ * what instances.cuh says}. */
 TC_INTERNAL void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                   tc__buf *text);
 TC_INTERNAL void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                    tc__buf *text);
 TC_INTERNAL void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds,
                                         int sm_count, tc__buf *text);
+TC_INTERNAL void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds,
+                                       int sm_count, tc__buf *text);
 
 #endif /* TC_GPU_PROGRAMS_H */
 
@@ -4422,7 +4427,7 @@ bool tc__tokenizer_adds_bos(const tc__tokenizer *tokenizer) {
 
 size_t tc__special_at(const tc__tokenizer *tokenizer, const char *text, size_t len, int32_t *id) {
     const tc__added *found = tc__find_added(&tokenizer->special, text, len);
-    if (found) *id = found->id;
+    *id = found ? found->id : -1;
     return found ? found->len : 0;
 }
 
@@ -7166,7 +7171,7 @@ int tc__kernels_choose(const char *level, const tc__kernels **kernels, tc_error 
                     "TINYCHAT_CPU: no kernels '%s' for this processor; there are: %s", level, have);
 }
 
-/* ---- whole products ---- */
+/* ---- whole products in floats ---- */
 
 tc__order tc__order_of(const tc__tensor *matrix) {
     if (matrix->type != TC__W4) return TC__ORDER_PLAIN;
@@ -7233,10 +7238,6 @@ void tc__multiply_tile(const tc__kernels *kernels, const float *tile, size_t str
     }
 }
 
-size_t tc__multiply_scratch(size_t count) {
-    return TC__BLOCK * (CPU_TILE(TC__LANES_MAX) + count * TC__LANES_MAX);
-}
-
 /* Asks for bytes that are read soon, before the stream of reads pauses for some microseconds. */
 static void cpu_fetch(const uint8_t *bytes, size_t n) {
     for (size_t i = 0; i < n; i += 64) __builtin_prefetch(bytes + i, 0, 2);
@@ -7255,6 +7256,25 @@ static void cpu_products(const tc__kernels *kernels, const tc__tensor *matrix, s
         if (matrix->type == TC__W4) cpu_fetch(cpu_unit(matrix, block, column + n), n * 17 / 2);
         tc__multiply_tile(kernels, tile, width, (n + lanes - 1) / lanes * lanes, x + column,
                           x_stride, count, sums);
+    }
+}
+
+static void cpu_float_rows(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
+                           size_t end, const float *x, size_t x_stride, size_t count,
+                           float *scratch, tc__rows_fn take, void *user) {
+    const bool together = count > kernels->single;
+    float y[TC__BLOCK];
+    for (size_t block = begin; block < end; block++) {
+        size_t row = TC__BLOCK * block, rows = matrix->rows - row;
+        if (rows > TC__BLOCK) rows = TC__BLOCK;
+        if (together) cpu_products(kernels, matrix, block, x, x_stride, count, scratch);
+        for (size_t v = 0; v < count; v++) {
+            if (together)
+                kernels->reduce(scratch + v * TC__BLOCK * kernels->lanes, y);
+            else
+                cpu_product(kernels, matrix, block, x + v * x_stride, y);
+            take(user, v, row, rows, y);
+        }
     }
 }
 
@@ -7305,29 +7325,20 @@ static void cpu_fixed_rows(const tc__kernels *kernels, const tc__tensor *matrix,
     }
 }
 
-/* ---- products of either kind ---- */
+/* ---- whole products of either kind ---- */
+
+/* A tile and sums; in fixed point fewer sums and no tile. */
+size_t tc__multiply_scratch(size_t count) {
+    return TC__BLOCK * (CPU_TILE(TC__LANES_MAX) + count * TC__LANES_MAX);
+}
 
 void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix, size_t begin,
                        size_t end, const float *x, size_t x_stride, size_t count, float *scratch,
                        tc__rows_fn take, void *user) {
-    if (tc__fixes(kernels, matrix)) {
+    if (tc__fixes(kernels, matrix))
         cpu_fixed_rows(kernels, matrix, begin, end, x, count, scratch, take, user);
-        return;
-    }
-    const bool together = count > kernels->single;
-    float y[TC__BLOCK];
-    for (size_t block = begin; block < end; block++) {
-        size_t row = TC__BLOCK * block, rows = matrix->rows - row;
-        if (rows > TC__BLOCK) rows = TC__BLOCK;
-        if (together) cpu_products(kernels, matrix, block, x, x_stride, count, scratch);
-        for (size_t v = 0; v < count; v++) {
-            if (together)
-                kernels->reduce(scratch + v * TC__BLOCK * kernels->lanes, y);
-            else
-                cpu_product(kernels, matrix, block, x + v * x_stride, y);
-            take(user, v, row, rows, y);
-        }
-    }
+    else
+        cpu_float_rows(kernels, matrix, begin, end, x, x_stride, count, scratch, take, user);
 }
 
 /* ======== src/cpu.c ======== */
@@ -7342,7 +7353,8 @@ void tc__multiply_rows(const tc__kernels *kernels, const tc__tensor *matrix, siz
  * heads); a barrier ends the step. No number depends on who computes it or on what is computed
  * beside it, so results are bit-equal for any number of threads and any cut of the ids into calls.
  *
- * Activations, sums and the KV cache are fp32; angles and the means of norms are double.
+ * Activations, sums and the KV cache are fp32 (inside a product with 4-bit weights also fixed point
+ * of that precision, see cpu_fixed.h); angles and the means of norms are double.
  * (With keys and values rounded to binary16 the small models of tests/data miss the accuracy of
  * 1e-3 that the tests ask for: 2.7e-3 instead of 1e-5.) */
 
@@ -7510,6 +7522,11 @@ static int cpu_open(const tc__weights *weights, const tc_model_params *params, t
 
 static const char *cpu_name(const tc__device *device) {
     return device->name;
+}
+
+static const char *cpu_details(const tc__device *device) {
+    (void)device;
+    return "";
 }
 
 static void cpu_cache_close(tc__cache *cache) {
@@ -8056,6 +8073,7 @@ const tc__backend *tc__cpu_backend(void) {
     static const tc__backend backend = {cpu_open,
                                         cpu_close,
                                         cpu_name,
+                                        cpu_details,
                                         cpu_kv_bytes_per_token,
                                         cpu_workspace_bytes,
                                         cpu_free_bytes,
@@ -8744,7 +8762,8 @@ int tc__jit_import(const char *path, const char *what, tc__jit_program *programs
 #include <math.h>
 
 static const char *const programs_roles[TC__ROLES] = {"qkv", "o", "gate_up", "down"};
-static const char *const programs_out[TC__ROLES] = {"OUT_STORE", "OUT_ADD", "OUT_GATED", "OUT_ADD"};
+static const char *const programs_to[TC__ROLES] = {"TO_VECTORS", "TO_RESIDUAL", "TO_OPERAND",
+                                                   "TO_RESIDUAL"};
 
 const char *tc__role_name(int role) { return programs_roles[role]; }
 
@@ -8812,21 +8831,24 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    sm_count, (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size,
                    (unsigned)arch->heads, (unsigned)arch->kv_heads, (unsigned)arch->head_dim,
                    (unsigned)arch->vocab_size);
-    tc__buf_printf(text, "#define NORM_EPS %.9ef\n#define ACTIVATION %s\n#define CLIP_QKV %.9ef\n",
-                   (double)arch->norm_eps, arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU",
+    tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
+                   arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS", (double)arch->norm_eps);
+    tc__buf_printf(text, "#define ACTIVATION %s\n#define GATED %d\n#define CLIP_QKV %.9ef\n",
+                   arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU", arch->gated,
                    (double)arch->clip_qkv);
     tc__buf_str(text, "#include \"instances.cuh\"\n");
 }
 
-/* "typedef W4<4096, 128> qkv_0_matrix;" and the like. A binary16 matrix is read in units of 64
- * columns, or 32 where 64 does not divide. */
-static void programs_matrix(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
-                            const char *suffix, tc__buf *text) {
+/* The columns in a unit of a kind's matrix: the group, or of binary16 64, or 32 where 64 does not
+ * divide. */
+static unsigned programs_unit(const tc__weights *weights, const tc__kinds *kinds, int role, int i) {
     size_t columns = tc__role_matrix(&weights->layers[0], role)->columns;
-    bool w4 = kinds->kind[role][i].type == TC__W4;
-    tc__buf_printf(text, "typedef %s%s<%zu, %u> %s_%d_matrix;\n", w4 ? "W4" : "F16", suffix, columns,
-                   w4 ? (unsigned)kinds->kind[role][i].group_size : columns % 64 ? 32u : 64u,
-                   programs_roles[role], i);
+    if (kinds->kind[role][i].type == TC__W4) return (unsigned)kinds->kind[role][i].group_size;
+    return columns % 64 ? 32 : 64;
+}
+
+static const char *programs_type_name(const tc__kinds *kinds, int role, int i) {
+    return kinds->kind[role][i].type == TC__W4 ? "W4" : "F16";
 }
 
 /* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
@@ -8884,27 +8906,29 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
                 "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
 }
 
-static void programs_prefill(const tc__weights *weights, const tc__kinds *kinds, const char *prefix,
-                             const char *tile_rows, tc__buf *text) {
+/* "PREFILL_PRODUCT(t128_qkv_0, W4, 4096, 128, 12288, 128, TO_VECTORS)" and the like. */
+static void programs_prefill(const tc__weights *weights, const tc__kinds *kinds, int size,
+                             tc__buf *text) {
     for (int role = 0; role < TC__ROLES; role++)
         for (int i = 0; i < kinds->count[role]; i++) {
-            programs_matrix(weights, kinds, role, i, "Tile", text);
-            tc__buf_printf(text, "PREFILL_PRODUCT(%s_%s_%d, %s_%d_matrix, %zu, %s, %s)\n", prefix,
-                           programs_roles[role], i, programs_roles[role], i,
-                           tc__role_matrix(&weights->layers[0], role)->rows, tile_rows,
-                           programs_out[role]);
+            const tc__tensor *matrix = tc__role_matrix(&weights->layers[0], role);
+            tc__buf_printf(text, "PREFILL_PRODUCT(t%d_%s_%d, %s, %zu, %u, %zu, %d, %s)\n", size,
+                           programs_roles[role], i, programs_type_name(kinds, role, i),
+                           matrix->columns, programs_unit(weights, kinds, role, i), matrix->rows,
+                           size, programs_to[role]);
         }
 }
 
 void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                        tc__buf *text) {
     programs_constants(weights, sm_count, text);
-    programs_prefill(weights, kinds, "all", "128", text);
+    programs_prefill(weights, kinds, 128, text);
     tc__buf_str(text,
                 "KERNEL(embed_all, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, false))\n"
                 "LAUNCH(embed_all, 0, 256, 0)\n"
                 "ROWS_KERNEL(rows_hidden, HIDDEN)\n"
-                "ROWS_KERNEL(rows_intermediate, INTERMEDIATE)\n"
+                "KERNEL(settle, 256, 1, SettleArgs, settle_operand<INTERMEDIATE>(args))\n"
+                "LAUNCH(settle, 0, 256, 0)\n"
                 "KERNEL(rope, 256, 1, PrefillAttentionArgs, rope_write(args))\n"
                 "LAUNCH(rope, 0, 256, 0)\n"
                 "KERNEL(attention_all, 128, 1, PrefillAttentionArgs, attention_prefill(args))\n"
@@ -8914,7 +8938,14 @@ void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int s
 void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                             tc__buf *text) {
     programs_constants(weights, sm_count, text);
-    programs_prefill(weights, kinds, "wide", "WIDE_ROWS", text);
+    programs_prefill(weights, kinds, 256, text);
+}
+
+void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
+                           tc__buf *text) {
+    programs_constants(weights, sm_count, text);
+    programs_prefill(weights, kinds, 16, text);
+    programs_prefill(weights, kinds, 64, text);
 }
 
 /* ======== src/cuda.c ======== */
@@ -8928,19 +8959,24 @@ void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, 
 
 #define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
 #define CUDA_STAGES 4           /* staging buffers */
+#define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
+#define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 
-enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_PROGRAMS };
+enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
+enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
 
 typedef struct cuda_kernel {
     tc__cu_function function;
     int grid, threads, shared;
-    int tokens; /* vectors that one launch takes */
+    int tokens;  /* vectors that one launch takes, or one tile of a prefill's product */
+    int cluster; /* blocks that start together; 0 and 1: any alone */
+    int walks;   /* blocks go from tile to tile: no more than fit are started */
 } cuda_kernel;
 
 /* The kernels of one kind of matrix (its role, type and group size). */
 typedef struct cuda_product {
-    cuda_kernel decode, prefill, prefill_wide; /* wide: tiles of 256 rows, for many tokens */
+    cuda_kernel decode, prefill[CUDA_SIZES];
 } cuda_product;
 
 typedef struct cuda_device {
@@ -8949,7 +8985,7 @@ typedef struct cuda_device {
     bool integrated; /* the GPU has no memory of its own: the weights lie in memory that it shares */
     tc__cu_device ordinal;
     tc__cu_context context;
-    char name[256], gpu_name[128];
+    char name[256], details[128], gpu_name[128];
     int sm_count;
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
@@ -8962,7 +8998,7 @@ typedef struct cuda_device {
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
-    cuda_kernel rows_hidden, rows_intermediate, widen, read_loop, random_fill;
+    cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
 
 typedef struct cuda_cache {
@@ -8976,7 +9012,10 @@ typedef struct cuda_cache {
     /* parts of `memory` */
     tc__cu_ptr kv, ids, state, logits, keys, segments, sample_arrived;
     tc__cu_ptr x, qkv, attention, act, parts, arrived;
-    tc__cu_ptr wide_x, wide_in, wide_q, wide_out, wide_scale;
+    /* Prefill: residual; operand of the next product and its scales; the same of the MLP's inner
+     * vectors; queries; attention's inputs. */
+    tc__cu_ptr wide_x, wide_in, wide_scale, wide_mid, mid_scale, mid_exponents, mid_highest;
+    tc__cu_ptr wide_q, wide_qkv;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
     int next;           /* the device's State.next */
@@ -8999,7 +9038,7 @@ typedef struct cuda_product_args {
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
-    tc__cu_ptr weights, in, scale, out;
+    tc__cu_ptr weights, in, scale, out, each, exponents, highest;
     int tokens;
 } cuda_gemm_args;
 
@@ -9009,8 +9048,13 @@ typedef struct cuda_embed_args {
 } cuda_embed_args;
 
 typedef struct cuda_rows_args {
-    tc__cu_ptr in, gamma, out, scale;
+    tc__cu_ptr in, gamma, bias, out, scale;
 } cuda_rows_args;
+
+typedef struct cuda_settle_args {
+    tc__cu_ptr operand, exponents, highest, scale;
+    int tokens;
+} cuda_settle_args;
 
 typedef struct cuda_decode_attention_args {
     tc__cu_ptr qkv, k, v, out, parts, arrived, state, turns;
@@ -9095,13 +9139,14 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name,
     tc__cu_module module = device->modules[program];
     tc__cu *cu = &device->cu;
     char global[80];
-    int launch[4];
+    int launch[6] = {0};
     tc__cu_ptr at;
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
     tc__cu_result result = cu->module_function(&kernel->function, module, name);
     if (!result) result = cu->module_global(&at, &bytes, module, global);
-    if (!result) result = cu->copy_to_host(launch, at, sizeof launch, NULL);
+    if (!result && bytes > sizeof launch) bytes = sizeof launch;
+    if (!result) result = cu->copy_to_host(launch, at, bytes, NULL);
     if (!result) result = cu->stream_wait(NULL);
     if (!result && launch[2] > 0)
         result = cu->function_set(kernel->function, TC__CU_FUNCTION_MAX_DYNAMIC_SHARED, launch[2]);
@@ -9112,6 +9157,8 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name,
     kernel->threads = launch[1];
     kernel->shared = launch[2];
     kernel->tokens = launch[3];
+    kernel->cluster = launch[4];
+    kernel->walks = launch[5];
     return TC_OK;
 }
 
@@ -9126,8 +9173,10 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
                 int program;
                 cuda_kernel *kernel;
             } kernels[] = {{"", CUDA_DECODE, &product->decode},
-                           {"all_", CUDA_PREFILL, &product->prefill},
-                           {"wide_", CUDA_WIDE, &product->prefill_wide}};
+                           {"t16_", CUDA_FEW, &product->prefill[0]},
+                           {"t64_", CUDA_FEW, &product->prefill[1]},
+                           {"t128_", CUDA_PREFILL, &product->prefill[2]},
+                           {"t256_", CUDA_WIDE, &product->prefill[3]}};
             for (size_t k = 0; k < TC_COUNT(kernels) && !code; k++) {
                 snprintf(name, sizeof name, "%s%s_%d", kernels[k].prefix, tc__role_name(role), i);
                 code = cuda_load_kernel(device, kernels[k].program, name, kernels[k].kernel, err);
@@ -9151,8 +9200,8 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"read_loop", CUDA_DECODE, &device->read_loop},
         {"random_fill", CUDA_DECODE, &device->random_fill},
         {"embed_all", CUDA_PREFILL, &device->embed_all},
-        {"rows_hidden", CUDA_PREFILL, &device->rows_hidden},
-        {"rows_intermediate", CUDA_PREFILL, &device->rows_intermediate},
+        {"rows_hidden", CUDA_PREFILL, &device->rows},
+        {"settle", CUDA_PREFILL, &device->settle},
         {"rope", CUDA_PREFILL, &device->rope},
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
     };
@@ -9184,7 +9233,8 @@ static int cuda_write_programs(const cuda_device *device, cuda_programs *all, tc
         void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
     } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode},
                                 {"prefill", tc__write_prefill},
-                                {"wide", tc__write_prefill_wide}};
+                                {"wide", tc__write_prefill_wide},
+                                {"few", tc__write_prefill_few}};
     int code = TC_OK;
     memset(all, 0, sizeof *all);
     for (int i = 0; i < CUDA_PROGRAMS; i++) {
@@ -9556,6 +9606,27 @@ static int cuda_choose_device(cuda_device *device, const char *name, tc_error *e
     return tc__cu_check(cu, result, "opening the GPU", err);
 }
 
+/* What a benchmark's reader wants to know besides the device's name. */
+static void cuda_write_details(cuda_device *device) {
+    const int version = device->target.driver;
+    char line[256] = "", release[32] = "";
+    int khz = 0;
+    FILE *file = fopen("/proc/driver/nvidia/version", "r");
+    if (file && !fgets(line, sizeof line, file)) line[0] = 0;
+    if (file) fclose(file);
+    for (const char *at = strpbrk(line, "0123456789"); at; at = strpbrk(at, "0123456789")) {
+        const size_t length = strspn(at, "0123456789."); /* "NVRM version: ... 580.65.06 ..." */
+        if (at[-1] == ' ' && memchr(at, '.', length) && length < sizeof release) {
+            snprintf(release, sizeof release, "%.*s ", (int)length, at);
+            break;
+        }
+        at += length;
+    }
+    device->cu.device_attribute(&khz, TC__CU_ATTRIBUTE_CLOCK_KHZ, device->ordinal);
+    snprintf(device->details, sizeof device->details, "driver %s(CUDA %d.%d), up to %d MHz", release,
+             version / 1000, version % 1000 / 10, khz / 1000);
+}
+
 static int cuda_open(const tc__weights *weights, const tc_model_params *params, tc__device **out,
                      tc_error *err) {
     cuda_device *device = tc__calloc(1, sizeof *device);
@@ -9580,8 +9651,14 @@ static int cuda_open(const tc__weights *weights, const tc_model_params *params, 
              device->target.as_ptx ? "compute" : "sm", device->target.arch,
              device->target.specific ? "a" : "", device->sm_count,
              device->integrated ? ", shared memory" : "");
+    cuda_write_details(device);
     *out = (tc__device *)device;
     return tc__ok(err);
+}
+
+static const char *cuda_details(const tc__device *handle) {
+    const cuda_device *device = (const cuda_device *)handle;
+    return device->details;
 }
 
 static const char *cuda_name(const tc__device *handle) {
@@ -9598,7 +9675,14 @@ static tc__cu_ptr cuda_cut(tc__cu_ptr base, size_t *at, size_t bytes) {
     return part;
 }
 
-/* Lays the parts out from `base`, for prefill pieces of `chunk` tokens; returns the bytes. */
+/* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and one
+ * more, because a stage may end behind the last. */
+static size_t cuda_operand_bytes(size_t tokens, size_t columns) {
+    return (tokens / 128 * ((columns + 63) / 64) + 1) * (128 * 64 * 2);
+}
+
+/* Lays the parts out from `base`, for prefill pieces of `chunk` tokens (a multiple of CUDA_PIECE);
+ * returns the bytes. */
 static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_ptr base, int ctx,
                           int chunk) {
     const tc__arch *arch = &device->weights->arch;
@@ -9606,9 +9690,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     size_t heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     size_t inner = arch->intermediate_size;
-    size_t widest = hidden > heads ? hidden : heads;
     size_t tiles = (size_t)arch->kv_heads * ((arch->heads / arch->kv_heads + 15) / 16);
-    if (inner > widest) widest = inner;
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
@@ -9623,20 +9705,29 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 16 * (arch->head_dim + 2));
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
     cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
-    cache->wide_in = cuda_cut(base, &at, 2 * tokens * widest);
-    cache->wide_q = cuda_cut(base, &at, 2 * tokens * heads);
-    cache->wide_out = cuda_cut(base, &at, 4 * tokens * (qkv > inner ? qkv : inner));
+    cache->wide_in = cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
     cache->wide_scale = cuda_cut(base, &at, 4 * tokens);
+    cache->mid_scale = cuda_cut(base, &at, 4 * tokens);
+    cache->mid_highest = cuda_cut(base, &at, 4 * tokens);
+    cache->mid_exponents = cuda_cut(base, &at, tokens * (inner / 8));
+    cache->wide_q = cuda_cut(base, &at, 2 * tokens * heads);
+    size_t mid = at; /* the MLP's inner vectors share their room with attention's inputs */
+    cache->wide_mid = cuda_cut(base, &mid, cuda_operand_bytes(tokens, inner));
+    if (arch->parallel) at = mid; /* both at once */
+    cache->wide_qkv = cuda_cut(base, &at, 4 * tokens * qkv);
+    if (mid > at) at = mid;
     return at;
 }
 
-/* Prefill pieces: as many tokens, up to 2048, as 192 MiB hold. */
+/* Prefill pieces: as many tokens, up to 2048, as 192 MiB hold and the context needs. */
 static int cuda_chunk(const cuda_device *device, int ctx) {
     cuda_cache cache;
     size_t fixed = cuda_layout(&cache, device, 0, ctx, 0);
     int chunk = 2048;
-    while (chunk > 64 && cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192 << 20)
-        chunk -= 64;
+    while (chunk - CUDA_PIECE >= ctx) chunk -= CUDA_PIECE;
+    while (chunk > CUDA_PIECE &&
+           cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192 << 20)
+        chunk -= CUDA_PIECE;
     return chunk;
 }
 
@@ -9787,51 +9878,100 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
 
 /* ---- prefill ---- */
 
+/* The time that a product takes, in some unit: what the fullest SM has to do. A block's work grows
+ * with its tokens; expanding its weights is as much as some more. */
+static double cuda_work(const cuda_device *device, const cuda_kernel *kernel, int tokens) {
+    int blocks = kernel->grid * ((tokens + kernel->tokens - 1) / kernel->tokens);
+    int of_an_sm = (blocks + device->sm_count - 1) / device->sm_count;
+    return (double)of_an_sm * (kernel->tokens + CUDA_EXPANDING) / kernel->grid;
+}
+
 static tc__cu_result cuda_gemm(cuda_cache *cache, int role, const tc__tensor *matrix,
-                               tc__cu_ptr out, int tokens) {
+                               cuda_gemm_args *args) {
     cuda_device *device = cache->device;
     cuda_product *product = &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
-    cuda_gemm_args args = {cuda_tensor(device, matrix), cache->wide_in, cache->wide_scale, out,
-                           tokens};
-    int columns = (tokens + 127) / 128;
-    /* the larger tile does less work per result, but only pays when it fills the GPU */
-    bool wide = 2 * product->prefill_wide.grid * columns >= 3 * device->sm_count;
-    return cuda_launch(device, wide ? &product->prefill_wide : &product->prefill, 0, columns, &args,
-                       cache->stream, false);
+    const cuda_kernel *kernel = &product->prefill[0];
+    for (int i = 1; i < CUDA_SIZES; i++) /* between equals the larger tile reads less */
+        if (cuda_work(device, &product->prefill[i], args->tokens) <=
+            cuda_work(device, kernel, args->tokens))
+            kernel = &product->prefill[i];
+    args->weights = cuda_tensor(device, matrix);
+    int columns = (args->tokens + kernel->tokens - 1) / kernel->tokens, blocks = kernel->grid;
+    if (kernel->walks) {
+        int most = device->sm_count / kernel->cluster * kernel->cluster;
+        blocks = blocks * columns < most ? blocks * columns : most;
+        columns = 1;
+    }
+    return cuda_launch(device, kernel, blocks, columns, args, cache->stream, true);
 }
 
-static tc__cu_result cuda_rows(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr in,
-                               const tc__tensor *gamma, int tokens) {
-    cuda_rows_args args = {in, gamma ? cuda_tensor(cache->device, gamma) : 0, cache->wide_in,
-                           cache->wide_scale};
-    return cuda_launch(cache->device, kernel, tokens, 1, &args, cache->stream, false);
+static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const tc__tensor *bias,
+                               int tokens) {
+    cuda_device *device = cache->device;
+    cuda_rows_args args = {cache->wide_x, cuda_tensor(device, gamma), cuda_vector(device, bias),
+                           cache->wide_in, cache->wide_scale};
+    return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
-static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+/* From the normed vectors in wide_in: attention, added to wide_x. */
+static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
     const tc__layer *layer = &device->weights->layers[l];
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     tc__cu_ptr k = cache->kv + l * layer_kv;
+    cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
+    cuda_gemm_args o = {0, cache->wide_in, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
     cuda_prefill_attention_args attention = {
-        cache->wide_out,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
+        cache->wide_qkv,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
         cache->wide_scale, cache->state,  device->turns, cache->ctx, tokens};
-    tc__cu_result result =
-        cuda_rows(cache, &device->rows_hidden, cache->wide_x, layer->attn_norm, tokens);
-    if (!result) result = cuda_gemm(cache, TC__QKV, layer->qkv, cache->wide_out, tokens);
+    qkv.each = cuda_vector(device, layer->qkv_bias);
+    tc__cu_result result = cuda_gemm(cache, TC__QKV, layer->qkv, &qkv);
     if (!result)
-        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, false);
+        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, true);
     if (!result)
         result = cuda_launch(device, &device->attention_prefill, (tokens + 63) / 64,
-                             (int)arch->heads, &attention, cache->stream, false);
-    if (!result) result = cuda_gemm(cache, TC__O, layer->o, cache->wide_x, tokens);
-    if (!result)
-        result = cuda_rows(cache, &device->rows_hidden, cache->wide_x, layer->mlp_norm, tokens);
-    if (!result) result = cuda_gemm(cache, TC__GATE_UP, layer->gate_up, cache->wide_out, tokens);
-    if (!result)
-        result = cuda_rows(cache, &device->rows_intermediate, cache->wide_out, NULL, tokens);
-    if (!result) result = cuda_gemm(cache, TC__DOWN, layer->down, cache->wide_x, tokens);
-    return result;
+                             (int)arch->heads, &attention, cache->stream, true);
+    return result ? result : cuda_gemm(cache, TC__O, layer->o, &o);
+}
+
+/* From the normed vectors in wide_in: the MLP's inner vectors in wide_mid. */
+static tc__cu_result cuda_prefill_up(cuda_cache *cache, const tc__layer *layer, int tokens) {
+    cuda_device *device = cache->device;
+    cuda_gemm_args up = {0, cache->wide_in, cache->wide_scale, cache->wide_mid,
+                         cuda_vector(device, layer->act_scales), cache->mid_exponents,
+                         cache->mid_highest, tokens};
+    cuda_settle_args settle = {cache->wide_mid, cache->mid_exponents, cache->mid_highest,
+                               cache->mid_scale, tokens};
+    tc__cu_result result = cuda_gemm(cache, TC__GATE_UP, layer->gate_up, &up);
+    if (result) return result;
+    return cuda_launch(device, &device->settle, (tokens + 7) / 8, 1, &settle, cache->stream, true);
+}
+
+/* From there: the MLP's result, added to wide_x. */
+static tc__cu_result cuda_prefill_down(cuda_cache *cache, const tc__layer *layer, int tokens) {
+    cuda_gemm_args down = {0, cache->wide_mid, cache->mid_scale, cache->wide_x, 0, 0, 0, tokens};
+    return cuda_gemm(cache, TC__DOWN, layer->down, &down);
+}
+
+static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+    const tc__layer *layer = &cache->device->weights->layers[l];
+    const tc__tensor *norm = layer->attn_norm, *norm_bias = layer->attn_norm_bias;
+    const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : norm;
+    const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : norm_bias;
+    tc__cu_result result = TC_OK;
+    if (cache->device->weights->arch.parallel) { /* the MLP before wide_x and wide_in change */
+        result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
+        if (!result) result = cuda_prefill_up(cache, layer, tokens);
+        if (!result && mlp_norm != norm) result = cuda_norm(cache, norm, norm_bias, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+    } else {
+        result = cuda_norm(cache, norm, norm_bias, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+        if (!result) result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
+        if (!result) result = cuda_prefill_up(cache, layer, tokens);
+    }
+    return result ? result : cuda_prefill_down(cache, layer, tokens);
 }
 
 /* All positions' logits of the vectors in wide_x, a few at a time. */
@@ -10042,7 +10182,7 @@ static int cuda_read_bandwidth(tc__device *handle, size_t bytes, double *rate, t
 
 const tc__backend *tc__cuda_backend(void) {
     static const tc__backend backend = {
-        cuda_open,      cuda_close,       cuda_name, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
+        cuda_open,      cuda_close,       cuda_name, cuda_details, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
         cuda_cache_open, cuda_cache_close, cuda_eval, cuda_logits,   cuda_sample,
         cuda_read_bandwidth, cuda_export_kernels,
     };
@@ -12022,6 +12162,7 @@ tc_model_info tc_model_get_info(const tc_model *model) {
     info.family = model->family;
     info.precision = model->precision;
     info.device = model->backend->name(model->device);
+    info.device_details = model->backend->details(model->device);
     info.template_name = model->tokenizer ? model->chat_template.name : "";
     info.parameters = model->weights.parameters;
     info.layer_parameters = model->weights.layer_parameters;
