@@ -45,9 +45,13 @@ static const struct {
     {0xfbfa32e1, "llama-3.1", NULL}, /* Llama-3.2-3B-Instruct: asks for today's date if it can */
     {0xc77de5b0, "mistral-v0.1", NULL},
     {0xf5755655, "mistral-v0.2", NULL}, /* the form without a system text */
-    {0x08a50361, "qwen2", NULL},        /* Qwen2-7B-Instruct */
+    {0xc010a1c3, "mistral-v0.3", NULL},
+    {0x08a50361, "qwen2", NULL}, /* Qwen2-7B-Instruct */
     {0xc54ee577, "qwen2", NULL},
-    {0x33704f27, "qwen2.5", NULL},     /* Qwen2.5-7B-Instruct */
+    {0x33704f27, "qwen2.5", NULL}, /* Qwen2.5-7B-Instruct */
+    {0xc750b161, "qwen3", NULL},   /* Qwen3-*, three forms over time */
+    {0xc2f0cf43, "qwen3", NULL},
+    {0x2ff5c669, "qwen3", NULL},
     {0x5ab0554e, "deepseek-r1", NULL}, /* DeepSeek-R1-Distill-*, before it began the thought */
     {0xc6ba82c9, "deepseek-r1", NULL}, /* and since */
     {0x0b22c63d, "zephyr", NULL},      /* zephyr-7b-beta, TinyLlama-1.1B-Chat-v1.0 */
