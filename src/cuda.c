@@ -16,6 +16,7 @@
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
+#define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
 enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
@@ -47,11 +48,12 @@ typedef struct cuda_device {
     const tc__weights *weights;
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
-    tc__cu_ptr turns; /* [head_dim / 2] binary64: RoPE's turns per position, after the tensors */
+    tc__cu_ptr positions; /* RoPE's turns or ALiBi's slopes, behind the tensors */
     tc__cu_module modules[CUDA_PROGRAMS];
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
+    cuda_kernel attention_parts;
     cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
 
@@ -110,14 +112,20 @@ typedef struct cuda_settle_args {
     int tokens;
 } cuda_settle_args;
 
+typedef struct cuda_head_args {
+    tc__cu_ptr turns, slopes, q_norm, k_norm;
+} cuda_head_args;
+
 typedef struct cuda_decode_attention_args {
-    tc__cu_ptr qkv, k, v, out, parts, arrived, state, turns;
+    tc__cu_ptr qkv, k, v, out, parts, arrived, state;
+    cuda_head_args head;
     int ctx;
 } cuda_decode_attention_args;
 
 typedef struct cuda_prefill_attention_args {
-    tc__cu_ptr qkv, q, k, v, out, scale, state, turns;
-    int ctx, tokens;
+    tc__cu_ptr qkv, q, k, v, out, scale, parts, state;
+    cuda_head_args head;
+    int ctx, tokens, splits;
 } cuda_prefill_attention_args;
 
 typedef struct cuda_fill_args {
@@ -258,6 +266,7 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"settle", CUDA_PREFILL, &device->settle},
         {"rope", CUDA_PREFILL, &device->rope},
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
+        {"attention_parts", CUDA_PREFILL, &device->attention_parts},
     };
     int code = cuda_load_products(device, err);
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
@@ -556,15 +565,28 @@ static int cuda_widen_all(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* theta^(-2i / head_dim) / (2 pi) for every pair of a head. */
-static int cuda_load_turns(cuda_device *device, tc_error *err) {
+/* Bytes of what attention knows of positions. */
+static size_t cuda_position_bytes(const tc__arch *arch) {
+    return arch->position == TC__POSITION_ALIBI ? 4 * (size_t)arch->heads
+                                                : 8 * (size_t)(arch->head_dim / 2);
+}
+
+/* ALiBi's slopes, or for every pair of a head the turns per position: whole turns do not matter, so
+ * the fraction is kept, times 2^64. */
+static int cuda_load_positions(cuda_device *device, tc_error *err) {
     const tc__arch *arch = &device->weights->arch;
-    double turns[512]; /* head_dim is at most 1024 */
-    size_t half = arch->head_dim / 2;
-    for (size_t i = 0; i < half; i++)
-        turns[i] = arch->frequencies[i] * 0.15915494309189535; /* 1 / (2 pi) */
-    tc__cu_result result = device->cu.copy_to_device(device->turns, turns, 8 * half, NULL);
-    return tc__cu_check(&device->cu, result, "copying RoPE's frequencies", err);
+    const void *from = arch->slopes;
+    uint64_t turns[128]; /* head_dim is at most 256 on the GPU */
+    if (arch->position != TC__POSITION_ALIBI) {
+        for (size_t i = 0; i < arch->head_dim / 2; i++) {
+            double turn = arch->frequencies[i] * 0.15915494309189535; /* 1 / (2 pi) */
+            turns[i] = (uint64_t)ldexp(turn - floor(turn), 64);
+        }
+        from = turns;
+    }
+    tc__cu_result result = device->cu.copy_to_device(device->positions, from,
+                                                     cuda_position_bytes(arch), NULL);
+    return tc__cu_check(&device->cu, result, "copying RoPE's frequencies or ALiBi's slopes", err);
 }
 
 /* Memory that a new allocation could take. Where the GPU uses the system's, the driver leaves out
@@ -586,19 +608,19 @@ static int cuda_fail_weights(const cuda_device *device, tc_error *err) {
                     (double)cuda_room(device) / 0x1p30);
 }
 
-/* Memory for all tensors, and RoPE's turns behind them. Integrated: for the CPU alone so far. */
+/* Memory for all tensors, and for positions behind them. Integrated: for the CPU alone so far. */
 static int cuda_allocate(cuda_device *device, tc_error *err) {
     const tc__arch *arch = &device->weights->arch;
     /* kernels read whole 16-row blocks: the last matrix may be read up to 15 rows past its end */
     const size_t slack = 32 * ((size_t)arch->hidden_size + arch->intermediate_size);
     const size_t tensors = cuda_align(device->weights->data_bytes + slack);
-    device->memory_bytes = tensors + cuda_align(8 * (size_t)arch->head_dim / 2);
+    device->memory_bytes = tensors + cuda_align(cuda_position_bytes(arch));
     const tc__cu *cu = &device->cu;
     const tc__cu_result result =
         device->integrated
             ? cu->allocate_managed(&device->memory, device->memory_bytes, TC__CU_ATTACH_HOST)
             : cu->allocate(&device->memory, device->memory_bytes);
-    device->turns = device->memory + tensors;
+    device->positions = device->memory + tensors;
     if (result == TC__CU_OUT_OF_MEMORY) return cuda_fail_weights(device, err);
     return tc__cu_check(cu, result, "allocating memory for the weights", err);
 }
@@ -611,7 +633,7 @@ static int cuda_load(cuda_device *device, const tc_model_params *params, tc_erro
         code = tc__cu_check(
             &device->cu, device->cu.stream_attach(NULL, device->memory, 0, TC__CU_ATTACH_GLOBAL),
             "sharing memory", err);
-    if (!code) code = cuda_load_turns(device, err);
+    if (!code) code = cuda_load_positions(device, err);
     if (code) return code;
     return random ? cuda_fill_all(device, err) : cuda_widen_all(device, err);
 }
@@ -744,7 +766,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     size_t heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     size_t inner = arch->intermediate_size;
-    size_t tiles = (size_t)arch->kv_heads * ((arch->heads / arch->kv_heads + 15) / 16);
+    size_t tiles = (size_t)device->attention.grid; /* of up to 8 heads */
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
@@ -756,7 +778,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->qkv = cuda_cut(base, &at, 4 * qkv);
     cache->attention = cuda_cut(base, &at, 4 * heads);
     cache->act = cuda_cut(base, &at, 4 * inner);
-    cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 16 * (arch->head_dim + 2));
+    cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 8 * (arch->head_dim + 2));
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
     cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
     cache->wide_in = cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
@@ -841,6 +863,14 @@ static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc_
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
 }
 
+/* How a layer makes queries and keys of its projections. */
+static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *layer) {
+    bool alibi = device->weights->arch.position == TC__POSITION_ALIBI;
+    cuda_head_args head = {alibi ? 0 : device->positions, alibi ? device->positions : 0,
+                           cuda_vector(device, layer->q_norm), cuda_vector(device, layer->k_norm)};
+    return head;
+}
+
 /* A layer of one token. In a parallel block the MLP reads x before attention adds to it. */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     cuda_device *device = cache->device;
@@ -860,7 +890,7 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
     cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
                                             cache->parts, cache->arrived, cache->state,
-                                            device->turns, cache->ctx};
+                                            cuda_head_of(device, layer), cache->ctx};
     tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv);
     if (!result && arch->parallel)
         result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
@@ -967,25 +997,45 @@ static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const
     return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
-/* From the normed vectors in wide_in: attention, added to wide_x. */
-static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens) {
+/* Into how many parts blocks share a prefill's keys: as many as bring two blocks to every SM, have
+ * CUDA_SPLIT_KEYS keys each, and fit where the projections were. */
+static int cuda_prefill_splits(const cuda_cache *cache, const tc__layer *layer, int tokens, int tiles,
+                               size_t pos) {
+    const tc__arch *arch = &cache->device->weights->arch;
+    const size_t floats = (size_t)tokens * arch->heads * (arch->head_dim + 2); /* of a part */
+    const size_t most = (size_t)cache->chunk * layer->qkv->rows / floats;
+    const size_t keys = (pos + (size_t)tokens) / CUDA_SPLIT_KEYS;
+    size_t splits = 2 * (size_t)cache->device->sm_count / ((size_t)tiles * arch->heads);
+    if (splits > keys) splits = keys;
+    if (splits > most) splits = most;
+    return splits > 1 ? (int)splits : 1;
+}
+
+/* From the normed vectors in wide_in: attention, added to wide_x. `pos`: of the first token. */
+static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens, size_t pos) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
-    const tc__layer *layer = &device->weights->layers[l];
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
+    const tc__layer *layer = &device->weights->layers[l];
     tc__cu_ptr k = cache->kv + l * layer_kv;
     cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
     cuda_gemm_args o = {0, cache->wide_in, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
-    cuda_prefill_attention_args attention = {
-        cache->wide_qkv,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
-        cache->wide_scale, cache->state,  device->turns, cache->ctx, tokens};
+    cuda_prefill_attention_args args = {
+        cache->wide_qkv,   cache->wide_q,   k,            k + layer_kv / 2,            cache->wide_in,
+        cache->wide_scale, cache->wide_qkv, cache->state, cuda_head_of(device, layer), cache->ctx,
+        tokens,            1};
+    const int tile = device->attention_prefill.tokens, tiles = (tokens + tile - 1) / tile;
+    args.splits = cuda_prefill_splits(cache, layer, tokens, tiles, pos);
     qkv.each = cuda_vector(device, layer->qkv_bias);
     tc__cu_result result = cuda_gemm(cache, TC__QKV, layer->qkv, &qkv);
     if (!result)
-        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, true);
+        result = cuda_launch(device, &device->rope, 0, tokens, &args, cache->stream, true);
     if (!result)
-        result = cuda_launch(device, &device->attention_prefill, (tokens + 63) / 64,
-                             (int)arch->heads, &attention, cache->stream, true);
+        result = cuda_launch(device, &device->attention_prefill, (int)arch->heads * args.splits,
+                             tiles, &args, cache->stream, true);
+    if (!result && args.splits > 1)
+        result = cuda_launch(device, &device->attention_parts, (tokens * (int)arch->heads + 7) / 8, 1,
+                             &args, cache->stream, true);
     return result ? result : cuda_gemm(cache, TC__O, layer->o, &o);
 }
 
@@ -1008,7 +1058,7 @@ static tc__cu_result cuda_prefill_down(cuda_cache *cache, const tc__layer *layer
     return cuda_gemm(cache, TC__DOWN, layer->down, &down);
 }
 
-static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens, size_t pos) {
     const tc__layer *layer = &cache->device->weights->layers[l];
     const tc__tensor *norm = layer->attn_norm, *norm_bias = layer->attn_norm_bias;
     const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : norm;
@@ -1018,10 +1068,10 @@ static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int token
         result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
         if (!result) result = cuda_prefill_up(cache, layer, tokens);
         if (!result && mlp_norm != norm) result = cuda_norm(cache, norm, norm_bias, tokens);
-        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens, pos);
     } else {
         result = cuda_norm(cache, norm, norm_bias, tokens);
-        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens, pos);
         if (!result) result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
         if (!result) result = cuda_prefill_up(cache, layer, tokens);
     }
@@ -1076,7 +1126,7 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
     if (!result)
         result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * (size_t)n, cache->stream);
     if (!result) result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
-    for (uint32_t l = 0; l < arch->layers && !result; l++) result = cuda_prefill_layer(cache, l, n);
+    for (uint32_t l = 0; l < arch->layers && !result; l++) result = cuda_prefill_layer(cache, l, n, pos);
     if (!result && each) {
         int code = cuda_each(cache, n, pos, each, user, err);
         if (code) return code;

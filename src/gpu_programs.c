@@ -72,6 +72,9 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    sm_count, (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size,
                    (unsigned)arch->heads, (unsigned)arch->kv_heads, (unsigned)arch->head_dim,
                    (unsigned)arch->vocab_size);
+    tc__buf_printf(text, "#define ALIBI %d\n#define QK_NORM %d\n#define ROPE_SCALE %.9ef\n",
+                   arch->position == TC__POSITION_ALIBI, weights->layers[0].q_norm != NULL,
+                   (double)arch->rope_scale);
     tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
                    arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS", (double)arch->norm_eps);
     tc__buf_printf(text, "#define ACTIVATION %s\n#define GATED %d\n#define CLIP_QKV %.9ef\n",
@@ -171,9 +174,13 @@ void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int s
                 "KERNEL(settle, 256, 1, SettleArgs, settle_operand<INTERMEDIATE>(args))\n"
                 "LAUNCH(settle, 0, 256, 0)\n"
                 "KERNEL(rope, 256, 1, PrefillAttentionArgs, rope_write(args))\n"
-                "LAUNCH(rope, 0, 256, 0)\n"
-                "KERNEL(attention_all, 128, 1, PrefillAttentionArgs, attention_prefill(args))\n"
-                "LAUNCH(attention_all, 0, 128, PREFILL_SMEM)\n");
+                "LAUNCH(rope, ROPE_PARTS, 256, 0)\n"
+                "KERNEL(attention_all, PREFILL_THREADS, 2, PrefillAttentionArgs, "
+                "attention_prefill(args))\n"
+                "LAUNCH_TOKENS(attention_all, HEADS, PREFILL_THREADS, PREFILL_SMEM, "
+                "PREFILL_QUERIES)\n"
+                "KERNEL(attention_parts, 256, 1, PrefillAttentionArgs, attention_merge(args))\n"
+                "LAUNCH(attention_parts, 0, 256, 0)\n");
 }
 
 void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,

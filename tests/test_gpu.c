@@ -1593,18 +1593,39 @@ static void rms_norm(const patch *p, const char *name, const double *x, double *
             x[i] / sqrt(sum / (double)n + 1e-5) * weight(p, tc__find_tensor(&p->file, name), i, 0);
 }
 
-typedef struct magnitudes {
-    double act, down, residual; /* the largest absolute value of each in layer 0 */
-} magnitudes;
+/* Sets a row of F16 or W4 to about `values`: with 4 bits, in steps of a seventh of a group's
+ * largest. */
+static void set_row(const patch *p, const char *name, size_t row, const double *values) {
+    const tc__tensor *t = tc__find_tensor(&p->file, name);
+    size_t group = t->type == TC__W4 ? t->group_size : 1;
+    for (size_t k = 0; k < t->columns; k += group) {
+        double top = 0;
+        for (size_t i = 0; i < group; i++) top = fmax(top, fabs(values[k + i]));
+        uint16_t half = tc__f32_to_f16((float)values[k]), zero = tc__f32_to_f16(8);
+        uint8_t *at = patch_at(p, t);
+        if (t->type != TC__W4) {
+            memcpy(at + 2 * (row * t->columns + k), &half, 2);
+            continue;
+        }
+        half = tc__f32_to_f16((float)(top / 7));
+        memcpy(at + unit_scale(t, row, k / group), &half, 2);
+        memcpy(at + unit_scale(t, row, k / group) + 2, &zero, 2);
+        at += (row / TC__UNIT_ROWS * (t->columns / group) + k / group) * TC__UNIT_BYTES(group);
+        for (size_t i = 0; i < group; i++) {
+            unsigned offset, shift, q = (unsigned)lrint(8 + (top > 0 ? 7 * values[k + i] / top : 0));
+            tc__unit_place((unsigned)group, (unsigned)(row % TC__UNIT_ROWS), (unsigned)i, &offset,
+                           &shift);
+            at[offset] = (uint8_t)((at[offset] & ~(15u << shift)) | q << shift);
+        }
+    }
+}
 
-/* Layer 0 for one token at position 0, where attention gives its own value, in plain C: shows that
- * a planted model does what is claimed of it. */
-static magnitudes first_layer(const patch *p, const tiny_model *m, int32_t id) {
-    magnitudes largest = {0, 0, 0};
-    size_t hidden = (size_t)m->hidden, inner = (size_t)m->intermediate, i;
+/* Layer 0 for one token at position 0, where attention gives its own value, in plain C: the
+ * residual x between attention and MLP, and h, what the MLP reads. */
+static void first_attention(const patch *p, const tiny_model *m, int32_t id, double *x, double *h) {
+    size_t hidden = (size_t)m->hidden, i;
     size_t dim = (size_t)m->head_dim, heads = (size_t)m->heads, kv_heads = (size_t)m->kv_heads;
-    double *x = tc__calloc(hidden, 8), *h = tc__calloc(hidden, 8);
-    double *value = tc__calloc(heads * dim, 8), *act = tc__calloc(inner, 8);
+    double *value = tc__calloc(heads * dim, 8);
     for (i = 0; i < hidden; i++)
         x[i] = weight(p, tc__find_tensor(&p->file, "embed"), (size_t)id, i);
     rms_norm(p, "0.attn_norm", x, h, hidden);
@@ -1614,6 +1635,19 @@ static magnitudes first_layer(const patch *p, const tiny_model *m, int32_t id) {
     }
     for (i = 0; i < hidden; i++) x[i] += row_times(p, "0.o", i, value);
     rms_norm(p, "0.mlp_norm", x, h, hidden);
+    free(value);
+}
+
+typedef struct magnitudes {
+    double act, down, residual; /* the largest absolute value of each in layer 0 */
+} magnitudes;
+
+/* Shows that a planted model does what is claimed of it. */
+static magnitudes first_layer(const patch *p, const tiny_model *m, int32_t id) {
+    magnitudes largest = {0, 0, 0};
+    size_t hidden = (size_t)m->hidden, inner = (size_t)m->intermediate, i;
+    double *x = tc__calloc(hidden, 8), *h = tc__calloc(hidden, 8), *act = tc__calloc(inner, 8);
+    first_attention(p, m, id, x, h);
     for (i = 0; i < inner; i++) {
         double gate = row_times(p, "0.gate_up", i / 8 * 16 + i % 8, h);
         act[i] = gate / (1 + exp(-gate)) * row_times(p, "0.gate_up", i / 8 * 16 + 8 + i % 8, h);
@@ -1624,7 +1658,7 @@ static magnitudes first_layer(const patch *p, const tiny_model *m, int32_t id) {
         largest.down = fmax(largest.down, fabs(down));
         largest.residual = fmax(largest.residual, fabs(x[i] + down));
     }
-    free(x), free(h), free(value), free(act);
+    free(x), free(h), free(act);
     return largest;
 }
 
@@ -1651,16 +1685,45 @@ static void patch_close(patch *p) {
     free(p->bytes);
 }
 
-/* Massive activations as LLaMA-2 has them in one channel, only larger. */
-static void plant_down(const patch *p) {
+/* Small gains of channel 5 leave the other channels their say, as in trained models. */
+static void plant_gains(const patch *p) {
     static const char *const norms[] = {"1.attn_norm", "1.mlp_norm", "norm"};
-    scale_row(p, "0.down", 5, 4e4f);
-    /* as there: small gains leave the other channels their say */
     for (size_t i = 0; i < TC_COUNT(norms); i++) set_gain(p, norms[i], 5, 1e-3f);
 }
 
+/* Massive activations as LLaMA-2 has them, only larger: one token excites one unit of the MLP, which
+ * writes into one channel of the residual stream. Rows of gate and up point where that token's
+ * vector points; others excite the unit by chance, a thousandth as much. */
+static void plant_token(const patch *p, const tiny_model *m, int32_t id) {
+    size_t hidden = (size_t)m->hidden;
+    double *x = tc__calloc(hidden, 8), *h = tc__calloc(hidden, 8), size = 0;
+    double *unit = tc__calloc((size_t)m->intermediate, 8);
+    first_attention(p, m, id, x, h);
+    for (size_t i = 0; i < hidden; i++) size += h[i] * h[i];
+    for (size_t i = 0; i < hidden; i++) h[i] *= 300 / size;
+    set_row(p, "0.gate_up", 3, h);
+    set_row(p, "0.gate_up", 8 + 3, h);
+    unit[3] = 1;
+    set_row(p, "0.down", 5, unit);
+    plant_gains(p);
+    free(x), free(h), free(unit);
+}
+
+/* Every token's channel 5 is massive, to an extent that is chance: a sum of random terms times 4e4.
+ * All else is what is left beside it, so a position whose terms almost cancel hangs on their last
+ * bits. Rounding only keys and values to binary16, as the KV cache does, moves its logits by 3e-3 of
+ * their size, rounding all that goes through the tensor cores by 1e-2 (computed in binary64, this
+ * model): no model that answers anything is like this, and TOLERANCE is not to be had. What must
+ * hold is that everything stays finite and near. */
+static void plant_channel(const patch *p, const tiny_model *m, int32_t id) {
+    (void)m, (void)id;
+    scale_row(p, "0.down", 5, 4e4f);
+    plant_gains(p);
+}
+
 /* The MLP's inner vector is what does not fit into binary16. */
-static void plant_act(const patch *p) {
+static void plant_act(const patch *p, const tiny_model *m, int32_t id) {
+    (void)m, (void)id;
     scale_row(p, "0.gate_up", 3, 300);
     scale_row(p, "0.gate_up", 8 + 3, 600);
 }
@@ -1668,10 +1731,13 @@ static void plant_act(const patch *p) {
 typedef struct planted {
     const char *what;
     int group_size;
-    void (*plant)(const patch *p);
+    void (*plant)(const patch *p, const tiny_model *m, int32_t id);
+    double tolerance;  /* of the logits */
+    magnitudes expect; /* at least these */
 } planted;
 
-static void compare_planted(const char *path, const int32_t *ids, size_t n, const char *what) {
+static void compare_planted(const char *path, const int32_t *ids, size_t n, const char *what,
+                            double tolerance) {
     static const size_t steps[] = {4096, 1, 8};
     size_t vocab = TINY_VOCAB, at = 0;
     float *want = tc__calloc(n * vocab, 4), *got = tc__calloc(n * vocab, 4);
@@ -1685,10 +1751,10 @@ static void compare_planted(const char *path, const int32_t *ids, size_t n, cons
         for (int i = 0; i < 3 && good; i++) {
             good = all_logits(session, ids, n, steps[i], got, vocab);
             worst[i] = worst_distance(got, want, n, vocab, &at);
-            CHECK_MSG(worst[i] <= TOLERANCE, "%s: in pieces of %zu off by %.2e at position %zu",
+            CHECK_MSG(worst[i] <= tolerance, "%s: in pieces of %zu off by %.2e at position %zu",
                       what, steps[i], worst[i], at);
         }
-        printf("    %-10s prefill %.1e decode %.1e pieces %.1e", what, worst[0], worst[1],
+        printf("    %-11s prefill %.1e decode %.1e pieces %.1e", what, worst[0], worst[1],
                worst[2]);
         tc_session_close(session);
         tc_session_close(reference);
@@ -1712,27 +1778,31 @@ static void check_planted(const void *item) {
     temporary(path, "planted.bin");
     random_ids(ids, N, TINY_VOCAB, 13);
     if (!patch_open(&p, &tiny, path)) return;
-    plant->plant(&p);
+    ids[0] = 3;
+    plant->plant(&p, &tiny, ids[0]);
     patch_write(&p, path);
-    for (ids[0] = 3; ids[0] < 60; ids[0]++) { /* a first token that does it */
+    for (;; ids[0]++) { /* a first token that does it */
         largest = first_layer(&p, &tiny, ids[0]);
-        if (largest.residual > 1e4 && fmax(largest.down, largest.act) > 7e4) break;
+        if (ids[0] == 60 || (largest.act >= plant->expect.act && largest.down >= plant->expect.down &&
+                             largest.residual >= plant->expect.residual))
+            break;
     }
-    CHECK_MSG(largest.residual > 1e4, "%s: the residual reaches only %.0f", plant->what,
-              largest.residual);
-    CHECK_MSG((plant->plant == plant_down ? largest.down : largest.act) > 7e4,
-              "%s: down %.0f, act %.0f", plant->what, largest.down, largest.act);
+    CHECK_MSG(ids[0] < 60, "%s: no token is massive enough", plant->what);
     patch_close(&p);
-    compare_planted(path, ids, N, plant->what);
+    compare_planted(path, ids, N, plant->what, plant->tolerance);
     printf("; residual %.0f, down %.0f, act %.0f\n", largest.residual, largest.down, largest.act);
     unlink(path);
 }
 
 TEST(massive_activations_stay_finite) {
-    static const planted all[] = {{"g64 down", 64, plant_down},
-                                  {"f16 down", 0, plant_down},
-                                  {"g64 act", 64, plant_act},
-                                  {"f16 act", 0, plant_act}};
+    static const planted all[] = {
+        {"g64 token", 64, plant_token, TOLERANCE, {7e4, 7e4, 7e4}},
+        {"f16 token", 0, plant_token, TOLERANCE, {7e4, 7e4, 7e4}},
+        {"g64 act", 64, plant_act, TOLERANCE, {7e4, 0, 1e4}},
+        {"f16 act", 0, plant_act, TOLERANCE, {7e4, 0, 1e4}},
+        {"g64 channel", 64, plant_channel, 0.1, {0, 7e4, 1e4}},
+        {"f16 channel", 0, plant_channel, 0.1, {0, 7e4, 1e4}},
+    };
     in_parallel(check_planted, all, sizeof *all, settings.quick == 2 ? 1 : TC_COUNT(all));
 }
 

@@ -85,6 +85,8 @@ static const char probe[] =
     "    i32 n[4] = {(i32)load_u32_l2(in), 0, 0, 0};\n"
     "    mma_16x8x32(n, a, b[0], b[1]);\n"
     "    d[0] += g.x + n[0] + f16_to_f32(f32_to_f16(d[1])) + bf16_to_f32((u16)v.y);\n"
+    "    float2 h = load_float2_l2(sums + 2 * lane);\n"
+    "    d[3] = h.x + exp2_fast(h.y) + arrive(out + 40) + warp_uniform(7);\n"
     "    out[lane] = f32_to_f16x2(d[0], d[1]) + f16x2_fma(a[0], a[1], b[3]) + and_or(u.y, 15, "
     "64);\n"
     "    sums[0] = warp_sum(d[2]);\n"

@@ -1,9 +1,11 @@
 // attention - grouped-query attention over the KV cache: one kernel for decode, two for prefill.
 //
 // KV cache of a layer: K and V, each [KV_HEADS][ctx][HEAD_DIM] binary16, K after RoPE. Scores, the
-// softmax and its sums are binary32; the products go through the tensor cores in binary16. RoPE is
-// the rotate-half of Hugging Face checkpoints: (x[i], x[i + HEAD_DIM / 2]) turns by pos * theta^(-2i
-// / HEAD_DIM); angles come in turns per position and are reduced in binary64, exact at any position.
+// softmax and its sums are binary32; the products go through the tensor cores in binary16.
+//
+// Of the model (constants): ALIBI 0: RoPE, the rotate-half of Hugging Face checkpoints: (x[i],
+// x[i + HEAD_DIM / 2]) turns by pos * frequency[i], times ROPE_SCALE; 1: slope * distance is added to
+// the scores. QK_NORM 1: each head's query and key go through an RMSNorm first.
 
 #ifndef TC_ATTENTION
 #define TC_ATTENTION
@@ -12,95 +14,122 @@
 #include "rows.cuh"
 
 constexpr int HALF = HEAD_DIM / 2;
-constexpr int GROUP_HEADS = HEADS / KV_HEADS;         // query heads of one KV head
-constexpr int HEAD_TILES = (GROUP_HEADS + 15) / 16;   // in tiles of 16 rows
-constexpr int HEAD_STRIDE = HEAD_DIM + 8;             // halfs of a row in shared memory: 16 bytes
-                                                      // off, so that ldmatrix has no bank conflicts
+constexpr int GROUP_HEADS = HEADS / KV_HEADS;       // query heads of one KV head
+constexpr int HEAD_TILES = (GROUP_HEADS + 7) / 8;   // in tiles of 8, for decode
+constexpr int HEAD_STRIDE = HEAD_DIM + 8;           // halfs of a row in shared memory: 16 bytes off,
+                                                    // so that ldmatrix has no bank conflicts
 constexpr int QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
+constexpr float NO_SCORE = -1e30f; // of a key that a query does not see
+constexpr float LOG2_E = 1.4426950408889634f;
 // exp(x) is computed as exp2(x * log2(e)); the factor goes into the queries
-#define SCORE_SCALE (1.4426950408889634f * rsqrtf((float)HEAD_DIM))
+#define SCORE_SCALE (LOG2_E * rsqrtf((float)HEAD_DIM))
 
-// Sine and cosine of the HALF angles at `pos`; turns[i] = theta^(-2i / HEAD_DIM) / (2 pi).
-__device__ __forceinline__ void rope_angles(const double *turns, int pos, float2 *angles) {
-    for (int i = threadIdx.x; i < HALF; i += blockDim.x) {
-        double t = turns[i] * pos;
-        t -= floor(t);
-        sincospif(2.0f * (float)t, &angles[i].x, &angles[i].y);
-    }
+// ---- queries and keys ----
+
+// What turns projections into queries and keys. Of the model; what it lacks is null.
+struct HeadArgs {
+    const u64 *turns;             // [HALF] RoPE's turns per position, the fraction, times 2^64
+    const float *slopes;          // [HEADS] of ALiBi
+    const float *q_norm, *k_norm; // [HEAD_DIM] of this layer
+};
+
+// Sine and cosine of the HALF angles at `pos`, by all threads of a block. In 64-bit fixed point the
+// product with a position loses nothing but whole turns.
+__device__ __forceinline__ void rope_angles(const u64 *turns, int pos, float2 *angles) {
+    if constexpr (!ALIBI)
+        for (int i = threadIdx.x; i < HALF; i += blockDim.x) {
+            const int t = (int)(turns[i] * (u64)pos >> 32); // of half turns, times 2^31
+            float s, c;
+            sincospif(t * 0x1p-31f, &s, &c);
+            angles[i] = make_float2(s * ROPE_SCALE, c * ROPE_SCALE);
+        }
 }
 
-// S[16 rows][16 keys] = Q K' for one warp: q in shared memory [16][HEAD_STRIDE], k [16][HEAD_STRIDE].
-__device__ __forceinline__ void scores_16x16(u32 q, u32 k, int lane, float s[2][4]) {
-    const u32 q_row = q + 2 * (((lane & 7) + 8 * (lane >> 3 & 1)) * HEAD_STRIDE + 8 * (lane >> 4));
-    const u32 k_row = k + 2 * (((lane & 7) + 8 * (lane >> 4)) * HEAD_STRIDE + 8 * (lane >> 3 & 1));
-#pragma unroll
-    for (int c = 0; c < 4; c++) s[0][c] = s[1][c] = 0;
-#pragma unroll
-    for (int d = 0; d < HEAD_DIM / 16; d++) {
-        u32 a[4], b[4];
-        load_matrix_x4(a, q_row + 32 * d);
-        load_matrix_x4(b, k_row + 32 * d);
-        mma_16x8x16(s[0], a, b[0], b[1]);
-        mma_16x8x16(s[1], a, b[2], b[3]);
-    }
+__device__ __forceinline__ void rope_turn(float2 angle, float &x, float &y) {
+    const float low = x * angle.y - y * angle.x;
+    y = x * angle.x + y * angle.y;
+    x = low;
 }
 
-// The running softmax of a warp: rows lane / 4 and lane / 4 + 8. The sums are per lane until the end.
-struct Softmax {
-    float top[2], sum[2];
-    float out[HEAD_DIM / 8][4];
+// One head's vector in a warp: lane l holds the numbers d = 2 l + 64 i and d + 1, and those HALF
+// behind them, with which RoPE turns them.
+struct HeadVector {
+    static constexpr int N = (HALF + 63) / 64;
+    float2 low[N], high[N];
 
-    __device__ __forceinline__ void clear() {
-        top[0] = top[1] = -1e30f;
-        sum[0] = sum[1] = 0;
+    __device__ __forceinline__ static bool has(int d) { return HALF % 64 == 0 || d < HALF; }
+
+    __device__ __forceinline__ void load(const float *in, int lane) {
 #pragma unroll
-        for (int d = 0; d < HEAD_DIM / 8; d++)
-#pragma unroll
-            for (int c = 0; c < 4; c++) out[d][c] = 0;
-    }
-    // Adds KEYS * 8 keys: s becomes their probabilities; out is brought to the new maximum.
-    template <int KEYS> __device__ __forceinline__ void add(float s[KEYS][4]) {
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            float t = top[h];
-#pragma unroll
-            for (int k = 0; k < KEYS; k++) t = fmaxf(t, fmaxf(s[k][2 * h], s[k][2 * h + 1]));
-            t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 1));
-            t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 2));
-            const float down = exp2f(top[h] - t);
-            top[h] = t;
-            sum[h] *= down;
-#pragma unroll
-            for (int d = 0; d < HEAD_DIM / 8; d++) out[d][2 * h] *= down, out[d][2 * h + 1] *= down;
-#pragma unroll
-            for (int k = 0; k < KEYS; k++) {
-                s[k][2 * h] = exp2f(s[k][2 * h] - t);
-                s[k][2 * h + 1] = exp2f(s[k][2 * h + 1] - t);
-                sum[h] += s[k][2 * h] + s[k][2 * h + 1];
-            }
+        for (int i = 0; i < N; i++) {
+            const int d = 2 * lane + 64 * i;
+            low[i] = has(d) ? load_float2_l2(in + d) : make_float2(0, 0);
+            high[i] = has(d) ? load_float2_l2(in + d + HALF) : make_float2(0, 0);
         }
     }
-    // out += P V for 16 keys; v in shared memory [16][HEAD_STRIDE].
-    __device__ __forceinline__ void weigh(const float p[2][4], u32 v, int lane) {
-        u32 a[4] = {f32_to_f16x2(p[0][0], p[0][1]), f32_to_f16x2(p[0][2], p[0][3]),
-                    f32_to_f16x2(p[1][0], p[1][1]), f32_to_f16x2(p[1][2], p[1][3])};
-        const u32 row = v + 2 * (((lane & 7) + 8 * (lane >> 3 & 1)) * HEAD_STRIDE + 8 * (lane >> 4));
+    __device__ __forceinline__ void norm(const float *gamma, int lane) {
+        float sum = 0;
 #pragma unroll
-        for (int d = 0; d < HEAD_DIM / 16; d++) {
-            u32 b[4];
-            load_matrix_x4_trans(b, row + 32 * d);
-            mma_16x8x16(out[2 * d], a, b[0], b[1]);
-            mma_16x8x16(out[2 * d + 1], a, b[2], b[3]);
+        for (int i = 0; i < N; i++)
+            sum += low[i].x * low[i].x + low[i].y * low[i].y + high[i].x * high[i].x +
+                   high[i].y * high[i].y;
+        const float rms = rsqrtf(warp_sum(sum) / HEAD_DIM + NORM_EPS);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const int d = 2 * lane + 64 * i;
+            if (!has(d)) continue;
+            low[i].x *= rms * gamma[d], low[i].y *= rms * gamma[d + 1];
+            high[i].x *= rms * gamma[d + HALF], high[i].y *= rms * gamma[d + HALF + 1];
         }
     }
-    __device__ __forceinline__ void finish() { // the sums over the four lanes of a row
+    __device__ __forceinline__ void turn(const float2 *angles, int lane) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 1);
-            sum[h] += __shfl_xor_sync(0xffffffffu, sum[h], 2);
+        for (int i = 0; i < N; i++) {
+            const int d = 2 * lane + 64 * i;
+            if (!has(d)) continue;
+            rope_turn(angles[d], low[i].x, high[i].x);
+            rope_turn(angles[d + 1], low[i].y, high[i].y);
+        }
+    }
+    __device__ __forceinline__ void store(u16 *to, float scale, int lane) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            const int d = 2 * lane + 64 * i;
+            if (!has(d)) continue;
+            *(u32 *)(to + d) = f32_to_f16x2(low[i].x * scale, low[i].y * scale);
+            *(u32 *)(to + d + HALF) = f32_to_f16x2(high[i].x * scale, high[i].y * scale);
         }
     }
 };
+
+// A thread's place when several copy vectors of a head into shared memory, 16 bytes each: it stays in
+// its column and takes every so many rows. Where rows do not divide the threads some have no place.
+struct CopyPlace {
+    static constexpr int CHUNKS = HEAD_DIM / 8;
+    int row, at;
+    __device__ __forceinline__ explicit CopyPlace(int thread)
+        : row(thread / CHUNKS), at(8 * (thread % CHUNKS)) {}
+    __device__ __forceinline__ u32 shared() const { return 2 * (row * HEAD_STRIDE + at); }
+    __device__ __forceinline__ i64 global(int stride) const { return (i64)row * stride + at; }
+};
+
+// Starts copying ROWS vectors by THREADS threads. `to` and `from` are at this thread's place;
+// `count` vectors exist, the others become zeros.
+template <int ROWS, int THREADS>
+__device__ __forceinline__ void copy_rows(u32 to, const u16 *from, int stride, int count, int row) {
+    constexpr int AT_ONCE = THREADS / CopyPlace::CHUNKS;
+    const int left = count - row; // against constants: row + r would take a register each
+    if (THREADS % CopyPlace::CHUNKS && row >= AT_ONCE) return;
+#pragma unroll
+    for (int r = 0; r < ROWS; r += AT_ONCE)
+        if (ROWS % AT_ONCE == 0 || row + r < ROWS)
+            copy_async_16_or_zero(to + 2 * r * HEAD_STRIDE, from + r * stride, r < left);
+}
+
+// What binary16 leaves out of two numbers, as binary16: high + low has 22 bits.
+__device__ __forceinline__ u32 f16x2_rest(float x, float y, u32 high) {
+    return f32_to_f16x2(x - f16_to_f32((u16)high), y - f16_to_f32((u16)(high >> 16)));
+}
 
 // ---- decode: one token ----
 
@@ -108,175 +137,323 @@ struct DecodeAttentionArgs {
     const float *qkv; // [QKV_ROWS] before RoPE
     u16 *k, *v;       // this layer's cache
     float *out;       // [HEADS * HEAD_DIM]
-    float *parts;     // [KV_HEADS * HEAD_TILES][SPLITS][16][HEAD_DIM + 2]
+    float *parts;     // [KV_HEADS * HEAD_TILES][SPLITS][DECODE_PARTIAL]
     u32 *arrived;     // [KV_HEADS * HEAD_TILES], zero; left zero
     const State *state;
-    const double *turns; // [HALF] of RoPE
+    HeadArgs head;
     int ctx;
 };
 
-// RoPE, the KV write and attention of one token. A block takes one KV head (16 of its query heads)
-// and one part of the keys, its warps 16 keys of a tile each; the block that arrives last adds the
-// parts in their order. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of 2 * TILE_KEYS threads.
-// Bytes moved: K and V up to the position once per HEAD_TILES.
-constexpr int TILE_KEYS = HEAD_DIM <= 128 ? 64 : 32;
-constexpr int DECODE_WARPS = TILE_KEYS / 16;
+// A warp works on units of 16 keys: they flow through its own ring in shared memory, K and V apart,
+// and nothing in the loop waits for another warp.
+constexpr int UNIT_KEYS = 16;
+constexpr int DECODE_WARPS = 4;
 constexpr int DECODE_THREADS = DECODE_WARPS * 32;
-constexpr int DECODE_TILE = 2 * TILE_KEYS * HEAD_STRIDE; // bytes of a tile of K (or V)
-constexpr int DECODE_SMEM = 4 * DECODE_TILE + 2 * 16 * HEAD_STRIDE + 2 * 2 * HEAD_STRIDE;
+constexpr int DECODE_SLOT = 2 * UNIT_KEYS * HEAD_STRIDE; // bytes of a unit's keys (or values)
+constexpr int DECODE_SLOTS = HEAD_DIM <= 128 ? 4 : 2;    // of a warp: K and V of one or two units
+constexpr int DECODE_SMEM = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
+// Adding parts costs a trip to L2 and back three times: up to ALONE units a block does all of a head
+// itself, beyond them a part has at least as many as its rings hold.
+constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
 
-// Starts copying keys (or values) first .. first + TILE_KEYS - 1. The new one lies in `fresh`, keys
-// past it become zeros.
-__device__ __forceinline__ void decode_copy(u8 *tile, const u16 *cache, const u16 *fresh, int first,
-                                            int pos) {
-    constexpr int CHUNKS = HEAD_DIM / 8;
-    for (int c = threadIdx.x; c < TILE_KEYS * CHUNKS; c += DECODE_THREADS) {
-        const int key = c / CHUNKS, at = c % CHUNKS;
-        u16 *to = (u16 *)tile + key * HEAD_STRIDE + 8 * at;
-        const bool old = first + key < pos;
-        if (first + key == pos)
-            *(uint4 *)to = *(const uint4 *)(fresh + 8 * at);
-        else
-            copy_async_16_or_zero(shared_address(to),
-                                  cache + (long long)(old ? first + key : 0) * HEAD_DIM + 8 * at, old);
+// Up to 8 heads' queries as the A operand of mma: row r is head r's in binary16 and row r + 8 what
+// that leaves out, so scores see 22 bits of the queries at no cost.
+__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int first, int heads,
+                                               const float2 *angles, u32 q[HEAD_DIM / 16][4]) {
+    constexpr int N = HEAD_DIM / 8;
+    const int lane = threadIdx.x & 31, at = 2 * (lane & 3);
+    // rows without a head repeat the last one's; nobody reads their results
+    const float *in = args.qkv + (first + min(lane >> 2, heads - 1)) * HEAD_DIM + at;
+    float2 x[N];
+#pragma unroll
+    for (int c = 0; c < N; c++) x[c] = load_float2_l2(in + 8 * c);
+    float scale = SCORE_SCALE;
+    if constexpr (QK_NORM) {
+        float sum = 0;
+#pragma unroll
+        for (int c = 0; c < N; c++) sum += x[c].x * x[c].x + x[c].y * x[c].y;
+        sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+        scale *= rsqrtf(sum / HEAD_DIM + NORM_EPS);
+#pragma unroll
+        for (int c = 0; c < N; c++) {
+            const float2 gamma = *(const float2 *)(args.head.q_norm + 8 * c + at);
+            x[c].x *= gamma.x, x[c].y *= gamma.y;
+        }
+    }
+    if constexpr (!ALIBI)
+#pragma unroll
+        for (int c = 0; c < N / 2; c++) {
+            const float4 a = *(const float4 *)(angles + 8 * c + at);
+            rope_turn(make_float2(a.x, a.y), x[c].x, x[c + N / 2].x);
+            rope_turn(make_float2(a.z, a.w), x[c].y, x[c + N / 2].y);
+        }
+#pragma unroll
+    for (int c = 0; c < N; c++) {
+        const float a = x[c].x * scale, b = x[c].y * scale;
+        u32 *to = q[c / 2] + 2 * (c & 1);
+        to[0] = f32_to_f16x2(a, b);
+        to[1] = f16x2_rest(a, b, to[0]);
     }
 }
 
+// scores[n] of 16 keys in a slot: lane l has head l / 4 and keys 8 n + 2 (l % 4) + {0, 1}.
+__device__ __forceinline__ void decode_scores(const u32 q[HEAD_DIM / 16][4], u32 slot,
+                                              float scores[2][2]) {
+    const int lane = threadIdx.x & 31;
+    const u32 row = slot + 2 * (((lane & 7) + 8 * (lane >> 4)) * HEAD_STRIDE + 8 * (lane >> 3 & 1));
+    float s[2][2][4] = {}; // sums over even and odd steps: shorter chains
+#pragma unroll
+    for (int d = 0; d < HEAD_DIM / 16; d++) {
+        u32 b[4];
+        load_matrix_x4(b, row + 32 * d);
+        mma_16x8x16(s[d & 1][0], q[d], b[0], b[1]);
+        mma_16x8x16(s[d & 1][1], q[d], b[2], b[3]);
+    }
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++)
+            scores[n][c] = (s[0][n][c] + s[1][n][c]) + (s[0][n][c + 2] + s[1][n][c + 2]);
+}
+
+// A warp's running softmax of up to 8 heads: lane l has head l / 4. The sums are per lane until the
+// end; out has the values weighed with the probabilities in binary16 and with what that leaves out.
+struct DecodeSoftmax {
+    float top, sum, out[HEAD_DIM / 8][4];
+
+    __device__ __forceinline__ void clear() {
+        top = NO_SCORE, sum = 0;
+#pragma unroll
+        for (int d = 0; d < HEAD_DIM / 8; d++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) out[d][c] = 0;
+    }
+    // Scores become the A operand of probabilities; out is brought to the new maximum.
+    __device__ __forceinline__ void add(const float s[2][2], u32 p[4]) {
+        float t = fmaxf(fmaxf(s[0][0], s[0][1]), fmaxf(s[1][0], s[1][1]));
+        t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 1));
+        t = fmaxf(top, fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 2)));
+        const float down = exp2_fast(top - t);
+        if (__any_sync(0xffffffffu, t > top)) {
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 8; d++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) out[d][c] *= down;
+        }
+        top = t, sum *= down;
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            const float x = exp2_fast(s[n][0] - t), y = exp2_fast(s[n][1] - t);
+            sum += x + y;
+            p[2 * n] = f32_to_f16x2(x, y);
+            p[2 * n + 1] = f16x2_rest(x, y, p[2 * n]);
+        }
+    }
+    // out += P V for the 16 values in a slot.
+    __device__ __forceinline__ void weigh(const u32 p[4], u32 slot) {
+        const int lane = threadIdx.x & 31;
+        const u32 row =
+            slot + 2 * (((lane & 7) + 8 * (lane >> 3 & 1)) * HEAD_STRIDE + 8 * (lane >> 4));
+#pragma unroll
+        for (int d = 0; d < HEAD_DIM / 16; d++) {
+            u32 b[4];
+            load_matrix_x4_trans(b, row + 32 * d);
+            mma_16x8x16(out[2 * d], p, b[0], b[1]);
+            mma_16x8x16(out[2 * d + 1], p, b[2], b[3]);
+        }
+    }
+};
+
+// Four numbers of a head's result that a warp or a block has from its keys.
+struct Partial {
+    float top, sum;
+    float4 out;
+    // Adding in a fixed order gives the same bits every time.
+    __device__ __forceinline__ void add(float t, float s, float4 o) {
+        const float higher = fmaxf(top, t), f = exp2_fast(top - higher), g = exp2_fast(t - higher);
+        top = higher;
+        sum = sum * f + s * g;
+        out.x = out.x * f + o.x * g, out.y = out.y * f + o.y * g;
+        out.z = out.z * f + o.z * g, out.w = out.w * f + o.w * g;
+    }
+    __device__ __forceinline__ float4 result() const {
+        const float f = 1 / sum;
+        return make_float4(out.x * f, out.y * f, out.z * f, out.w * f);
+    }
+};
+// A block's partial results in memory: out [8][HEAD_DIM], tops [8], sums [8].
+constexpr int DECODE_PARTIAL = 8 * (HEAD_DIM + 2);
+
+// The last block of a head tile adds all blocks' partial results.
+__device__ __forceinline__ void decode_add_parts(const float *parts, int n, int heads, float *out) {
+    constexpr int AT_ONCE = 8; // loads in flight
+    for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
+        const int top = 8 * HEAD_DIM + i / HEAD_DIM;
+        Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
+        for (int p = 0; p < n; p += AT_ONCE) {
+            float tops[AT_ONCE], sums[AT_ONCE];
+            float4 outs[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++) {
+                const float *part = parts + min(p + k, n - 1) * DECODE_PARTIAL;
+                tops[k] = load_f32_l2(part + top);
+                sums[k] = load_f32_l2(part + top + 8);
+                outs[k] = load_float4_l2(part + i);
+            }
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; k++)
+                if (p + k < n) all.add(tops[k], sums[k], outs[k]);
+        }
+        *(float4 *)(out + i) = all.result();
+    }
+}
+
+// RoPE, the KV write and attention of one token. A block takes up to 8 heads of one KV head and one
+// part of the keys; its warps share the part's units, add what each has, and the block that arrives
+// last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of DECODE_THREADS, at
+// most one block per SM in all. Bytes moved: K and V up to the position once per HEAD_TILES.
 __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
-    u8 *k_tile = smem, *v_tile = smem + 2 * DECODE_TILE; // two of each
-    u16 *q = (u16 *)(smem + 4 * DECODE_TILE);             // [16][HEAD_STRIDE]
-    u16 *fresh = q + 16 * HEAD_STRIDE;                    // the new key, then the new value
-    __shared__ float tops[DECODE_WARPS][16], sums[DECODE_WARPS][16];
-    __shared__ float2 angles[HALF];
+    __shared__ __align__(16) float2 angles[HALF];
+    __shared__ float tops[DECODE_WARPS][8], sums[DECODE_WARPS][8];
     __shared__ bool last;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int kv = blockIdx.x / HEAD_TILES, head_tile = blockIdx.x % HEAD_TILES;
-    const int heads = min(16, GROUP_HEADS - 16 * head_tile);
-    const int first_head = kv * GROUP_HEADS + 16 * head_tile;
-    wait_for_previous();
-    launch_dependents();
-    const int pos = args.state->pos;
-    const int tiles = pos / TILE_KEYS + 1, parts = min((int)gridDim.y, tiles);
+    const int heads = min(8, GROUP_HEADS - 8 * head_tile);
+    const int first_head = kv * GROUP_HEADS + 8 * head_tile;
+    // Before the wait: everything but the new token's projections. This kernel may start while others
+    // of its token still run, but none starts before embed_rows, the first, has written the position;
+    // and the cache of earlier positions comes from earlier tokens, which had finished before that.
+    const int pos = (int)load_u32_l2((const u32 *)&args.state->pos);
+    const int units = pos / UNIT_KEYS + 1;
+    const int parts =
+        units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
     if ((int)blockIdx.y >= parts) return;
-    const int begin = tiles * blockIdx.y / parts, end = tiles * (blockIdx.y + 1) / parts;
-    u16 *k_cache = args.k + (long long)kv * args.ctx * HEAD_DIM;
-    u16 *v_cache = args.v + (long long)kv * args.ctx * HEAD_DIM;
-
-    const float *new_k = args.qkv + (HEADS + kv) * HEAD_DIM;
-    const float *new_v = new_k + KV_HEADS * HEAD_DIM;
-    rope_angles(args.turns, pos, angles);
-    for (int i = heads * (HEAD_STRIDE / 2) + threadIdx.x; i < 16 * (HEAD_STRIDE / 2);
-         i += DECODE_THREADS)
-        ((u32 *)q)[i] = 0; // rows without a head
-    __syncthreads();
-    for (int i = threadIdx.x; i < (heads + 1) * HALF; i += DECODE_THREADS) {
-        const int h = i / HALF, d = i % HALF; // the query heads, then the key
-        const float s = angles[d].x, c = angles[d].y;
-        const float *in = h < heads ? args.qkv + (first_head + h) * HEAD_DIM : new_k;
-        const float x = in[d], y = in[d + HALF], scale = h < heads ? SCORE_SCALE : 1.0f;
-        u16 *to = h < heads ? q + h * HEAD_STRIDE : fresh;
-        to[d] = f32_to_f16((x * c - y * s) * scale);
-        to[d + HALF] = f32_to_f16((x * s + y * c) * scale);
-    }
-    for (int d = threadIdx.x; d < HEAD_DIM; d += DECODE_THREADS)
-        fresh[HEAD_STRIDE + d] = f32_to_f16(new_v[d]);
-    __syncthreads();
-    if (end == tiles && head_tile == 0)
-        for (int d = threadIdx.x; d < HEAD_DIM; d += DECODE_THREADS) {
-            k_cache[(long long)pos * HEAD_DIM + d] = fresh[d];
-            v_cache[(long long)pos * HEAD_DIM + d] = fresh[HEAD_STRIDE + d];
-        }
-
-    Softmax softmax;
-    softmax.clear();
-    decode_copy(k_tile, k_cache, fresh, begin * TILE_KEYS, pos);
-    decode_copy(v_tile, v_cache, fresh + HEAD_STRIDE, begin * TILE_KEYS, pos);
-    copy_async_commit();
-    for (int t = begin; t < end; t++) {
-        const int stage = (t - begin) & 1;
-        if (t + 1 < end) {
-            decode_copy(k_tile + (stage ^ 1) * DECODE_TILE, k_cache, fresh, (t + 1) * TILE_KEYS, pos);
-            decode_copy(v_tile + (stage ^ 1) * DECODE_TILE, v_cache, fresh + HEAD_STRIDE,
-                        (t + 1) * TILE_KEYS, pos);
-        }
+    // The next kernel loads weights, and asks for so much shared memory that only one of its blocks
+    // fits on an SM. With a long way to go it may start at once, else it would come between the new
+    // token's projections and this kernel.
+    const bool long_way = units > DECODE_PART;
+    if (long_way) launch_dependents();
+    const int begin = (int)((i64)units * blockIdx.y / parts);
+    const int end = (int)((i64)units * (blockIdx.y + 1) / parts);
+    u16 *k_cache = args.k + (i64)kv * args.ctx * HEAD_DIM;
+    u16 *v_cache = args.v + (i64)kv * args.ctx * HEAD_DIM;
+    const u32 ring = shared_address(smem) + warp * DECODE_SLOTS * DECODE_SLOT;
+    const CopyPlace place(lane);
+    int next = begin + warp; // the unit to copy next
+#pragma unroll
+    for (int s = 0; s < DECODE_SLOTS; s++) {
+        const i64 at = (i64)next * UNIT_KEYS;
+        if (next < end)
+            copy_rows<UNIT_KEYS, 32>(
+                ring + s * DECODE_SLOT + place.shared(),
+                (s & 1 ? v_cache : k_cache) + at * HEAD_DIM + place.global(HEAD_DIM), HEAD_DIM,
+                pos - (int)at, place.row);
         copy_async_commit();
-        copy_async_wait<1>();
-        __syncthreads();
-        const u32 at = stage * DECODE_TILE + 2 * warp * 16 * HEAD_STRIDE;
-        float s[2][4];
-        scores_16x16(shared_address(q), shared_address(k_tile) + at, lane, s);
-        const int key = t * TILE_KEYS + warp * 16 + 2 * (lane & 3);
+        if (s & 1) next += DECODE_WARPS;
+    }
+    rope_angles(args.head.turns, pos, angles);
+    float slope = 0;
+    if constexpr (ALIBI)
+        slope = LOG2_E * args.head.slopes[first_head + min(lane >> 2, heads - 1)];
+    __syncthreads();
+    wait_for_previous();
+    if (!long_way) launch_dependents();
+
+    u32 q[HEAD_DIM / 16][4];
+    decode_queries(args, first_head, heads, angles, q);
+    DecodeSoftmax softmax;
+    softmax.clear();
+    u32 slot = ring;
+    for (int u = begin + warp; u < end; u += DECODE_WARPS) {
+        const int first = u * UNIT_KEYS;
+        const bool more = next < end;
+        const i64 next_at = (i64)next * UNIT_KEYS * HEAD_DIM + place.global(HEAD_DIM);
+        copy_async_wait<DECODE_SLOTS - 1>();
+        if (u == units - 1) { // the new key and value are the last of this unit
+            const float *in = args.qkv + (HEADS + kv) * HEAD_DIM;
+            u8 *row = smem + (slot - shared_address(smem)) + 2 * (pos - first) * HEAD_STRIDE;
+            HeadVector k, v;
+            k.load(in, lane);
+            v.load(in + KV_HEADS * HEAD_DIM, lane);
+            if constexpr (QK_NORM) k.norm(args.head.k_norm, lane);
+            if constexpr (!ALIBI) k.turn(angles, lane);
+            copy_async_wait<DECODE_SLOTS - 2>(); // the zeros of its row in V
+            __syncwarp();
+            k.store((u16 *)row, 1, lane);
+            v.store((u16 *)(row + DECODE_SLOT), 1, lane);
+            if (head_tile == 0) {
+                k.store(k_cache + (i64)pos * HEAD_DIM, 1, lane);
+                v.store(v_cache + (i64)pos * HEAD_DIM, 1, lane);
+            }
+        }
+        __syncwarp();
+        float s[2][2];
+        decode_scores(q, slot, s);
+        __syncwarp();
+        if (more)
+            copy_rows<UNIT_KEYS, 32>(slot + place.shared(), k_cache + next_at, HEAD_DIM,
+                                     pos - next * UNIT_KEYS, place.row);
+        copy_async_commit();
+        const int key = first + 2 * (lane & 3);
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int c = 0; c < 4; c++)
-                if (key + 8 * n + (c & 1) > pos) s[n][c] = -1e30f;
-        // a warp whose keys all lie past the position has nothing to add
-        if (t * TILE_KEYS + warp * 16 <= pos) {
-            softmax.add<2>(s);
-            softmax.weigh(s, shared_address(v_tile) + at, lane);
-        }
-        __syncthreads();
+            for (int c = 0; c < 2; c++) {
+                if constexpr (ALIBI) s[n][c] += slope * (float)(key + 8 * n + c - pos);
+                if (key + 8 * n + c > pos) s[n][c] = NO_SCORE;
+            }
+        u32 p[4];
+        softmax.add(s, p);
+        copy_async_wait<DECODE_SLOTS - 1>();
+        __syncwarp();
+        softmax.weigh(p, slot + DECODE_SLOT);
+        __syncwarp();
+        if (more)
+            copy_rows<UNIT_KEYS, 32>(slot + DECODE_SLOT + place.shared(), v_cache + next_at, HEAD_DIM,
+                                     pos - next * UNIT_KEYS, place.row);
+        copy_async_commit();
+        next += DECODE_WARPS;
+        if (DECODE_SLOTS == 4) slot = 2 * ring + 2 * DECODE_SLOT - slot;
     }
-    softmax.finish();
 
-    // the warps' parts to one: out in shared memory [DECODE_WARPS][16][HEAD_DIM]
+    // the warps' parts to one: [warp][8][HEAD_DIM], each in its ring
+    constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4;
     float *outs = (float *)smem;
-    const int r = lane >> 2;
+    float sum = softmax.sum;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (lane >> 2 < heads) {
+        float *to = outs + warp * OUTS + (lane >> 2) * HEAD_DIM + 2 * (lane & 3);
 #pragma unroll
-    for (int d = 0; d < HEAD_DIM / 8; d++) {
-        float *o = outs + (warp * 16 + r) * HEAD_DIM + 8 * d + 2 * (lane & 3);
-        o[0] = softmax.out[d][0], o[1] = softmax.out[d][1];
-        o[8 * HEAD_DIM] = softmax.out[d][2], o[8 * HEAD_DIM + 1] = softmax.out[d][3];
-    }
-    if ((lane & 3) == 0) {
-        tops[warp][r] = softmax.top[0], tops[warp][r + 8] = softmax.top[1];
-        sums[warp][r] = softmax.sum[0], sums[warp][r + 8] = softmax.sum[1];
+        for (int d = 0; d < HEAD_DIM / 8; d++)
+            *(float2 *)(to + 8 * d) = make_float2(softmax.out[d][0] + softmax.out[d][2],
+                                                  softmax.out[d][1] + softmax.out[d][3]);
+        if ((lane & 3) == 0) tops[warp][lane >> 2] = softmax.top, sums[warp][lane >> 2] = sum;
     }
     __syncthreads();
-    constexpr int PART = 16 * (HEAD_DIM + 2);
-    float *part = args.parts + ((long long)blockIdx.x * gridDim.y + blockIdx.y) * PART;
-    for (int i = threadIdx.x; i < heads * HEAD_DIM; i += DECODE_THREADS) {
-        const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-        float top = -1e30f, sum = 0, o = 0;
+    float *out = args.out + first_head * HEAD_DIM;
+    float *tile_parts = args.parts + (i64)blockIdx.x * gridDim.y * DECODE_PARTIAL;
+    float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
+    for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
+        const int h = i / HEAD_DIM;
+        Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) top = fmaxf(top, tops[w][h]);
-#pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            const float f = exp2f(tops[w][h] - top);
-            sum += sums[w][h] * f;
-            o += outs[(w * 16 + h) * HEAD_DIM + d] * f;
-        }
-        if (parts == 1) {
-            args.out[(first_head + h) * HEAD_DIM + d] = o / sum;
-        } else {
-            part[h * (HEAD_DIM + 2) + d] = o;
-            if (d == 0) part[h * (HEAD_DIM + 2) + HEAD_DIM] = top, part[h * (HEAD_DIM + 2) + HEAD_DIM + 1] = sum;
-        }
+        for (int w = 0; w < DECODE_WARPS; w++)
+            all.add(tops[w][h], sums[w][h], *(const float4 *)(outs + w * OUTS + i));
+        *(float4 *)(parts == 1 ? out + i : part + i) = parts == 1 ? all.result() : all.out;
+        if (parts > 1 && i % HEAD_DIM == 0)
+            part[8 * HEAD_DIM + h] = all.top, part[8 * HEAD_DIM + 8 + h] = all.sum;
     }
     if (parts == 1) return;
-    __threadfence();
     __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&args.arrived[blockIdx.x], 1u) == (u32)parts - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
-    if (threadIdx.x == 0) args.arrived[blockIdx.x] = 0;
-    part = args.parts + (long long)blockIdx.x * gridDim.y * PART;
-    for (int i = threadIdx.x; i < heads * HEAD_DIM; i += DECODE_THREADS) {
-        const int h = i / HEAD_DIM, d = i % HEAD_DIM;
-        float top = -1e30f, sum = 0, o = 0;
-        for (int p = 0; p < parts; p++)
-            top = fmaxf(top, load_f32_l2(part + p * PART + h * (HEAD_DIM + 2) + HEAD_DIM));
-        for (int p = 0; p < parts; p++) {
-            const float *from = part + p * PART + h * (HEAD_DIM + 2);
-            const float f = exp2f(load_f32_l2(from + HEAD_DIM) - top);
-            sum += load_f32_l2(from + HEAD_DIM + 1) * f;
-            o += load_f32_l2(from + d) * f;
-        }
-        args.out[(first_head + h) * HEAD_DIM + d] = o / sum;
+    if (threadIdx.x == 0) {
+        last = arrive(&args.arrived[blockIdx.x]) == (u32)parts - 1;
+        if (last) args.arrived[blockIdx.x] = 0;
     }
+    __syncthreads();
+    if (last) decode_add_parts(tile_parts, parts, heads, out);
 }
 
 // ---- prefill: many tokens ----
@@ -287,118 +464,294 @@ struct PrefillAttentionArgs {
     u16 *k, *v;       // this layer's cache
     u16 *out;         // an operand of HEADS * HEAD_DIM columns (means of values: cannot overflow)
     float *scale;     // [tokens] set to 1: out is ready for the next product
+    float *parts;     // [splits][tokens][HEADS][HEAD_DIM], then [splits][tokens][HEADS] of {top, sum}
     const State *state;
-    const double *turns; // [HALF] of RoPE
-    int ctx, tokens;
+    HeadArgs head;
+    int ctx, tokens, splits; // splits: parts of the keys that blocks work on at once
 };
 
-// RoPE and the KV write of a prefill. Launch: one block of 256 threads per token.
+constexpr int ROPE_VECTORS = HEADS + 2 * KV_HEADS; // queries, keys and values of a token
+constexpr int ROPE_PARTS = (ROPE_VECTORS + 23) / 24;
+
+// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. Launch: (ROPE_PARTS,
+// tokens) blocks of 256 threads. Bytes moved: 6 for each number of qkv.
 __device__ __forceinline__ void rope_write(const PrefillAttentionArgs &args) {
     wait_for_previous();
     launch_dependents();
-    __shared__ float2 angles[HALF];
-    const int t = blockIdx.x, pos = args.state->pos + t;
-    const float *in = args.qkv + (long long)t * QKV_ROWS;
-    if (threadIdx.x == 0) args.scale[t] = 1;
-    rope_angles(args.turns, pos, angles);
+    __shared__ __align__(16) float2 angles[HALF];
+    const int t = blockIdx.y, pos = args.state->pos + t, lane = threadIdx.x & 31;
+    const float *in = args.qkv + (i64)t * QKV_ROWS;
+    if (blockIdx.x == 0 && threadIdx.x == 0) args.scale[t] = 1;
+    rope_angles(args.head.turns, pos, angles);
     __syncthreads();
-    for (int i = threadIdx.x; i < (HEADS + KV_HEADS) * HALF; i += 256) {
-        const int h = i / HALF, d = i % HALF;
-        const float s = angles[d].x, c = angles[d].y;
-        const float x = in[h * HEAD_DIM + d], y = in[h * HEAD_DIM + d + HALF];
-        const float scale = h < HEADS ? SCORE_SCALE : 1.0f;
-        u16 *to = h < HEADS ? args.q + ((long long)t * HEADS + h) * HEAD_DIM
-                            : args.k + ((long long)(h - HEADS) * args.ctx + pos) * HEAD_DIM;
-        to[d] = f32_to_f16((x * c - y * s) * scale);
-        to[d + HALF] = f32_to_f16((x * s + y * c) * scale);
+    for (int h = blockIdx.x * 8 + (threadIdx.x >> 5); h < ROPE_VECTORS; h += ROPE_PARTS * 8) {
+        const bool query = h < HEADS, key = !query && h < HEADS + KV_HEADS;
+        HeadVector x;
+        x.load(in + h * HEAD_DIM, lane);
+        if constexpr (QK_NORM)
+            if (query || key) x.norm(query ? args.head.q_norm : args.head.k_norm, lane);
+        if constexpr (!ALIBI)
+            if (query || key) x.turn(angles, lane);
+        u16 *to = query ? args.q + ((i64)t * HEADS + h) * HEAD_DIM
+                  : key ? args.k + ((i64)(h - HEADS) * args.ctx + pos) * HEAD_DIM
+                        : args.v + ((i64)(h - HEADS - KV_HEADS) * args.ctx + pos) * HEAD_DIM;
+        x.store(to, query ? SCORE_SCALE : 1.0f, lane);
     }
-    for (int i = threadIdx.x; i < KV_HEADS * HEAD_DIM; i += 256)
-        args.v[((long long)(i / HEAD_DIM) * args.ctx + pos) * HEAD_DIM + i % HEAD_DIM] =
-            f32_to_f16(in[(HEADS + KV_HEADS) * HEAD_DIM + i]);
 }
 
-// Causal attention of a prefill: a block takes one head and 64 queries, a warp 16 of them; tiles of
-// keys stream through shared memory. Launch: (query tiles, HEADS) blocks of 128 threads.
-constexpr int PREFILL_KEYS = HEAD_DIM <= 128 ? 64 : 32;
+// A block takes one head and 4 warps' queries; a warp 16 or 32 of them: the more, the less often
+// shared memory is read for a product, but head size 256 leaves no registers for 32.
+constexpr int ROW_TILES = HEAD_DIM <= 128 ? 2 : 1;
+constexpr int PREFILL_WARPS = 4;
+constexpr int PREFILL_THREADS = PREFILL_WARPS * 32;
+constexpr int PREFILL_QUERIES = PREFILL_WARPS * 16 * ROW_TILES;
+constexpr int PREFILL_KEYS = HEAD_DIM <= 96 ? 64 : HEAD_DIM <= 128 ? 48 : 32; // of a tile
 constexpr int PREFILL_TILE = 2 * PREFILL_KEYS * HEAD_STRIDE;
-constexpr int PREFILL_SMEM = 4 * PREFILL_TILE + 2 * 64 * HEAD_STRIDE;
+constexpr int PREFILL_SMEM = 2 * PREFILL_QUERIES * HEAD_STRIDE + 2 * PREFILL_TILE;
 
-// Rows first .. first + ROWS - 1 of [end][stride] into shared memory; rows from `end` on are zeros.
-template <int ROWS>
-__device__ __forceinline__ void prefill_copy(u8 *tile, const u16 *from, long long stride, int first,
-                                             int end) {
-    constexpr int CHUNKS = HEAD_DIM / 8;
-    for (int c = threadIdx.x; c < ROWS * CHUNKS; c += 128) {
-        const int row = c / CHUNKS, at = c % CHUNKS;
-        copy_async_16_or_zero(shared_address((u16 *)tile + row * HEAD_STRIDE + 8 * at),
-                              from + (long long)min(first + row, end - 1) * stride + 8 * at,
-                              first + row < end);
-    }
-}
+// The running softmax of a warp's 16 * ROW_TILES queries: rows lane / 4 + 8 h of each row tile. The
+// sums are per lane until the end.
+struct PrefillSoftmax {
+    static constexpr int N = PREFILL_KEYS / 8;
+    float top[ROW_TILES][2], sum[ROW_TILES][2], out[ROW_TILES][HEAD_DIM / 8][4];
 
-__device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &args) {
-    extern __shared__ __align__(128) u8 smem[];
-    u8 *k_tile = smem, *v_tile = smem + 2 * PREFILL_TILE, *q_tile = smem + 4 * PREFILL_TILE;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int head = blockIdx.y, kv = head / GROUP_HEADS;
-    const int first = (gridDim.x - 1 - blockIdx.x) * 64; // the longest rows start first
-    wait_for_previous();
-    launch_dependents();
-    const int pos = args.state->pos, keys = pos + min(first + 64, args.tokens);
-    const u16 *k_cache = args.k + (long long)kv * args.ctx * HEAD_DIM;
-    const u16 *v_cache = args.v + (long long)kv * args.ctx * HEAD_DIM;
-    prefill_copy<64>(q_tile, args.q + head * HEAD_DIM, HEADS * HEAD_DIM, first, args.tokens);
-    prefill_copy<PREFILL_KEYS>(k_tile, k_cache, HEAD_DIM, 0, keys);
-    prefill_copy<PREFILL_KEYS>(v_tile, v_cache, HEAD_DIM, 0, keys);
-    copy_async_commit();
-    Softmax softmax;
-    softmax.clear();
-    const int tiles = (keys + PREFILL_KEYS - 1) / PREFILL_KEYS;
-    for (int t = 0; t < tiles; t++) {
-        const int stage = t & 1;
-        if (t + 1 < tiles) {
-            prefill_copy<PREFILL_KEYS>(k_tile + (stage ^ 1) * PREFILL_TILE, k_cache, HEAD_DIM,
-                                       (t + 1) * PREFILL_KEYS, keys);
-            prefill_copy<PREFILL_KEYS>(v_tile + (stage ^ 1) * PREFILL_TILE, v_cache, HEAD_DIM,
-                                       (t + 1) * PREFILL_KEYS, keys);
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) {
+            top[r][0] = top[r][1] = NO_SCORE;
+            sum[r][0] = sum[r][1] = 0;
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 8; d++)
+#pragma unroll
+                for (int c = 0; c < 4; c++) out[r][d][c] = 0;
         }
-        copy_async_commit();
-        copy_async_wait<1>();
-        __syncthreads();
-        const u32 k_at = shared_address(k_tile) + stage * PREFILL_TILE;
-        const u32 v_at = shared_address(v_tile) + stage * PREFILL_TILE;
-        float s[PREFILL_KEYS / 8][4];
+    }
+    // Scores become probabilities; out is brought to the new maximum.
+    __device__ __forceinline__ void add(float s[ROW_TILES][N][4]) {
+        float down[ROW_TILES][2];
+        bool higher = false;
 #pragma unroll
-        for (int n = 0; n < PREFILL_KEYS / 16; n++)
-            scores_16x16(shared_address(q_tile) + 2 * warp * 16 * HEAD_STRIDE,
-                         k_at + 2 * n * 16 * HEAD_STRIDE, lane, s + 2 * n);
-        // query row r sees keys up to pos + first + r
-        const int row = pos + first + warp * 16 + (lane >> 2);
-        if (t * PREFILL_KEYS + PREFILL_KEYS > pos + first + warp * 16) {
+        for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
-            for (int n = 0; n < PREFILL_KEYS / 8; n++)
+            for (int h = 0; h < 2; h++) {
+                float t = top[r][h];
+#pragma unroll
+                for (int n = 0; n < N; n++) t = fmaxf(t, fmaxf(s[r][n][2 * h], s[r][n][2 * h + 1]));
+                t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 1));
+                t = fmaxf(t, __shfl_xor_sync(0xffffffffu, t, 2));
+                higher |= t > top[r][h];
+                down[r][h] = exp2_fast(top[r][h] - t);
+                top[r][h] = t;
+            }
+        if (__any_sync(0xffffffffu, higher)) {
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+                for (int d = 0; d < HEAD_DIM / 8; d++)
+#pragma unroll
+                    for (int c = 0; c < 4; c++) out[r][d][c] *= down[r][c >> 1];
+        }
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                sum[r][h] *= down[r][h];
+#pragma unroll
+                for (int n = 0; n < N; n++)
+#pragma unroll
+                    for (int c = 2 * h; c < 2 * h + 2; c++) {
+                        s[r][n][c] = exp2_fast(s[r][n][c] - top[r][h]);
+                        sum[r][h] += s[r][n][c];
+                    }
+            }
+    }
+    // out += P V for a tile of values.
+    __device__ __forceinline__ void weigh(const float p[ROW_TILES][N][4], u32 tile, int lane) {
+        const u32 row =
+            tile + 2 * (((lane & 7) + 8 * (lane >> 3 & 1)) * HEAD_STRIDE + 8 * (lane >> 4));
+#pragma unroll
+        for (int n = 0; n < N / 2; n++) {
+            u32 a[ROW_TILES][4];
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
                 for (int c = 0; c < 4; c++)
-                    if (t * PREFILL_KEYS + 8 * n + 2 * (lane & 3) + (c & 1) > row + 8 * (c >> 1))
-                        s[n][c] = -1e30f;
+                    a[r][c] = f32_to_f16x2(p[r][2 * n + (c >> 1)][2 * (c & 1)],
+                                           p[r][2 * n + (c >> 1)][2 * (c & 1) + 1]);
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 16; d++) {
+                u32 b[4];
+                load_matrix_x4_trans(b, row + 2 * (16 * n * HEAD_STRIDE + 16 * d));
+#pragma unroll
+                for (int r = 0; r < ROW_TILES; r++) {
+                    mma_16x8x16(out[r][2 * d], a[r], b[0], b[1]);
+                    mma_16x8x16(out[r][2 * d + 1], a[r], b[2], b[3]);
+                }
+            }
         }
-        softmax.add<PREFILL_KEYS / 8>(s);
-#pragma unroll
-        for (int n = 0; n < PREFILL_KEYS / 16; n++)
-            softmax.weigh(s + 2 * n, v_at + 2 * n * 16 * HEAD_STRIDE, lane);
-        __syncthreads();
     }
-    softmax.finish();
+};
+
+// S = Q K' for one warp: q its rows of queries, k a tile of keys.
+__device__ __forceinline__ void prefill_scores(u32 q, u32 k, int lane,
+                                               float s[ROW_TILES][PREFILL_KEYS / 8][4]) {
+    const u32 q_row = q + 2 * (((lane & 7) + 8 * (lane >> 3 & 1)) * HEAD_STRIDE + 8 * (lane >> 4));
+    const u32 k_row = k + 2 * (((lane & 7) + 8 * (lane >> 4)) * HEAD_STRIDE + 8 * (lane >> 3 & 1));
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int t = first + warp * 16 + (lane >> 2) + 8 * h;
-        if (t >= args.tokens) continue;
-        const int column = head * HEAD_DIM + 2 * (lane & 3);
-        const float f = 1 / softmax.sum[h];
+    for (int r = 0; r < ROW_TILES; r++)
 #pragma unroll
-        for (int d = 0; d < HEAD_DIM / 8; d++)
-            *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column + 8 * d) =
-                f32_to_f16x2(softmax.out[d][2 * h] * f, softmax.out[d][2 * h + 1] * f);
+        for (int n = 0; n < PREFILL_KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) s[r][n][c] = 0;
+#pragma unroll
+    for (int d = 0; d < HEAD_DIM / 16; d++) {
+        u32 a[ROW_TILES][4];
+#pragma unroll
+        for (int r = 0; r < ROW_TILES; r++) load_matrix_x4(a[r], q_row + 32 * (r * HEAD_STRIDE + d));
+#pragma unroll
+        for (int n = 0; n < PREFILL_KEYS / 16; n++) {
+            u32 b[4];
+            load_matrix_x4(b, k_row + 32 * (n * HEAD_STRIDE + d));
+#pragma unroll
+            for (int r = 0; r < ROW_TILES; r++) {
+                mma_16x8x16(s[r][2 * n], a[r], b[0], b[1]);
+                mma_16x8x16(s[r][2 * n + 1], a[r], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// What a warp has for its queries, the first of which is token `first`: results, or parts of them.
+__device__ __forceinline__ void prefill_store(const PrefillAttentionArgs &args,
+                                              const PrefillSoftmax &softmax, int first, int head,
+                                              int split, int lane) {
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            float sum = softmax.sum[r][h];
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            const int t = first + 16 * r + (lane >> 2) + 8 * h;
+            if (t >= args.tokens) continue;
+            const i64 rows = (i64)args.tokens * HEADS, row = (i64)t * HEADS + head;
+            const i64 part = split * rows + row;
+            const float f = args.splits > 1 ? 1 : 1 / sum;
+            if (args.splits > 1 && (lane & 3) == 0)
+                ((float2 *)(args.parts + args.splits * rows * HEAD_DIM))[part] =
+                    make_float2(softmax.top[r][h], sum);
+#pragma unroll
+            for (int d = 0; d < HEAD_DIM / 8; d++) {
+                const float x = softmax.out[r][d][2 * h] * f, y = softmax.out[r][d][2 * h + 1] * f;
+                const int at = 8 * d + 2 * (lane & 3);
+                if (args.splits > 1)
+                    *(float2 *)(args.parts + part * HEAD_DIM + at) = make_float2(x, y);
+                else
+                    *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, head * HEAD_DIM + at) =
+                        f32_to_f16x2(x, y);
+            }
+        }
+}
+
+// ALiBi, and the keys that a query does not see; `past` is how far the first key of a warp's tile
+// lies behind its first query.
+__device__ __forceinline__ void prefill_mask(float s[ROW_TILES][PREFILL_KEYS / 8][4], int past,
+                                             float slope, int lane) {
+    const float from = (float)(past + 2 * (lane & 3) - (lane >> 2));
+#pragma unroll
+    for (int r = 0; r < ROW_TILES; r++)
+#pragma unroll
+        for (int n = 0; n < PREFILL_KEYS / 8; n++)
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                const float by = from + (float)(8 * n + (c & 1) - 16 * r - 8 * (c >> 1));
+                if constexpr (ALIBI) s[r][n][c] += slope * by;
+                if (by > 0) s[r][n][c] = NO_SCORE;
+            }
+}
+
+// Causal attention of a prefill by tiles of keys: while the scores are computed the tile's values are
+// on their way, and the next tile's keys during softmax and values. Launch: (HEADS * splits,
+// query tiles) blocks of PREFILL_THREADS. Few queries behind many keys leave most SMs without work:
+// then `splits` blocks share the keys, and attention_merge adds what they have. Bytes moved: K and V
+// up to the tile's last query once per tile and head, mostly from L2.
+__device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &args) {
+    extern __shared__ __align__(128) u8 smem[];
+    constexpr u32 K_TILE = 2 * PREFILL_QUERIES * HEAD_STRIDE, V_TILE = K_TILE + PREFILL_TILE;
+    const u32 tiles_at = shared_address(smem); // queries, keys, values
+    const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
+    const int head = blockIdx.x % HEADS, split = blockIdx.x / HEADS, kv = head / GROUP_HEADS;
+    const int first = (gridDim.y - 1 - blockIdx.y) * PREFILL_QUERIES; // the longest rows start first
+    const int warp_first = first + warp * 16 * ROW_TILES;
+    wait_for_previous();
+    launch_dependents();
+    const int pos = warp_uniform(args.state->pos), keys = pos + min(first + PREFILL_QUERIES, args.tokens);
+    const int tiles = (keys + PREFILL_KEYS - 1) / PREFILL_KEYS;
+    const int begin = tiles * split / args.splits * PREFILL_KEYS;
+    // keys from `begin` on, to the end of this split
+    int left = min(keys, tiles * (split + 1) / args.splits * PREFILL_KEYS) - begin;
+    int past = warp_first < args.tokens ? begin - pos - warp_first : 1 << 20; // no query, no key
+    float slope = 0;
+    if constexpr (ALIBI) slope = LOG2_E * args.head.slopes[head];
+    const CopyPlace place(threadIdx.x);
+    const u32 to = tiles_at + place.shared();
+    // this thread's place in a tile of keys; the values lie where args.v is from args.k
+    u32 from = (u32)(((i64)kv * args.ctx + begin) * HEAD_DIM + place.global(HEAD_DIM));
+    copy_rows<PREFILL_QUERIES, PREFILL_THREADS>(
+        to, args.q + ((i64)first * HEADS + head) * HEAD_DIM + place.global(HEADS * HEAD_DIM),
+        HEADS * HEAD_DIM, args.tokens - first, place.row);
+    copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + K_TILE, args.k + from, HEAD_DIM, left, place.row);
+    copy_async_commit();
+    PrefillSoftmax softmax;
+    softmax.clear();
+    while (left > 0) {
+        copy_async_wait<0>();
+        __syncthreads(); // the keys are there, and nobody reads the last values any more
+        copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left, place.row);
+        copy_async_commit();
+        float s[ROW_TILES][PREFILL_KEYS / 8][4];
+        const bool seen = past < 16 * ROW_TILES; // by any query of this warp
+        if (seen)
+            prefill_scores(tiles_at + 2 * warp * 16 * ROW_TILES * HEAD_STRIDE, tiles_at + K_TILE, lane,
+                           s);
+        copy_async_wait<0>();
+        __syncthreads(); // the values are there, and nobody reads the keys any more
+        left -= PREFILL_KEYS;
+        from += PREFILL_KEYS * HEAD_DIM;
+        if (left > 0)
+            copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + K_TILE, args.k + from, HEAD_DIM, left,
+                                                     place.row);
+        copy_async_commit();
+        if (seen) {
+            if (ALIBI || past + PREFILL_KEYS > 1) prefill_mask(s, past, slope, lane);
+            softmax.add(s);
+            softmax.weigh(s, tiles_at + V_TILE, lane);
+        }
+        past += PREFILL_KEYS;
+    }
+    prefill_store(args, softmax, warp_first, head, split, lane);
+}
+
+// Adds the parts of attention_prefill in their order. Launch: blocks of 256 threads for `tokens` *
+// HEADS warps. Bytes moved: 4 * splits + 2 for each number of out.
+__device__ __forceinline__ void attention_merge(const PrefillAttentionArgs &args) {
+    wait_for_previous();
+    launch_dependents();
+    const i64 rows = (i64)args.tokens * HEADS, row = (i64)blockIdx.x * 8 + (threadIdx.x >> 5);
+    if (row >= rows) return;
+    const float2 *stats = (const float2 *)(args.parts + args.splits * rows * HEAD_DIM);
+    for (int d = 4 * (threadIdx.x & 31); d < HEAD_DIM; d += 128) {
+        Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
+#pragma unroll 4
+        for (int p = 0; p < args.splits; p++) {
+            const i64 part = p * rows + row;
+            const float2 stat = load_float2_l2((const float *)(stats + part));
+            all.add(stat.x, stat.y, load_float4_l2(args.parts + part * HEAD_DIM + d));
+        }
+        const float4 o = all.result();
+        const int t = (int)(row / HEADS), column = (int)(row % HEADS) * HEAD_DIM + d;
+        *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column) = f32_to_f16x2(o.x, o.y);
+        *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column + 2) = f32_to_f16x2(o.z, o.w);
     }
 }
 

@@ -1,5 +1,6 @@
 // instances - the macros with which the engine instantiates kernels for a model's shapes. Each kernel
-// NAME comes with NAME_launch: {grid x (0: the caller's), threads, dynamic shared memory}.
+// NAME comes with NAME_launch: {grid x (0: the caller's), threads, dynamic shared memory, tokens that
+// one launch, or one row of its grid, takes}.
 
 #ifndef TC_INSTANCES
 #define TC_INSTANCES
@@ -16,8 +17,9 @@
         name(const __grid_constant__ Args args) {                                                  \
         body;                                                                                      \
     }
-#define LAUNCH(name, grid, threads, shared)                                                        \
-    extern "C" __device__ int name##_launch[4] = {grid, threads, shared, 1};
+#define LAUNCH_TOKENS(name, grid, threads, shared, tokens)                                         \
+    extern "C" __device__ int name##_launch[4] = {grid, threads, shared, tokens};
+#define LAUNCH(name, grid, threads, shared) LAUNCH_TOKENS(name, grid, threads, shared, 1)
 
 template <bool first, class A, class B> struct Choose { typedef A type; };
 template <class A, class B> struct Choose<false, A, B> { typedef B type; };

@@ -244,6 +244,40 @@ __device__ __forceinline__ void mma_16x8x32(i32 d[4], const u32 a[4], u32 b0, u3
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// ---- for attention ----
+
+__device__ __forceinline__ float2 load_float2_l2(const float *p) {
+    float2 v;
+    asm volatile("ld.global.cg.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "l"(p));
+    return v;
+}
+
+// Adds one and gives the count before: what this thread's block wrote before a barrier is visible to
+// whoever sees a higher count, and what others wrote to this thread.
+__device__ __forceinline__ u32 arrive(u32 *count) {
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(count)
+                 : "memory");
+    return before;
+}
+
+// A number that is the same in all lanes, so that the compiler knows it: what depends on it alone goes
+// into uniform registers, and branches need not expect lanes to part.
+__device__ __forceinline__ int warp_uniform(int v) {
+    int r;
+    asm("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v));
+    return r;
+}
+
+// 2^x to 2 ulp; 0 below the normal numbers.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
 // ---- warps ----
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -27,7 +27,6 @@ struct EmbedArgs {
 // Launch: one block per token. Bytes moved: one row of the table per token.
 __device__ __forceinline__ void embed_rows(const EmbedArgs &args, int hidden, bool advance) {
     wait_for_previous();
-    launch_dependents();
     const int pos = args.state->next;
     const u16 *row = args.table + (long long)args.ids[pos + blockIdx.x] * hidden;
     float *out = args.out + (long long)blockIdx.x * hidden;
@@ -37,7 +36,11 @@ __device__ __forceinline__ void embed_rows(const EmbedArgs &args, int hidden, bo
     if (advance && threadIdx.x == 0) {
         args.state->pos = pos;
         args.state->next = pos + 1;
+        __threadfence();
     }
+    // Not before: no kernel of this token starts before this, so any may read the position at once.
+    __syncthreads();
+    launch_dependents();
 }
 
 // ---- the vectors of a prefill as B operands ----
