@@ -292,11 +292,11 @@ def draw_replies(results, shape, slow, path):
         return
     tokens = [r.decode[4]["steps_ms"] for r in sides]
     length = max(sum(t[:len(words)]) for t in tokens) * slow / 1000 + 2.5  # seconds
-    svg = Svg(860, 420, f"{shape} on {sides[0].data['device'].split(' (')[0]}, {slow} times slower "
-                        "than it is")
+    svg = Svg(860, 466, f"{shape} on {sides[0].data['device'].split(' (')[0]}: recorded times of each "
+                        f"token, {slow} times slower")
     for side, (r, steps) in enumerate(zip(sides, tokens)):
         x, y, color = 20 + 420 * side, 84, OURS if r.w4 else W16
-        svg.rect(x, 46, 400, 356, "#f6f8fa", 6)
+        svg.rect(x, 46, 400, 384, "#f6f8fa", 6)
         svg.text(x + 12, 66, f"{r.precision}: {1000 / r.decode[4]['mean_ms_per_token']:.0f} "
                              "tokens per second", weight="bold", fill=color)
         column, now = 0, 0.0
@@ -308,7 +308,9 @@ def draw_replies(results, shape, slow, path):
                       f'values="0;1" keyTimes="0;{now / length:.4f}" repeatCount="indefinite"/>')
             svg.text(x + 12 + 7.1 * column, y + 8, word, inside=appear)
             column += len(word) + 1
-    svg.parts = [p.replace("<text ", '<text font-family="ui-monospace, monospace" ')
+    svg.text(20, 452, "The weights are random, so the text is a sample: one word stands for one token.",
+             fill=PALE)
+    svg.parts = [p.replace("<text ", '<text font-family="Menlo, Consolas, monospace" ')
                  if "<animate" in p else p for p in svg.parts]
     svg.write(path)
 
