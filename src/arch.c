@@ -350,6 +350,8 @@ static void arch_count(const tc__model_file *file, tc__weights *weights) {
     weights->data = file->tensors[0].data;
     weights->data_bytes = last->offset + last->size;
     weights->in_file = file->map.data != NULL;
+    weights->fd = file->fd;
+    weights->data_at = weights->in_file ? (size_t)(weights->data - file->map.data) : 0;
     size_t row = weights->embed->columns * 2; /* one token reads one row of the embedding */
     for (size_t i = 0; i < file->tensor_count; i++) {
         const tc__tensor *tensor = &file->tensors[i];

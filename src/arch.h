@@ -51,6 +51,8 @@ typedef struct tc__weights {
     const uint8_t *data;
     bool in_file; /* data are pages of a file: the system counts them as available memory */
     size_t data_bytes;
+    int fd; /* of that file, and where in it the data begin; only with in_file */
+    size_t data_at;
     size_t parameters;       /* weights, embeddings included */
     size_t layer_parameters; /* of these, in the matrices of the layers */
     size_t tensor_bytes;     /* of all tensors */

@@ -331,8 +331,9 @@ float tc__bf16_to_f32(uint16_t bf16) {
 
 /* ---- files ---- */
 
-int tc__map_open(const char *path, tc__map *map, tc_error *err) {
+int tc__map_open_fd(const char *path, tc__map *map, int *kept, tc_error *err) {
     memset(map, 0, sizeof *map);
+    *kept = -1;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block here */
     struct stat st;
     if (fd < 0 || fstat(fd, &st)) {
@@ -349,11 +350,18 @@ int tc__map_open(const char *path, tc__map *map, tc_error *err) {
     else if (st.st_size &&
              (data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         code = tc__fail(err, TC_ERR_IO, "%s: cannot map: %s", path, strerror(errno));
-    close(fd);
+    if (code || !st.st_size) close(fd);
     if (code) return code;
+    if (st.st_size) *kept = fd;
     map->data = data;
     map->size = (size_t)st.st_size;
     return tc__ok(err);
+}
+
+int tc__map_open(const char *path, tc__map *map, tc_error *err) {
+    int fd, code = tc__map_open_fd(path, map, &fd, err);
+    if (fd >= 0) close(fd);
+    return code;
 }
 
 void tc__map_close(tc__map *map) {

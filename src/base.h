@@ -158,6 +158,9 @@ typedef struct tc__map {
 
 /* Errors: IO (with the system's reason; directories and special files are refused). */
 TC_INTERNAL int tc__map_open(const char *path, tc__map *map, tc_error *err);
+/* The same, and leaves the file open for reading beside the mapping (pread), to be closed by the caller;
+ * -1 if the file is empty. */
+TC_INTERNAL int tc__map_open_fd(const char *path, tc__map *map, int *fd, tc_error *err);
 TC_INTERNAL void tc__map_close(tc__map *map);
 
 /* A file written beside its destination and renamed over it by tc__replace_commit (after fsync), so

@@ -6,13 +6,16 @@
 
 #include "backend.h"
 
+#include <errno.h>
 #include <math.h>
+#include <unistd.h>
 
 /* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
  * shapes, a token as one CUDA graph. */
 
 #define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
 #define CUDA_STAGES 4           /* staging buffers */
+#define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
@@ -400,18 +403,32 @@ static tc__cu_ptr cuda_vector(const cuda_device *device, const tc__tensor *tenso
     return tensor ? cuda_tensor(device, tensor) : 0;
 }
 
-typedef struct cuda_copy {
-    const uint8_t *from;
+/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the mapping:
+ * each page of that costs a fault, for which many threads wait for each other. */
+typedef struct cuda_piece {
+    const tc__weights *weights;
+    size_t at, bytes;
     uint8_t *to;
-    size_t bytes;
     int workers;
-} cuda_copy;
+    tc__flag short_read;
+} cuda_piece;
 
-static void cuda_copy_part(void *user, int worker) {
-    cuda_copy *copy = user;
+static void cuda_read_part(void *user, int worker) {
+    cuda_piece *piece = user;
+    const tc__weights *weights = piece->weights;
     size_t begin, end;
-    tc__share(copy->bytes, worker, copy->workers, &begin, &end);
-    memcpy(copy->to + begin, copy->from + begin, end - begin);
+    tc__share(piece->bytes, worker, piece->workers, &begin, &end);
+    if (!weights->in_file)
+        memcpy(piece->to + begin, weights->data + piece->at + begin, end - begin);
+    while (weights->in_file && begin < end) {
+        const off_t from = (off_t)(weights->data_at + piece->at + begin);
+        const ssize_t n = pread(weights->fd, piece->to + begin, end - begin, from);
+        if (n <= 0 && errno != EINTR) {
+            tc__flag_set(&piece->short_read, true);
+            return;
+        }
+        if (n > 0) begin += (size_t)n;
+    }
 }
 
 /* Pinned buffers that are filled and copied in turn, and the threads that fill them. */
@@ -433,10 +450,9 @@ static void cuda_stages_close(cuda_stages *stages) {
 
 /* `buffers` as many as are needed. To be closed in any case. */
 static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, tc_error *err) {
-    const int most = 16; /* about what it takes to read as fast as the bus copies */
     memset(stages, 0, sizeof *stages);
     stages->cu = cu;
-    stages->workers = tc__processors() < most ? tc__processors() : most;
+    stages->workers = tc__processors() < CUDA_READERS ? tc__processors() : CUDA_READERS;
     int code = tc__team_open(stages->workers, &stages->team, err);
     for (int i = 0; i < buffers && !code; i++) {
         code = tc__cu_check(cu, cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0),
@@ -447,10 +463,12 @@ static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, 
     return code;
 }
 
-static void cuda_stages_fill(const cuda_stages *stages, void *to, const uint8_t *from,
-                             size_t bytes) {
-    cuda_copy copy = {from, to, bytes, stages->workers};
-    tc__team_run(stages->team, cuda_copy_part, &copy);
+static int cuda_stages_fill(const cuda_stages *stages, const tc__weights *weights, size_t at,
+                            size_t bytes, void *to, tc_error *err) {
+    cuda_piece piece = {weights, at, bytes, to, stages->workers, {0}};
+    tc__team_run(stages->team, cuda_read_part, &piece);
+    if (!tc__flag_get(&piece.short_read)) return TC_OK;
+    return tc__fail(err, TC_ERR_IO, "the model file cannot be read to its end: was it changed?");
 }
 
 static int cuda_loaded(const tc_model_params *params, size_t at, size_t total, tc_error *err) {
@@ -470,13 +488,15 @@ static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_
         const size_t i = piece % CUDA_STAGES;
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
         tc__cu_result result = piece < CUDA_STAGES ? 0 : cu->event_wait(stages->copied[i]);
-        if (!result) {
-            cuda_stages_fill(stages, stages->buffers[i], device->weights->data + at, bytes);
-            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
-        }
-        if (!result) result = cu->event_record(stages->copied[i], NULL);
-        at += bytes;
         code = tc__cu_check(cu, result, "copying weights", err);
+        if (!code)
+            code = cuda_stages_fill(stages, device->weights, at, bytes, stages->buffers[i], err);
+        if (!code) {
+            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
+            if (!result) result = cu->event_record(stages->copied[i], NULL);
+            code = tc__cu_check(cu, result, "copying weights", err);
+        }
+        at += bytes;
         if (!code) code = cuda_loaded(params, at, total, err);
     }
     const tc__cu_result last = cu->stream_wait(NULL);
@@ -490,10 +510,10 @@ static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model
     int code = TC_OK;
     for (size_t at = 0; at < total && !code;) {
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        cuda_stages_fill(stages, (void *)(uintptr_t)(device->memory + at),
-                         device->weights->data + at, bytes);
+        code = cuda_stages_fill(stages, device->weights, at, bytes,
+                                (void *)(uintptr_t)(device->memory + at), err);
         at += bytes;
-        code = cuda_loaded(params, at, total, err);
+        if (!code) code = cuda_loaded(params, at, total, err);
     }
     return code;
 }

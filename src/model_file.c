@@ -1,5 +1,7 @@
 #include "model_file.h"
 
+#include <unistd.h>
+
 #define MODEL_FILE_MAX_METAS 4096u
 #define MODEL_FILE_MAX_TENSORS 8192u
 #define MODEL_FILE_MAX_NAME 256u
@@ -210,7 +212,7 @@ static int model_file_read(tc__model_file *file, const char *path, tc_error *err
 
 int tc__model_file_open(const char *path, tc__model_file *file, tc_error *err) {
     memset(file, 0, sizeof *file);
-    int code = tc__map_open(path, &file->map, err);
+    int code = tc__map_open_fd(path, &file->map, &file->fd, err);
     if (code) return code;
     code = model_file_read(file, path, err);
     if (code) tc__model_file_close(file);
@@ -222,6 +224,7 @@ void tc__model_file_close(tc__model_file *file) {
     free(file->tensors);
     free(file->names);
     free(file->data);
+    if (file->map.data) close(file->fd);
     tc__map_close(&file->map);
     memset(file, 0, sizeof *file);
 }

@@ -57,16 +57,17 @@ TC_INTERNAL void tc__unit_place(unsigned group_size, unsigned row, unsigned colu
 
 /* Bytes of a tensor of this type and shape: dimension 0 is rows. 0 if it overflows or the shape
  * does not suit the type. `columns` is 1 for a vector. */
-TC_INTERNAL size_t tc__tensor_bytes(uint32_t type, uint32_t group_size, size_t rows, size_t columns);
+TC_INTERNAL size_t tc__tensor_bytes(uint32_t type, uint32_t group_size, size_t rows,
+                                    size_t columns);
 
 typedef struct tc__tensor {
     const char *name; /* not NUL-terminated */
     size_t name_len;
-    uint32_t type;       /* TC__F32, ... */
-    uint32_t group_size; /* of W4, else 0 */
+    uint32_t type;        /* TC__F32, ... */
+    uint32_t group_size;  /* of W4, else 0 */
     size_t rows, columns; /* a vector has columns == 1 */
-    const uint8_t *data; /* in the mapped file; a multiple of 256 from its start. NULL: nowhere */
-    size_t offset;       /* from the first tensor's data */
+    const uint8_t *data;  /* in the mapped file; a multiple of 256 from its start. NULL: nowhere */
+    size_t offset;        /* from the first tensor's data */
     size_t size;
     uint32_t crc;
 } tc__tensor;
@@ -82,6 +83,7 @@ typedef struct tc__meta {
 
 typedef struct tc__model_file {
     tc__map map;
+    int fd;          /* of the mapped file; only where there is one */
     tc__meta *metas; /* [meta_count], in the file's order, keys distinct */
     size_t meta_count;
     tc__tensor *tensors; /* [tensor_count], in the file's order, names distinct */
