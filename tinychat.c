@@ -167,6 +167,9 @@ typedef struct tc__map {
 
 /* Errors: IO (with the system's reason; directories and special files are refused). */
 TC_INTERNAL int tc__map_open(const char *path, tc__map *map, tc_error *err);
+/* The same, and leaves the file open for reading beside the mapping (pread), to be closed by the caller;
+ * -1 if the file is empty. */
+TC_INTERNAL int tc__map_open_fd(const char *path, tc__map *map, int *fd, tc_error *err);
 TC_INTERNAL void tc__map_close(tc__map *map);
 
 /* A file written beside its destination and renamed over it by tc__replace_commit (after fsync), so
@@ -244,16 +247,17 @@ TC_INTERNAL void tc__unit_place(unsigned group_size, unsigned row, unsigned colu
 
 /* Bytes of a tensor of this type and shape: dimension 0 is rows. 0 if it overflows or the shape
  * does not suit the type. `columns` is 1 for a vector. */
-TC_INTERNAL size_t tc__tensor_bytes(uint32_t type, uint32_t group_size, size_t rows, size_t columns);
+TC_INTERNAL size_t tc__tensor_bytes(uint32_t type, uint32_t group_size, size_t rows,
+                                    size_t columns);
 
 typedef struct tc__tensor {
     const char *name; /* not NUL-terminated */
     size_t name_len;
-    uint32_t type;       /* TC__F32, ... */
-    uint32_t group_size; /* of W4, else 0 */
+    uint32_t type;        /* TC__F32, ... */
+    uint32_t group_size;  /* of W4, else 0 */
     size_t rows, columns; /* a vector has columns == 1 */
-    const uint8_t *data; /* in the mapped file; a multiple of 256 from its start. NULL: nowhere */
-    size_t offset;       /* from the first tensor's data */
+    const uint8_t *data;  /* in the mapped file; a multiple of 256 from its start. NULL: nowhere */
+    size_t offset;        /* from the first tensor's data */
     size_t size;
     uint32_t crc;
 } tc__tensor;
@@ -269,6 +273,7 @@ typedef struct tc__meta {
 
 typedef struct tc__model_file {
     tc__map map;
+    int fd;          /* of the mapped file; only where there is one */
     tc__meta *metas; /* [meta_count], in the file's order, keys distinct */
     size_t meta_count;
     tc__tensor *tensors; /* [tensor_count], in the file's order, names distinct */
@@ -361,6 +366,8 @@ typedef struct tc__weights {
     const uint8_t *data;
     bool in_file; /* data are pages of a file: the system counts them as available memory */
     size_t data_bytes;
+    int fd; /* of that file, and where in it the data begin; only with in_file */
+    size_t data_at;
     size_t parameters;       /* weights, embeddings included */
     size_t layer_parameters; /* of these, in the matrices of the layers */
     size_t tensor_bytes;     /* of all tensors */
@@ -2747,8 +2754,9 @@ float tc__bf16_to_f32(uint16_t bf16) {
 
 /* ---- files ---- */
 
-int tc__map_open(const char *path, tc__map *map, tc_error *err) {
+int tc__map_open_fd(const char *path, tc__map *map, int *kept, tc_error *err) {
     memset(map, 0, sizeof *map);
+    *kept = -1;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a FIFO must not block here */
     struct stat st;
     if (fd < 0 || fstat(fd, &st)) {
@@ -2765,11 +2773,18 @@ int tc__map_open(const char *path, tc__map *map, tc_error *err) {
     else if (st.st_size &&
              (data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0)) == MAP_FAILED)
         code = tc__fail(err, TC_ERR_IO, "%s: cannot map: %s", path, strerror(errno));
-    close(fd);
+    if (code || !st.st_size) close(fd);
     if (code) return code;
+    if (st.st_size) *kept = fd;
     map->data = data;
     map->size = (size_t)st.st_size;
     return tc__ok(err);
+}
+
+int tc__map_open(const char *path, tc__map *map, tc_error *err) {
+    int fd, code = tc__map_open_fd(path, map, &fd, err);
+    if (fd >= 0) close(fd);
+    return code;
 }
 
 void tc__map_close(tc__map *map) {
@@ -2840,6 +2855,8 @@ void tc__replace_abort(tc__replace *replace) {
 
 /* ======== src/model_file.c ======== */
 
+
+#include <unistd.h>
 
 #define MODEL_FILE_MAX_METAS 4096u
 #define MODEL_FILE_MAX_TENSORS 8192u
@@ -3051,7 +3068,7 @@ static int model_file_read(tc__model_file *file, const char *path, tc_error *err
 
 int tc__model_file_open(const char *path, tc__model_file *file, tc_error *err) {
     memset(file, 0, sizeof *file);
-    int code = tc__map_open(path, &file->map, err);
+    int code = tc__map_open_fd(path, &file->map, &file->fd, err);
     if (code) return code;
     code = model_file_read(file, path, err);
     if (code) tc__model_file_close(file);
@@ -3063,6 +3080,7 @@ void tc__model_file_close(tc__model_file *file) {
     free(file->tensors);
     free(file->names);
     free(file->data);
+    if (file->map.data) close(file->fd);
     tc__map_close(&file->map);
     memset(file, 0, sizeof *file);
 }
@@ -3498,6 +3516,8 @@ static void arch_count(const tc__model_file *file, tc__weights *weights) {
     weights->data = file->tensors[0].data;
     weights->data_bytes = last->offset + last->size;
     weights->in_file = file->map.data != NULL;
+    weights->fd = file->fd;
+    weights->data_at = weights->in_file ? (size_t)(weights->data - file->map.data) : 0;
     size_t row = weights->embed->columns * 2; /* one token reads one row of the embedding */
     for (size_t i = 0; i < file->tensor_count; i++) {
         const tc__tensor *tensor = &file->tensors[i];
@@ -8831,6 +8851,9 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    sm_count, (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size,
                    (unsigned)arch->heads, (unsigned)arch->kv_heads, (unsigned)arch->head_dim,
                    (unsigned)arch->vocab_size);
+    tc__buf_printf(text, "#define ALIBI %d\n#define QK_NORM %d\n#define ROPE_SCALE %.9ef\n",
+                   arch->position == TC__POSITION_ALIBI, weights->layers[0].q_norm != NULL,
+                   (double)arch->rope_scale);
     tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
                    arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS", (double)arch->norm_eps);
     tc__buf_printf(text, "#define ACTIVATION %s\n#define GATED %d\n#define CLIP_QKV %.9ef\n",
@@ -8930,9 +8953,13 @@ void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int s
                 "KERNEL(settle, 256, 1, SettleArgs, settle_operand<INTERMEDIATE>(args))\n"
                 "LAUNCH(settle, 0, 256, 0)\n"
                 "KERNEL(rope, 256, 1, PrefillAttentionArgs, rope_write(args))\n"
-                "LAUNCH(rope, 0, 256, 0)\n"
-                "KERNEL(attention_all, 128, 1, PrefillAttentionArgs, attention_prefill(args))\n"
-                "LAUNCH(attention_all, 0, 128, PREFILL_SMEM)\n");
+                "LAUNCH(rope, ROPE_PARTS, 256, 0)\n"
+                "KERNEL(attention_all, PREFILL_THREADS, 2, PrefillAttentionArgs, "
+                "attention_prefill(args))\n"
+                "LAUNCH_TOKENS(attention_all, HEADS, PREFILL_THREADS, PREFILL_SMEM, "
+                "PREFILL_QUERIES)\n"
+                "KERNEL(attention_parts, 256, 1, PrefillAttentionArgs, attention_merge(args))\n"
+                "LAUNCH(attention_parts, 0, 256, 0)\n");
 }
 
 void tc__write_prefill_wide(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -8952,16 +8979,20 @@ void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds, i
 
 
 
+#include <errno.h>
 #include <math.h>
+#include <unistd.h>
 
 /* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
  * shapes, a token as one CUDA graph. */
 
 #define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
 #define CUDA_STAGES 4           /* staging buffers */
+#define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
+#define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
 enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
@@ -8993,11 +9024,12 @@ typedef struct cuda_device {
     const tc__weights *weights;
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
-    tc__cu_ptr turns; /* [head_dim / 2] binary64: RoPE's turns per position, after the tensors */
+    tc__cu_ptr positions; /* RoPE's turns or ALiBi's slopes, behind the tensors */
     tc__cu_module modules[CUDA_PROGRAMS];
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
+    cuda_kernel attention_parts;
     cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
 
@@ -9056,14 +9088,20 @@ typedef struct cuda_settle_args {
     int tokens;
 } cuda_settle_args;
 
+typedef struct cuda_head_args {
+    tc__cu_ptr turns, slopes, q_norm, k_norm;
+} cuda_head_args;
+
 typedef struct cuda_decode_attention_args {
-    tc__cu_ptr qkv, k, v, out, parts, arrived, state, turns;
+    tc__cu_ptr qkv, k, v, out, parts, arrived, state;
+    cuda_head_args head;
     int ctx;
 } cuda_decode_attention_args;
 
 typedef struct cuda_prefill_attention_args {
-    tc__cu_ptr qkv, q, k, v, out, scale, state, turns;
-    int ctx, tokens;
+    tc__cu_ptr qkv, q, k, v, out, scale, parts, state;
+    cuda_head_args head;
+    int ctx, tokens, splits;
 } cuda_prefill_attention_args;
 
 typedef struct cuda_fill_args {
@@ -9204,6 +9242,7 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"settle", CUDA_PREFILL, &device->settle},
         {"rope", CUDA_PREFILL, &device->rope},
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
+        {"attention_parts", CUDA_PREFILL, &device->attention_parts},
     };
     int code = cuda_load_products(device, err);
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
@@ -9337,18 +9376,32 @@ static tc__cu_ptr cuda_vector(const cuda_device *device, const tc__tensor *tenso
     return tensor ? cuda_tensor(device, tensor) : 0;
 }
 
-typedef struct cuda_copy {
-    const uint8_t *from;
+/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the mapping:
+ * each page of that costs a fault, for which many threads wait for each other. */
+typedef struct cuda_piece {
+    const tc__weights *weights;
+    size_t at, bytes;
     uint8_t *to;
-    size_t bytes;
     int workers;
-} cuda_copy;
+    tc__flag short_read;
+} cuda_piece;
 
-static void cuda_copy_part(void *user, int worker) {
-    cuda_copy *copy = user;
+static void cuda_read_part(void *user, int worker) {
+    cuda_piece *piece = user;
+    const tc__weights *weights = piece->weights;
     size_t begin, end;
-    tc__share(copy->bytes, worker, copy->workers, &begin, &end);
-    memcpy(copy->to + begin, copy->from + begin, end - begin);
+    tc__share(piece->bytes, worker, piece->workers, &begin, &end);
+    if (!weights->in_file)
+        memcpy(piece->to + begin, weights->data + piece->at + begin, end - begin);
+    while (weights->in_file && begin < end) {
+        const off_t from = (off_t)(weights->data_at + piece->at + begin);
+        const ssize_t n = pread(weights->fd, piece->to + begin, end - begin, from);
+        if (n <= 0 && errno != EINTR) {
+            tc__flag_set(&piece->short_read, true);
+            return;
+        }
+        if (n > 0) begin += (size_t)n;
+    }
 }
 
 /* Pinned buffers that are filled and copied in turn, and the threads that fill them. */
@@ -9370,10 +9423,9 @@ static void cuda_stages_close(cuda_stages *stages) {
 
 /* `buffers` as many as are needed. To be closed in any case. */
 static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, tc_error *err) {
-    const int most = 16; /* about what it takes to read as fast as the bus copies */
     memset(stages, 0, sizeof *stages);
     stages->cu = cu;
-    stages->workers = tc__processors() < most ? tc__processors() : most;
+    stages->workers = tc__processors() < CUDA_READERS ? tc__processors() : CUDA_READERS;
     int code = tc__team_open(stages->workers, &stages->team, err);
     for (int i = 0; i < buffers && !code; i++) {
         code = tc__cu_check(cu, cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0),
@@ -9384,10 +9436,12 @@ static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, 
     return code;
 }
 
-static void cuda_stages_fill(const cuda_stages *stages, void *to, const uint8_t *from,
-                             size_t bytes) {
-    cuda_copy copy = {from, to, bytes, stages->workers};
-    tc__team_run(stages->team, cuda_copy_part, &copy);
+static int cuda_stages_fill(const cuda_stages *stages, const tc__weights *weights, size_t at,
+                            size_t bytes, void *to, tc_error *err) {
+    cuda_piece piece = {weights, at, bytes, to, stages->workers, {0}};
+    tc__team_run(stages->team, cuda_read_part, &piece);
+    if (!tc__flag_get(&piece.short_read)) return TC_OK;
+    return tc__fail(err, TC_ERR_IO, "the model file cannot be read to its end: was it changed?");
 }
 
 static int cuda_loaded(const tc_model_params *params, size_t at, size_t total, tc_error *err) {
@@ -9407,13 +9461,15 @@ static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_
         const size_t i = piece % CUDA_STAGES;
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
         tc__cu_result result = piece < CUDA_STAGES ? 0 : cu->event_wait(stages->copied[i]);
-        if (!result) {
-            cuda_stages_fill(stages, stages->buffers[i], device->weights->data + at, bytes);
-            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
-        }
-        if (!result) result = cu->event_record(stages->copied[i], NULL);
-        at += bytes;
         code = tc__cu_check(cu, result, "copying weights", err);
+        if (!code)
+            code = cuda_stages_fill(stages, device->weights, at, bytes, stages->buffers[i], err);
+        if (!code) {
+            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
+            if (!result) result = cu->event_record(stages->copied[i], NULL);
+            code = tc__cu_check(cu, result, "copying weights", err);
+        }
+        at += bytes;
         if (!code) code = cuda_loaded(params, at, total, err);
     }
     const tc__cu_result last = cu->stream_wait(NULL);
@@ -9427,10 +9483,10 @@ static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model
     int code = TC_OK;
     for (size_t at = 0; at < total && !code;) {
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        cuda_stages_fill(stages, (void *)(uintptr_t)(device->memory + at),
-                         device->weights->data + at, bytes);
+        code = cuda_stages_fill(stages, device->weights, at, bytes,
+                                (void *)(uintptr_t)(device->memory + at), err);
         at += bytes;
-        code = cuda_loaded(params, at, total, err);
+        if (!code) code = cuda_loaded(params, at, total, err);
     }
     return code;
 }
@@ -9502,15 +9558,28 @@ static int cuda_widen_all(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* theta^(-2i / head_dim) / (2 pi) for every pair of a head. */
-static int cuda_load_turns(cuda_device *device, tc_error *err) {
+/* Bytes of what attention knows of positions. */
+static size_t cuda_position_bytes(const tc__arch *arch) {
+    return arch->position == TC__POSITION_ALIBI ? 4 * (size_t)arch->heads
+                                                : 8 * (size_t)(arch->head_dim / 2);
+}
+
+/* ALiBi's slopes, or for every pair of a head the turns per position: whole turns do not matter, so
+ * the fraction is kept, times 2^64. */
+static int cuda_load_positions(cuda_device *device, tc_error *err) {
     const tc__arch *arch = &device->weights->arch;
-    double turns[512]; /* head_dim is at most 1024 */
-    size_t half = arch->head_dim / 2;
-    for (size_t i = 0; i < half; i++)
-        turns[i] = arch->frequencies[i] * 0.15915494309189535; /* 1 / (2 pi) */
-    tc__cu_result result = device->cu.copy_to_device(device->turns, turns, 8 * half, NULL);
-    return tc__cu_check(&device->cu, result, "copying RoPE's frequencies", err);
+    const void *from = arch->slopes;
+    uint64_t turns[128]; /* head_dim is at most 256 on the GPU */
+    if (arch->position != TC__POSITION_ALIBI) {
+        for (size_t i = 0; i < arch->head_dim / 2; i++) {
+            double turn = arch->frequencies[i] * 0.15915494309189535; /* 1 / (2 pi) */
+            turns[i] = (uint64_t)ldexp(turn - floor(turn), 64);
+        }
+        from = turns;
+    }
+    tc__cu_result result = device->cu.copy_to_device(device->positions, from,
+                                                     cuda_position_bytes(arch), NULL);
+    return tc__cu_check(&device->cu, result, "copying RoPE's frequencies or ALiBi's slopes", err);
 }
 
 /* Memory that a new allocation could take. Where the GPU uses the system's, the driver leaves out
@@ -9532,19 +9601,19 @@ static int cuda_fail_weights(const cuda_device *device, tc_error *err) {
                     (double)cuda_room(device) / 0x1p30);
 }
 
-/* Memory for all tensors, and RoPE's turns behind them. Integrated: for the CPU alone so far. */
+/* Memory for all tensors, and for positions behind them. Integrated: for the CPU alone so far. */
 static int cuda_allocate(cuda_device *device, tc_error *err) {
     const tc__arch *arch = &device->weights->arch;
     /* kernels read whole 16-row blocks: the last matrix may be read up to 15 rows past its end */
     const size_t slack = 32 * ((size_t)arch->hidden_size + arch->intermediate_size);
     const size_t tensors = cuda_align(device->weights->data_bytes + slack);
-    device->memory_bytes = tensors + cuda_align(8 * (size_t)arch->head_dim / 2);
+    device->memory_bytes = tensors + cuda_align(cuda_position_bytes(arch));
     const tc__cu *cu = &device->cu;
     const tc__cu_result result =
         device->integrated
             ? cu->allocate_managed(&device->memory, device->memory_bytes, TC__CU_ATTACH_HOST)
             : cu->allocate(&device->memory, device->memory_bytes);
-    device->turns = device->memory + tensors;
+    device->positions = device->memory + tensors;
     if (result == TC__CU_OUT_OF_MEMORY) return cuda_fail_weights(device, err);
     return tc__cu_check(cu, result, "allocating memory for the weights", err);
 }
@@ -9557,7 +9626,7 @@ static int cuda_load(cuda_device *device, const tc_model_params *params, tc_erro
         code = tc__cu_check(
             &device->cu, device->cu.stream_attach(NULL, device->memory, 0, TC__CU_ATTACH_GLOBAL),
             "sharing memory", err);
-    if (!code) code = cuda_load_turns(device, err);
+    if (!code) code = cuda_load_positions(device, err);
     if (code) return code;
     return random ? cuda_fill_all(device, err) : cuda_widen_all(device, err);
 }
@@ -9690,7 +9759,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     size_t heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     size_t inner = arch->intermediate_size;
-    size_t tiles = (size_t)arch->kv_heads * ((arch->heads / arch->kv_heads + 15) / 16);
+    size_t tiles = (size_t)device->attention.grid; /* of up to 8 heads */
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
@@ -9702,7 +9771,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->qkv = cuda_cut(base, &at, 4 * qkv);
     cache->attention = cuda_cut(base, &at, 4 * heads);
     cache->act = cuda_cut(base, &at, 4 * inner);
-    cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 16 * (arch->head_dim + 2));
+    cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 8 * (arch->head_dim + 2));
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
     cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
     cache->wide_in = cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
@@ -9787,6 +9856,14 @@ static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc_
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
 }
 
+/* How a layer makes queries and keys of its projections. */
+static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *layer) {
+    bool alibi = device->weights->arch.position == TC__POSITION_ALIBI;
+    cuda_head_args head = {alibi ? 0 : device->positions, alibi ? device->positions : 0,
+                           cuda_vector(device, layer->q_norm), cuda_vector(device, layer->k_norm)};
+    return head;
+}
+
 /* A layer of one token. In a parallel block the MLP reads x before attention adds to it. */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     cuda_device *device = cache->device;
@@ -9806,7 +9883,7 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
     cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
                                             cache->parts, cache->arrived, cache->state,
-                                            device->turns, cache->ctx};
+                                            cuda_head_of(device, layer), cache->ctx};
     tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv);
     if (!result && arch->parallel)
         result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
@@ -9913,25 +9990,45 @@ static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const
     return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
-/* From the normed vectors in wide_in: attention, added to wide_x. */
-static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens) {
+/* Into how many parts blocks share a prefill's keys: as many as bring two blocks to every SM, have
+ * CUDA_SPLIT_KEYS keys each, and fit where the projections were. */
+static int cuda_prefill_splits(const cuda_cache *cache, const tc__layer *layer, int tokens, int tiles,
+                               size_t pos) {
+    const tc__arch *arch = &cache->device->weights->arch;
+    const size_t floats = (size_t)tokens * arch->heads * (arch->head_dim + 2); /* of a part */
+    const size_t most = (size_t)cache->chunk * layer->qkv->rows / floats;
+    const size_t keys = (pos + (size_t)tokens) / CUDA_SPLIT_KEYS;
+    size_t splits = 2 * (size_t)cache->device->sm_count / ((size_t)tiles * arch->heads);
+    if (splits > keys) splits = keys;
+    if (splits > most) splits = most;
+    return splits > 1 ? (int)splits : 1;
+}
+
+/* From the normed vectors in wide_in: attention, added to wide_x. `pos`: of the first token. */
+static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens, size_t pos) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
-    const tc__layer *layer = &device->weights->layers[l];
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
+    const tc__layer *layer = &device->weights->layers[l];
     tc__cu_ptr k = cache->kv + l * layer_kv;
     cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
     cuda_gemm_args o = {0, cache->wide_in, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
-    cuda_prefill_attention_args attention = {
-        cache->wide_qkv,   cache->wide_q, k,          k + layer_kv / 2, cache->wide_in,
-        cache->wide_scale, cache->state,  device->turns, cache->ctx, tokens};
+    cuda_prefill_attention_args args = {
+        cache->wide_qkv,   cache->wide_q,   k,            k + layer_kv / 2,            cache->wide_in,
+        cache->wide_scale, cache->wide_qkv, cache->state, cuda_head_of(device, layer), cache->ctx,
+        tokens,            1};
+    const int tile = device->attention_prefill.tokens, tiles = (tokens + tile - 1) / tile;
+    args.splits = cuda_prefill_splits(cache, layer, tokens, tiles, pos);
     qkv.each = cuda_vector(device, layer->qkv_bias);
     tc__cu_result result = cuda_gemm(cache, TC__QKV, layer->qkv, &qkv);
     if (!result)
-        result = cuda_launch(device, &device->rope, tokens, 1, &attention, cache->stream, true);
+        result = cuda_launch(device, &device->rope, 0, tokens, &args, cache->stream, true);
     if (!result)
-        result = cuda_launch(device, &device->attention_prefill, (tokens + 63) / 64,
-                             (int)arch->heads, &attention, cache->stream, true);
+        result = cuda_launch(device, &device->attention_prefill, (int)arch->heads * args.splits,
+                             tiles, &args, cache->stream, true);
+    if (!result && args.splits > 1)
+        result = cuda_launch(device, &device->attention_parts, (tokens * (int)arch->heads + 7) / 8, 1,
+                             &args, cache->stream, true);
     return result ? result : cuda_gemm(cache, TC__O, layer->o, &o);
 }
 
@@ -9954,7 +10051,7 @@ static tc__cu_result cuda_prefill_down(cuda_cache *cache, const tc__layer *layer
     return cuda_gemm(cache, TC__DOWN, layer->down, &down);
 }
 
-static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens) {
+static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int tokens, size_t pos) {
     const tc__layer *layer = &cache->device->weights->layers[l];
     const tc__tensor *norm = layer->attn_norm, *norm_bias = layer->attn_norm_bias;
     const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : norm;
@@ -9964,10 +10061,10 @@ static tc__cu_result cuda_prefill_layer(cuda_cache *cache, uint32_t l, int token
         result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
         if (!result) result = cuda_prefill_up(cache, layer, tokens);
         if (!result && mlp_norm != norm) result = cuda_norm(cache, norm, norm_bias, tokens);
-        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens, pos);
     } else {
         result = cuda_norm(cache, norm, norm_bias, tokens);
-        if (!result) result = cuda_prefill_attention(cache, l, tokens);
+        if (!result) result = cuda_prefill_attention(cache, l, tokens, pos);
         if (!result) result = cuda_norm(cache, mlp_norm, mlp_bias, tokens);
         if (!result) result = cuda_prefill_up(cache, layer, tokens);
     }
@@ -10022,7 +10119,7 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
     if (!result)
         result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * (size_t)n, cache->stream);
     if (!result) result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
-    for (uint32_t l = 0; l < arch->layers && !result; l++) result = cuda_prefill_layer(cache, l, n);
+    for (uint32_t l = 0; l < arch->layers && !result; l++) result = cuda_prefill_layer(cache, l, n, pos);
     if (!result && each) {
         int code = cuda_each(cache, n, pos, each, user, err);
         if (code) return code;
