@@ -435,6 +435,7 @@ class References:
         model = load_model(config_folder, state)
         exact = load_model(config_folder, state, torch.float64)
         run = {"about": about, "logits": {}}
+        run |= self.fp16_evaluation(model, load_model(config_folder, state, torch.float16))
         worst, margin = 0.0, 1e9
         for sequence, ids in self.sequences.items():
             logits = logits_of(model, ids)
@@ -459,6 +460,17 @@ class References:
         print(f"  {name:8} fp32 against fp64 {worst:.1e}, smallest margin: positions {margin:.4f}, "
               f"greedy {min(margins):.3f}")
         self.check_sensitive(name, model, config_folder, state)
+
+    def fp16_evaluation(self, model, half):
+        """What transformers itself is off by in fp16: the yardstick of the GPU's 16-bit paths. Over
+        the stored ids, the worst position."""
+        off = {"fp16_evaluation_max_abs_diff": {}, "fp16_evaluation_max_relative_error": {}}
+        for sequence, ids in self.sequences.items():
+            want, got = (logits_of(m, ids)[:, self.ids].double() for m in (model, half))
+            values = (got - want).abs().max().item(), relative_error(got, want)
+            for kind, value in zip(off.values(), values):
+                kind[sequence] = float(f"{value:.4g}")
+        return off
 
     def check_sensitive(self, name, model, config_folder, state):
         """Typical mistakes must be far outside the tests' tolerance of 1e-3."""
