@@ -103,7 +103,7 @@ static const char probe[] =
     "    if (threadIdx.x == 0) barrier_init(b, 131), barrier_init_fence();\n"
     "    cluster_sync();\n"
     "    registers_down_to<160>();\n"
-    "    if (threadIdx.x == 0) {\n"
+    "    if (threadIdx.x < 32 && elect_one()) {\n"
     "        barrier_expect(b, 16384 + 8192 * 2);\n"
     "        copy_bulk(at, in, 16384, b);\n"
     "        copy_bulk_multicast(at + 16384 + 8192 * rank, in, 8192, b, 3);\n"

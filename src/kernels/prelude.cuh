@@ -400,6 +400,15 @@ template <int threads> __device__ __forceinline__ void warps_sync(int number) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(threads) : "memory");
 }
 
+// True in one lane of the warp, and the compiler knows that it is one: bulk copies by lanes of which it
+// does not know that run in a loop of some 60 cycles each.
+__device__ __forceinline__ bool elect_one() {
+    u32 one;
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}\n"
+                 : "=r"(one));
+    return one != 0;
+}
+
 // Changes the registers of this warpgroup's threads.
 template <int count> __device__ __forceinline__ void registers_up_to() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));

@@ -32,21 +32,24 @@ template <int K_, int GROUP_> struct W4Slices {
     static constexpr int K = K_, GROUP = GROUP_, UNIT_BYTES = 8 * GROUP + 64;
     static constexpr int STAGE_COLUMNS = 128;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
-    static constexpr int COPIERS = 32, COPY_BYTES = 8 * BLOCK_BYTES; // bytes of bulk copies
+    static constexpr int COPY_BYTES = 8 * BLOCK_BYTES; // that come as bulk copies
     static constexpr int UNITS = GROUP == 32 ? 2 : 1; // that 64 columns touch
 
     struct Raw {
         u32 q[4];
         uint2 scales[UNITS];
     };
-    // A copying thread's part of stage k of eight row blocks; those past the end repeat the last.
-    // With the last stage that may be more than there is of a row.
+    // A copying thread's part of stage k of eight row blocks: each of the four warps copies two. Those
+    // past the end repeat the last. With the last stage that may be more than there is of a row.
     static __device__ __forceinline__ void copy(u32 shared, const u8 *weights, int first, int last,
                                                 int k, u32 barrier) {
-        const int b = threadIdx.x;
-        const i64 unit = (i64)min(first + b, last) * (K / GROUP) + k * (STAGE_COLUMNS / GROUP);
-        if (b < 8)
+        if (!elect_one()) return;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int b = threadIdx.x / 32 * 2 + i;
+            const i64 unit = (i64)min(first + b, last) * (K / GROUP) + k * (STAGE_COLUMNS / GROUP);
             copy_bulk(shared + b * BLOCK_BYTES, weights + unit * UNIT_BYTES, BLOCK_BYTES, barrier);
+        }
     }
     // Slice h (64 columns) of the stage of the row block at `shared`.
     static __device__ __forceinline__ void fetch(u32 shared, int lane, int h, Raw &r) {
@@ -80,8 +83,7 @@ template <int K_, int GROUP_> struct W4Slices {
 template <int K_, int GROUP_> struct F16Slices {
     static constexpr int K = K_, GROUP = GROUP_;
     static constexpr int STAGE_COLUMNS = 64, ROW_BYTES = 128 + 64; // so that rows differ in banks
-    static constexpr int BLOCK_BYTES = 16 * ROW_BYTES;
-    static constexpr int COPIERS = 128, COPY_BYTES = 0;
+    static constexpr int BLOCK_BYTES = 16 * ROW_BYTES, COPY_BYTES = 0;
 
     struct Raw {
         u32 at; // the operands are ready: they come when their registers are free
@@ -91,7 +93,7 @@ template <int K_, int GROUP_> struct F16Slices {
                                                 int k, u32 barrier) {
         const int at = threadIdx.x & 7; // of the eight 16-byte parts of a row
 #pragma unroll 2
-        for (int r = threadIdx.x >> 3; r < 128; r += COPIERS / 8) {
+        for (int r = threadIdx.x >> 3; r < 128; r += 16) {
             const i64 row = (i64)min(first + r / 16, last) * 16 + r % 16;
             copy_async_16(shared + r * ROW_BYTES + 16 * at, weights + (row * K + k * 64 + 8 * at) * 2);
         }
@@ -136,7 +138,7 @@ template <class M_, int TOKENS_, int SHARERS_, int BYTES> struct WgmmaRing {
     }
     __device__ __forceinline__ void make() const { // by one thread
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(full + 8 * i, M::COPY_BYTES ? 1 : 1 + M::COPIERS);
+            barrier_init(full + 8 * i, M::COPY_BYTES ? 1 : 1 + 128);
             barrier_init(empty + 8 * i, 8 * SHARERS); // the multiplying warps
         }
         barrier_init_fence();
@@ -152,7 +154,6 @@ template <class M_, int TOKENS_, int SHARERS_, int BYTES> struct WgmmaRing {
     __device__ __forceinline__ void fill(const u8 *matrix, int first, int last, int k) const {
         barrier_wait(empty + 8 * slot, parity ^ 1); // at first the ring is empty
         if (threadIdx.x == 0) barrier_expect(full + 8 * slot, M::COPY_BYTES + B_BYTES);
-        __syncwarp();
         M::copy(weights(), matrix, first, last, k, full + 8 * slot);
     }
     // For a multiplying warp: gives the slot back.
@@ -251,7 +252,8 @@ __device__ __forceinline__ void wgmma_copy(const GemmArgs &args,
     constexpr int SHARE = Ring::B_BYTES / CLUSTER, PART = SHARE < 16384 ? SHARE : 16384;
     constexpr int PARTS = SHARE / PART, OF_SLICE = Ring::SLICE_BYTES / PART;
     const u32 rank = cluster_rank();
-    const int part = rank * PARTS + (threadIdx.x & 7), slice = part / OF_SLICE, at = part % OF_SLICE;
+    const int warp = threadIdx.x >> 5; // which part of the vectors it copies
+    const int part = rank * PARTS + warp % PARTS, slice = part / OF_SLICE, at = part % OF_SLICE;
     for (Tiles t(args.tokens); t.more(); t.next()) {
         // parts of one slice are its tokens: 128 of them, or fewer
         const int token = t.token() + at * (PART / 128);
@@ -259,7 +261,7 @@ __device__ __forceinline__ void wgmma_copy(const GemmArgs &args,
                             ((i64)(token / 128) * operand_slices(M::K) + slice) * 16384;
         for (int k = 0; k < Ring::STAGES_OF_K; k++) {
             ring.fill(args.weights, t.row_block(rank), Tiles::ROW_BLOCKS - 1, k);
-            if (threadIdx.x >= 8 && threadIdx.x < 8 + PARTS)
+            if (warp < PARTS && elect_one())
                 copy_bulk_multicast(ring.vectors() + slice * Ring::SLICE_BYTES + at * PART,
                                     vectors + (i64)k * Ring::SLICES * 16384, PART,
                                     ring.full + 8 * ring.slot, (1 << CLUSTER) - 1);
@@ -278,7 +280,7 @@ __device__ __forceinline__ void product_wgmma(const GemmArgs &args) {
     launch_dependents();
     if (threadIdx.x < 128) {
         registers_down_to<40>();
-        if (threadIdx.x < M::COPIERS) wgmma_copy<M, ROWS, TOKENS, CLUSTER>(args, ring);
+        wgmma_copy<M, ROWS, TOKENS, CLUSTER>(args, ring);
     } else {
         registers_up_to<232>();
         const int row = (threadIdx.x >> 5) - 4;
@@ -319,10 +321,11 @@ __device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKEN
     const int stages = (2 * columns.pairs + columns.tail + Ring::SLICES - 1) / Ring::SLICES;
     const u8 *vectors = (const u8 *)args.in + token % 128 * 128 +
                         (i64)(token / 128) * operand_slices(M::K) * 16384;
+    const int warp = threadIdx.x >> 5; // which slice of the vectors it copies
     auto copy_vectors = [&](const Ring &at, int k) {
-        if ((int)threadIdx.x < Ring::SLICES)
-            copy_bulk(at.vectors() + threadIdx.x * Ring::SLICE_BYTES,
-                      vectors + ((i64)k * Ring::SLICES + threadIdx.x) * 16384, Ring::SLICE_BYTES,
+        if (warp < Ring::SLICES && elect_one())
+            copy_bulk(at.vectors() + warp * Ring::SLICE_BYTES,
+                      vectors + ((i64)k * Ring::SLICES + warp) * 16384, Ring::SLICE_BYTES,
                       at.full + 8 * at.slot);
     };
     // weights depend on nothing: as many stages of them as the ring holds
@@ -379,7 +382,7 @@ __device__ __forceinline__ void product_few(const GemmArgs &args) {
     __syncthreads();
     if (threadIdx.x < 128) {
         registers_down_to<32>();
-        if (threadIdx.x < M::COPIERS) few_copy<M, ROWS, TOKENS, SPLITS>(args, ring);
+        few_copy<M, ROWS, TOKENS, SPLITS>(args, ring);
         if (SPLITS > 1) cluster_sync(), cluster_sync(); // those of few_add
     } else {
         registers_up_to<104>();
