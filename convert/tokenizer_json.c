@@ -200,6 +200,10 @@ static int bpe_template(bpe_reader *r, const json_value *part) {
         }
         name.len = 0;
         json_string(&r->doc, bpe_get(r, special, "id"), &name);
+        if (name.failed) {
+            code = tc__fail_memory(r->err, "a special token", name.len);
+            break;
+        }
         const json_value *tokens = bpe_get(r, part, "special_tokens");
         const json_value *ids = bpe_get(r, bpe_get(r, tokens, name.len ? name.data : ""), "ids");
         if (behind) {
@@ -504,6 +508,10 @@ static int bpe_read_added(bpe_reader *r, const json_value *tokens) {
         int64_t id = -1;
         text.len = normalized.len = 0;
         json_string(&r->doc, bpe_get(r, token, "content"), &text);
+        if (text.failed) {
+            code = tc__fail_memory(r->err, "an added token", text.len);
+            break;
+        }
         if (!json_int(&r->doc, bpe_get(r, token, "id"), &id) || !text.len) {
             code = bpe_damaged(r, "an added token without id or content");
             break;
