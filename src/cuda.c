@@ -22,6 +22,7 @@
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
+#define CUDA_MODULES 16 /* parts of all programs, at most */
 enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
 
 typedef struct cuda_kernel {
@@ -52,7 +53,8 @@ typedef struct cuda_device {
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
     tc__cu_ptr positions; /* RoPE's turns or ALiBi's slopes, behind the tensors */
-    tc__cu_module modules[CUDA_PROGRAMS];
+    tc__cu_module modules[CUDA_MODULES];
+    int first_module[CUDA_PROGRAMS + 1]; /* of each program's parts */
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
@@ -201,14 +203,18 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
 
 static int cuda_load_kernel(cuda_device *device, int program, const char *name,
                             cuda_kernel *kernel, tc_error *err) {
-    tc__cu_module module = device->modules[program];
+    tc__cu_module module = NULL;
     tc__cu *cu = &device->cu;
     char global[80];
     int launch[6] = {0};
     tc__cu_ptr at;
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
-    tc__cu_result result = cu->module_function(&kernel->function, module, name);
+    tc__cu_result result = TC__CU_NOT_FOUND;
+    for (int i = device->first_module[program]; result && i < device->first_module[program + 1]; i++) {
+        module = device->modules[i];
+        result = cu->module_function(&kernel->function, module, name);
+    }
     if (!result) result = cu->module_global(&at, &bytes, module, global);
     if (!result && bytes > sizeof launch) bytes = sizeof launch;
     if (!result) result = cu->copy_to_host(launch, at, bytes, NULL);
@@ -280,35 +286,49 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* The model's programs: their sources, and the images that come of them. */
+/* The model's programs, cut into parts: their sources, and the images that come of them. */
 typedef struct cuda_programs {
-    tc__buf texts[CUDA_PROGRAMS];
-    tc__jit_program programs[CUDA_PROGRAMS];
+    tc__buf texts[CUDA_MODULES];
+    char names[CUDA_MODULES][24];
+    tc__jit_program parts[CUDA_MODULES];
+    int first[CUDA_PROGRAMS + 1]; /* of each program's parts; the number of all */
 } cuda_programs;
 
 static void cuda_free_programs(cuda_programs *all) {
-    for (int i = 0; i < CUDA_PROGRAMS; i++) {
-        tc__buf_free(&all->programs[i].image);
+    for (int i = 0; i < CUDA_MODULES; i++) {
+        tc__buf_free(&all->parts[i].image);
         tc__buf_free(&all->texts[i]);
     }
 }
 
+/* Parts so many that none takes much longer to compile than the others. */
 static int cuda_write_programs(const cuda_device *device, cuda_programs *all, tc_error *err) {
     static const struct {
         const char *name;
         void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
-    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode},
-                                {"prefill", tc__write_prefill},
-                                {"wide", tc__write_prefill_wide},
-                                {"few", tc__write_prefill_few}};
-    int code = TC_OK;
+        int parts;
+    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode, 4},
+                                {"prefill", tc__write_prefill, 3},
+                                {"wide", tc__write_prefill_wide, 4},
+                                {"few", tc__write_prefill_few, 2}};
+    int code = TC_OK, n = 0;
     memset(all, 0, sizeof *all);
-    for (int i = 0; i < CUDA_PROGRAMS; i++) {
-        writers[i].write(device->weights, &device->kinds, device->sm_count, &all->texts[i]);
-        all->programs[i].name = writers[i].name;
-        all->programs[i].text = all->texts[i].data;
-        if (all->texts[i].failed) code = tc__fail_memory(err, "kernel sources", all->texts[i].len);
+    for (int program = 0; program < CUDA_PROGRAMS && !code; program++) {
+        tc__buf whole = {NULL, 0, 0, false};
+        writers[program].write(device->weights, &device->kinds, device->sm_count, &whole);
+        all->first[program] = n;
+        for (int i = 0; i < writers[program].parts; i++, n++) {
+            tc__buf *text = &all->texts[n];
+            tc__cut_program(&whole, (size_t)i, (size_t)writers[program].parts, text);
+            snprintf(all->names[n], sizeof all->names[n], "%s-%d", writers[program].name, i + 1);
+            all->parts[n].name = all->names[n];
+            all->parts[n].text = text->data;
+            if (whole.failed || text->failed)
+                code = tc__fail_memory(err, "kernel sources", text->len);
+        }
+        tc__buf_free(&whole);
     }
+    all->first[CUDA_PROGRAMS] = n;
     return code;
 }
 
@@ -331,15 +351,16 @@ static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_e
         return tc__fail(err, TC_ERR_CANCELLED, "cancelled while preparing kernels");
     int code = cuda_write_programs(device, &all, err);
     cuda_describe_kernels(device, what, sizeof what);
+    const int n = all.first[CUDA_PROGRAMS];
     if (!code)
         code = params->kernels
-                   ? tc__jit_import(params->kernels, what, all.programs, CUDA_PROGRAMS,
-                                    &device->target, err)
-                   : tc__jit(all.programs, CUDA_PROGRAMS, &device->target, params, err);
-    for (int i = 0; i < CUDA_PROGRAMS && !code; i++)
+                   ? tc__jit_import(params->kernels, what, all.parts, (size_t)n, &device->target, err)
+                   : tc__jit(all.parts, (size_t)n, &device->target, params, err);
+    for (int i = 0; i < n && !code; i++)
         code = tc__cu_check(&device->cu,
-                            device->cu.module_load(&device->modules[i], all.programs[i].image.data),
+                            device->cu.module_load(&device->modules[i], all.parts[i].image.data),
                             "loading kernels", err);
+    memcpy(device->first_module, all.first, sizeof all.first);
     cuda_free_programs(&all);
     return code ? code : cuda_load_kernels(device, err);
 }
@@ -350,10 +371,10 @@ static int cuda_export_kernels(tc__device *handle, const char *path, tc_error *e
     cuda_programs all;
     char what[240];
     int code = cuda_write_programs(device, &all, err);
+    const size_t n = (size_t)all.first[CUDA_PROGRAMS];
     cuda_describe_kernels(device, what, sizeof what);
-    if (!code) code = tc__jit(all.programs, CUDA_PROGRAMS, &device->target, NULL, err);
-    if (!code)
-        code = tc__jit_export(path, what, all.programs, CUDA_PROGRAMS, &device->target, err);
+    if (!code) code = tc__jit(all.parts, n, &device->target, NULL, err);
+    if (!code) code = tc__jit_export(path, what, all.parts, n, &device->target, err);
     cuda_free_programs(&all);
     return code;
 }
@@ -666,7 +687,7 @@ static void cuda_close(tc__device *handle) {
     tc__cu *cu = &device->cu;
     if (device->context) {
         cuda_enter(device);
-        for (int i = 0; i < CUDA_PROGRAMS; i++)
+        for (int i = 0; i < CUDA_MODULES; i++)
             if (device->modules[i]) cu->module_unload(device->modules[i]);
         if (device->memory) cu->release(device->memory);
         cuda_leave(device);

@@ -195,3 +195,15 @@ void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds, i
     programs_prefill(weights, kinds, 16, text);
     programs_prefill(weights, kinds, 64, text);
 }
+
+void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
+    size_t kernels = 0;
+    for (size_t at = 0, end; at < text->len; at = end) {
+        const char *line = text->data + at;
+        const char *newline = memchr(line, '\n', text->len - at);
+        end = newline ? (size_t)(newline - text->data) + 1 : text->len;
+        bool instance = *line >= 'A' && *line <= 'Z', launch = !strncmp(line, "LAUNCH(", 7);
+        kernels += instance && !launch;
+        if (!instance || (kernels - 1) % n == i) tc__buf_add(part, line, end - at);
+    }
+}

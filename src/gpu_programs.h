@@ -39,4 +39,9 @@ TC_INTERNAL void tc__write_prefill_wide(const tc__weights *weights, const tc__ki
 TC_INTERNAL void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds,
                                        int sm_count, tc__buf *text);
 
+/* Cuts a program into parts that can be compiled side by side, with part i of n appended to `part`: the
+ * lines that begin with a capital letter instantiate kernels (a LAUNCH those of the line above), and
+ * each is in one part; all others are in every part. */
+TC_INTERNAL void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part);
+
 #endif /* TC_GPU_PROGRAMS_H */

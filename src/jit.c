@@ -1,11 +1,17 @@
 #include "jit.h"
+#include "threads.h"
 
 #include <errno.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #include <sys/stat.h>
 
 #define JIT_MAGIC "TCJIT001" /* 8 bytes, no terminator in the file */
-#define JIT_MAX_FILES 16
+#define JIT_MAX_FILES 16     /* of the sources */
+#define JIT_MAX_PROGRAMS 32
+#define JIT_THREADS 6
 
 /* ---- the key ---- */
 
@@ -136,8 +142,6 @@ typedef struct jit_job {
     bool as_ptx;
     const tc__nvrtc *nvrtc;
     const jit_sources *sources;
-    pthread_t thread;
-    bool running;
 } jit_job;
 
 /* The first line of the compiler's log that speaks of an error. */
@@ -248,40 +252,93 @@ static int jit_fit(jit_job *job, tc_error *err) {
 static void jit_tell(const jit_job *job, const tc_model_params *params) {
     char line[640];
     if (!params || !params->log || !job->as_ptx || job->target->as_ptx) return;
-    snprintf(line, sizeof line,
-             "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
-             "the driver",
-             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
+    snprintf(
+        line, sizeof line,
+        "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
+        "the driver",
+        job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
     params->log(params->user, line);
 }
 
-static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *progress,
+/* Jobs for a few threads, each of which takes the next one. The compiler holds about 30 MB for each:
+ * so few that a machine with many processors does not need a GB. */
+typedef struct jit_queue {
+    jit_job *jobs[JIT_MAX_PROGRAMS];
+    size_t n, next, done;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+} jit_queue;
+
+static void *jit_work(void *argument) {
+    jit_queue *queue = argument;
+    pthread_mutex_lock(&queue->lock);
+    while (queue->next < queue->n) {
+        jit_job *job = queue->jobs[queue->next++];
+        pthread_mutex_unlock(&queue->lock);
+        jit_compile(job);
+        pthread_mutex_lock(&queue->lock);
+        queue->done++;
+        pthread_cond_signal(&queue->changed);
+    }
+    pthread_mutex_unlock(&queue->lock);
+    return NULL;
+}
+
+/* Tells the caller of each program that is done. True if no more are wanted. */
+static bool jit_watch(jit_queue *queue, const tc_model_params *params) {
+    bool cancelled = false;
+    pthread_mutex_lock(&queue->lock);
+    for (size_t told = 0; told < queue->n && !cancelled;) {
+        while (queue->done == told) pthread_cond_wait(&queue->changed, &queue->lock);
+        told = queue->done;
+        pthread_mutex_unlock(&queue->lock);
+        cancelled =
+            params && params->progress &&
+            params->progress(params->user, (double)told / (double)queue->n, "compiling kernels");
+        pthread_mutex_lock(&queue->lock);
+    }
+    if (cancelled) queue->n = queue->next; /* those that have begun are awaited */
+    pthread_mutex_unlock(&queue->lock);
+    return cancelled;
+}
+
+static int jit_run(jit_queue *queue, const tc_model_params *params, tc_error *err) {
+    pthread_t threads[JIT_THREADS];
+    int running = 0;
+    const int most = tc__processors() < JIT_THREADS ? tc__processors() : JIT_THREADS;
+    pthread_mutex_init(&queue->lock, NULL);
+    pthread_cond_init(&queue->changed, NULL);
+    while (running < most && !pthread_create(&threads[running], NULL, jit_work, queue)) running++;
+    if (!running) jit_work(queue);
+    const bool cancelled = jit_watch(queue, params);
+    while (running > 0) pthread_join(threads[--running], NULL);
+    pthread_cond_destroy(&queue->changed);
+    pthread_mutex_destroy(&queue->lock);
+#ifdef __GLIBC__
+    malloc_trim(0); /* what the compiler's threads have freed stays with the process else */
+#endif
+    return cancelled ? tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels") : TC_OK;
+}
+
+static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *params,
                                uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
+    jit_queue queue;
+    memset(&queue, 0, sizeof queue);
     int code = tc__nvrtc_open(&nvrtc, jobs->target->driver, err);
     if (code) return code;
     *version = (uint32_t)(nvrtc.major * 1000 + nvrtc.minor);
-    bool told = false;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !code; i++) {
         if (jobs[i].program->cached) continue;
         jobs[i].nvrtc = &nvrtc;
         code = jit_fit(&jobs[i], err);
-        if (code) break;
-        if (!told) jit_tell(&jobs[i], progress);
-        told = true;
-        jobs[i].running = pthread_create(&jobs[i].thread, NULL, jit_compile, &jobs[i]) == 0;
-        if (!jobs[i].running) jit_compile(&jobs[i]);
+        if (!code && !queue.n) jit_tell(&jobs[i], params);
+        queue.jobs[queue.n++] = &jobs[i];
     }
-    for (size_t i = 0; i < n; i++) {
-        if (jobs[i].running) pthread_join(jobs[i].thread, NULL);
-        if (!code && jobs[i].program->error.code) {
-            code = jobs[i].program->error.code;
-            if (err) *err = jobs[i].program->error;
-        }
-        if (!code && progress && progress->progress &&
-            progress->progress(progress->user, (i + 1.0) / (double)n, "compiling kernels"))
-            code = tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels");
-        jobs[i].nvrtc = NULL;
+    if (!code) code = jit_run(&queue, params, err);
+    for (size_t i = 0; i < n && !code; i++) {
+        code = jobs[i].program->error.code;
+        if (code && err) *err = jobs[i].program->error;
     }
     tc__nvrtc_close(&nvrtc);
     return code;
@@ -290,11 +347,12 @@ static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *p
 int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
             const tc_model_params *progress, tc_error *err) {
     jit_sources sources;
-    jit_job jobs[JIT_MAX_FILES] = {{0}};
-    uint64_t keys[JIT_MAX_FILES][2];
-    char folder[768], paths[JIT_MAX_FILES][1024];
+    jit_job jobs[JIT_MAX_PROGRAMS];
+    uint64_t keys[JIT_MAX_PROGRAMS][2];
+    char folder[768], paths[JIT_MAX_PROGRAMS][1024];
     bool missing = false;
-    int code = n > JIT_MAX_FILES ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
+    memset(jobs, 0, sizeof jobs);
+    int code = n > JIT_MAX_PROGRAMS ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
     if (code) return code;
     tc__jit_folder(folder, sizeof folder);
     for (size_t i = 0; i < n; i++) {
@@ -389,7 +447,7 @@ static int jit_bundle_check(const tc__map *map, const char *path, jit_bundle *he
                         "%s: not a file of compiled kernels; chat --export-kernels writes one",
                         path);
     const uint8_t *rest = map->data + sizeof *head;
-    bool whole = head->size == map->size - sizeof *head && head->count <= JIT_MAX_FILES &&
+    bool whole = head->size == map->size - sizeof *head && head->count <= JIT_MAX_PROGRAMS &&
                  head->count * sizeof(jit_carried) <= head->size &&
                  head->crc == jit_bundle_crc(head, rest, (size_t)head->size) &&
                  !head->what[sizeof head->what - 1];

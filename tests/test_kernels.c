@@ -97,7 +97,8 @@ static const char probe[] =
     "    hopper(float *out, const u8 *in) {\n"
     "    __shared__ __align__(1024) u8 tile[32768];\n"
     "    __shared__ u64 barrier;\n"
-    "    const u32 at = shared_address(tile), b = shared_address(&barrier), rank = cluster_rank();\n"
+    "    const u32 at = shared_address(tile), b = shared_address(&barrier), rank = "
+    "cluster_rank();\n"
     "    const u32 a[4] = {rank, 1, 2, 3};\n"
     "    float few[8], some[32], narrow[64], wide[128];\n"
     "    if (threadIdx.x == 0) barrier_init(b, 131), barrier_init_fence();\n"
@@ -147,7 +148,7 @@ typedef struct shape {
     int groups[TC__MAX_KINDS], kinds; /* group sizes; 0: binary16 */
     int hidden, intermediate, heads, kv_heads, head_dim, vocab;
     enum { TIGHT, TWO, ALL } where; /* on sm_86 (least shared memory), also sm_90a, everywhere */
-    enum { LLAMA, PLAIN } style; /* PLAIN: LayerNorm, GELU without a gate, parallel */
+    enum { LLAMA, PLAIN } style;    /* PLAIN: LayerNorm, GELU without a gate, parallel */
 } shape;
 
 static const shape shapes[] = {
@@ -459,6 +460,25 @@ TEST(the_demo_model_compiles) {
     queue_free(&q);
     tc__model_file_close(&file);
     tc__nvrtc_close(&nvrtc);
+}
+
+/* Every kernel in one part, with its LAUNCH; everything else in all. */
+TEST(programs_are_cut_at_kernels) {
+    static const char text[] = "#define A 1\nKERNEL(a)\nLAUNCH(a)\ntypedef int b;\nROWS_KERNEL(c)\n"
+                               "KERNEL(d)\nLAUNCH(d)\nF_PRODUCT(e)\n";
+    static const char *const parts[] = {
+        "#define A 1\nKERNEL(a)\nLAUNCH(a)\ntypedef int b;\nKERNEL(d)\nLAUNCH(d)\n",
+        "#define A 1\ntypedef int b;\nROWS_KERNEL(c)\nF_PRODUCT(e)\n"};
+    tc__buf whole = {0};
+    tc__buf_str(&whole, text);
+    for (size_t i = 0; i < TC_COUNT(parts); i++) {
+        tc__buf part = {0};
+        tc__cut_program(&whole, i, TC_COUNT(parts), &part);
+        CHECK_MSG(part.len == strlen(parts[i]) && !memcmp(part.data, parts[i], part.len), "%.*s",
+                  (int)part.len, part.data);
+        tc__buf_free(&part);
+    }
+    tc__buf_free(&whole);
 }
 
 /* ---- the cache ---- */
@@ -856,13 +876,14 @@ TEST(a_mistake_in_the_source_is_named) {
     place_close(&p);
 }
 
-TEST_MAIN(RUN(kernel_sources_stand_alone) RUN(the_probe_calls_every_function_of_the_prelude)
-              RUN(prelude_assembles_for_every_architecture)
-                  RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
-                      RUN(a_hit_needs_no_nvrtc) RUN(the_target_of_one_architecture_is_apart)
-                          RUN(kernels_can_be_carried_to_another_machine)
-                              RUN(damaged_cache_files_are_compiled_anew)
-                                  RUN(a_cache_that_cannot_be_written_costs_only_time)
-                                      RUN(the_cache_is_where_it_is_expected)
-                                          RUN(processes_may_start_at_once)
-                                              RUN(a_mistake_in_the_source_is_named))
+TEST_MAIN(RUN(programs_are_cut_at_kernels) RUN(kernel_sources_stand_alone)
+              RUN(the_probe_calls_every_function_of_the_prelude)
+                  RUN(prelude_assembles_for_every_architecture)
+                      RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
+                          RUN(a_hit_needs_no_nvrtc) RUN(the_target_of_one_architecture_is_apart)
+                              RUN(kernels_can_be_carried_to_another_machine)
+                                  RUN(damaged_cache_files_are_compiled_anew)
+                                      RUN(a_cache_that_cannot_be_written_costs_only_time)
+                                          RUN(the_cache_is_where_it_is_expected)
+                                              RUN(processes_may_start_at_once)
+                                                  RUN(a_mistake_in_the_source_is_named))
