@@ -122,6 +122,13 @@ __device__ __forceinline__ void prefetch_l2(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+// Starts bringing `bytes` (a multiple of 16, like the address) into L2; no effect before sm_90.
+__device__ __forceinline__ void prefetch_l2_bytes(const void *p, u32 bytes) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
+#endif
+}
+
 // Starts a copy of 16 bytes from global to shared memory (both 16-byte aligned), past L1.
 __device__ __forceinline__ void copy_async_16(u32 shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");

@@ -29,6 +29,14 @@ enum { IN_PLAIN, IN_RMS, IN_LAYER };
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
 
+// Behind attention memory has nothing to do: a product that is soon in its rings altogether brings the
+// beginning of the next one into L2.
+struct NextProduct {
+    const u8 *weights;         // null: nothing
+    int row_blocks, row_bytes; // row_bytes: of a row block
+    int warp_bytes;            // to bring of each warp's part; a multiple of 16
+};
+
 struct ProductArgs {
     const u8 *weights;
     const float *in;    // [T][K]
@@ -37,6 +45,7 @@ struct ProductArgs {
     const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
     float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED
     int tokens;         // vectors in use, at most T
+    NextProduct next;
 };
 
 // Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
@@ -529,6 +538,16 @@ __device__ __forceinline__ float activation(float x) {
     return ACTIVATION == ACT_GELU ? 0.5f * x * (1 + erff(x * 0.70710678f)) : __fdividef(x, 1 + __expf(-x));
 }
 
+// By one lane of each warp. Shares out the next product as that does itself.
+template <int WARPS> __device__ __forceinline__ void bring(const NextProduct &next) {
+    const int first = (int)((i64)next.row_blocks * blockIdx.x / gridDim.x);
+    const int rows = (int)((i64)next.row_blocks * (blockIdx.x + 1) / gridDim.x) - first;
+    const int part = rows * next.row_bytes / (16 * WARPS) * 16; // of a warp
+    if (part)
+        prefetch_l2_bytes(next.weights + (i64)first * next.row_bytes + (threadIdx.x >> 5) * part,
+                          min(next.warp_bytes, part));
+}
+
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS> S;
@@ -562,6 +581,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     float kept = 0;
     if (T == 1 && (OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && threadIdx.x < rows * 16 && own < ROWS)
         kept = args.extra[own];
+    if (args.next.weights && lane == 0) bring<WARPS>(args.next);
     launch_dependents();
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
