@@ -2127,6 +2127,7 @@ enum { /* numbers of the driver's enumerations */
     TC__CU_OUT_OF_MEMORY = 2,
     TC__CU_NO_DEVICE = 100,
     TC__CU_DRIVER_MISMATCH = 803,
+    TC__CU_NOT_FOUND = 500,
     TC__CU_NOT_READY = 600,
     TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
     TC__CU_ATTRIBUTE_SM_COUNT = 16,
@@ -2350,6 +2351,11 @@ TC_INTERNAL void tc__write_prefill_wide(const tc__weights *weights, const tc__ki
                                         int sm_count, tc__buf *text);
 TC_INTERNAL void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds,
                                        int sm_count, tc__buf *text);
+
+/* Cuts a program into parts that can be compiled side by side, with part i of n appended to `part`: the
+ * lines that begin with a capital letter instantiate kernels (a LAUNCH those of the line above), and
+ * each is in one part; all others are in every part. */
+TC_INTERNAL void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part);
 
 #endif /* TC_GPU_PROGRAMS_H */
 
@@ -8333,11 +8339,16 @@ void tc__nvrtc_close(tc__nvrtc *nvrtc) {
 
 
 #include <errno.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <pthread.h>
 #include <sys/stat.h>
 
 #define JIT_MAGIC "TCJIT001" /* 8 bytes, no terminator in the file */
-#define JIT_MAX_FILES 16
+#define JIT_MAX_FILES 16     /* of the sources */
+#define JIT_MAX_PROGRAMS 32
+#define JIT_THREADS 6
 
 /* ---- the key ---- */
 
@@ -8468,8 +8479,6 @@ typedef struct jit_job {
     bool as_ptx;
     const tc__nvrtc *nvrtc;
     const jit_sources *sources;
-    pthread_t thread;
-    bool running;
 } jit_job;
 
 /* The first line of the compiler's log that speaks of an error. */
@@ -8580,40 +8589,93 @@ static int jit_fit(jit_job *job, tc_error *err) {
 static void jit_tell(const jit_job *job, const tc_model_params *params) {
     char line[640];
     if (!params || !params->log || !job->as_ptx || job->target->as_ptx) return;
-    snprintf(line, sizeof line,
-             "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
-             "the driver",
-             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
+    snprintf(
+        line, sizeof line,
+        "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
+        "the driver",
+        job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
     params->log(params->user, line);
 }
 
-static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *progress,
+/* Jobs for a few threads, each of which takes the next one. The compiler holds about 30 MB for each:
+ * so few that a machine with many processors does not need a GB. */
+typedef struct jit_queue {
+    jit_job *jobs[JIT_MAX_PROGRAMS];
+    size_t n, next, done;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+} jit_queue;
+
+static void *jit_work(void *argument) {
+    jit_queue *queue = argument;
+    pthread_mutex_lock(&queue->lock);
+    while (queue->next < queue->n) {
+        jit_job *job = queue->jobs[queue->next++];
+        pthread_mutex_unlock(&queue->lock);
+        jit_compile(job);
+        pthread_mutex_lock(&queue->lock);
+        queue->done++;
+        pthread_cond_signal(&queue->changed);
+    }
+    pthread_mutex_unlock(&queue->lock);
+    return NULL;
+}
+
+/* Tells the caller of each program that is done. True if no more are wanted. */
+static bool jit_watch(jit_queue *queue, const tc_model_params *params) {
+    bool cancelled = false;
+    pthread_mutex_lock(&queue->lock);
+    for (size_t told = 0; told < queue->n && !cancelled;) {
+        while (queue->done == told) pthread_cond_wait(&queue->changed, &queue->lock);
+        told = queue->done;
+        pthread_mutex_unlock(&queue->lock);
+        cancelled =
+            params && params->progress &&
+            params->progress(params->user, (double)told / (double)queue->n, "compiling kernels");
+        pthread_mutex_lock(&queue->lock);
+    }
+    if (cancelled) queue->n = queue->next; /* those that have begun are awaited */
+    pthread_mutex_unlock(&queue->lock);
+    return cancelled;
+}
+
+static int jit_run(jit_queue *queue, const tc_model_params *params, tc_error *err) {
+    pthread_t threads[JIT_THREADS];
+    int running = 0;
+    const int most = tc__processors() < JIT_THREADS ? tc__processors() : JIT_THREADS;
+    pthread_mutex_init(&queue->lock, NULL);
+    pthread_cond_init(&queue->changed, NULL);
+    while (running < most && !pthread_create(&threads[running], NULL, jit_work, queue)) running++;
+    if (!running) jit_work(queue);
+    const bool cancelled = jit_watch(queue, params);
+    while (running > 0) pthread_join(threads[--running], NULL);
+    pthread_cond_destroy(&queue->changed);
+    pthread_mutex_destroy(&queue->lock);
+#ifdef __GLIBC__
+    malloc_trim(0); /* what the compiler's threads have freed stays with the process else */
+#endif
+    return cancelled ? tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels") : TC_OK;
+}
+
+static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *params,
                                uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
+    jit_queue queue;
+    memset(&queue, 0, sizeof queue);
     int code = tc__nvrtc_open(&nvrtc, jobs->target->driver, err);
     if (code) return code;
     *version = (uint32_t)(nvrtc.major * 1000 + nvrtc.minor);
-    bool told = false;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && !code; i++) {
         if (jobs[i].program->cached) continue;
         jobs[i].nvrtc = &nvrtc;
         code = jit_fit(&jobs[i], err);
-        if (code) break;
-        if (!told) jit_tell(&jobs[i], progress);
-        told = true;
-        jobs[i].running = pthread_create(&jobs[i].thread, NULL, jit_compile, &jobs[i]) == 0;
-        if (!jobs[i].running) jit_compile(&jobs[i]);
+        if (!code && !queue.n) jit_tell(&jobs[i], params);
+        queue.jobs[queue.n++] = &jobs[i];
     }
-    for (size_t i = 0; i < n; i++) {
-        if (jobs[i].running) pthread_join(jobs[i].thread, NULL);
-        if (!code && jobs[i].program->error.code) {
-            code = jobs[i].program->error.code;
-            if (err) *err = jobs[i].program->error;
-        }
-        if (!code && progress && progress->progress &&
-            progress->progress(progress->user, (i + 1.0) / (double)n, "compiling kernels"))
-            code = tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels");
-        jobs[i].nvrtc = NULL;
+    if (!code) code = jit_run(&queue, params, err);
+    for (size_t i = 0; i < n && !code; i++) {
+        code = jobs[i].program->error.code;
+        if (code && err) *err = jobs[i].program->error;
     }
     tc__nvrtc_close(&nvrtc);
     return code;
@@ -8622,11 +8684,12 @@ static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *p
 int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
             const tc_model_params *progress, tc_error *err) {
     jit_sources sources;
-    jit_job jobs[JIT_MAX_FILES] = {{0}};
-    uint64_t keys[JIT_MAX_FILES][2];
-    char folder[768], paths[JIT_MAX_FILES][1024];
+    jit_job jobs[JIT_MAX_PROGRAMS];
+    uint64_t keys[JIT_MAX_PROGRAMS][2];
+    char folder[768], paths[JIT_MAX_PROGRAMS][1024];
     bool missing = false;
-    int code = n > JIT_MAX_FILES ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
+    memset(jobs, 0, sizeof jobs);
+    int code = n > JIT_MAX_PROGRAMS ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
     if (code) return code;
     tc__jit_folder(folder, sizeof folder);
     for (size_t i = 0; i < n; i++) {
@@ -8721,7 +8784,7 @@ static int jit_bundle_check(const tc__map *map, const char *path, jit_bundle *he
                         "%s: not a file of compiled kernels; chat --export-kernels writes one",
                         path);
     const uint8_t *rest = map->data + sizeof *head;
-    bool whole = head->size == map->size - sizeof *head && head->count <= JIT_MAX_FILES &&
+    bool whole = head->size == map->size - sizeof *head && head->count <= JIT_MAX_PROGRAMS &&
                  head->count * sizeof(jit_carried) <= head->size &&
                  head->crc == jit_bundle_crc(head, rest, (size_t)head->size) &&
                  !head->what[sizeof head->what - 1];
@@ -8975,6 +9038,18 @@ void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds, i
     programs_prefill(weights, kinds, 64, text);
 }
 
+void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
+    size_t kernels = 0;
+    for (size_t at = 0, end; at < text->len; at = end) {
+        const char *line = text->data + at;
+        const char *newline = memchr(line, '\n', text->len - at);
+        end = newline ? (size_t)(newline - text->data) + 1 : text->len;
+        bool instance = *line >= 'A' && *line <= 'Z', launch = !strncmp(line, "LAUNCH(", 7);
+        kernels += instance && !launch;
+        if (!instance || (kernels - 1) % n == i) tc__buf_add(part, line, end - at);
+    }
+}
+
 /* ======== src/cuda.c ======== */
 
 
@@ -8991,10 +9066,12 @@ void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds, i
 #define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
+#define CUDA_BRING 8192          /* bytes of the next product that a warp brings into L2 */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
+#define CUDA_MODULES 16 /* parts of all programs, at most */
 enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
 
 typedef struct cuda_kernel {
@@ -9025,7 +9102,8 @@ typedef struct cuda_device {
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
     tc__cu_ptr positions; /* RoPE's turns or ALiBi's slopes, behind the tensors */
-    tc__cu_module modules[CUDA_PROGRAMS];
+    tc__cu_module modules[CUDA_MODULES];
+    int first_module[CUDA_PROGRAMS + 1]; /* of each program's parts */
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
@@ -9064,9 +9142,15 @@ typedef struct cuda_state {
     int next, pos, token, pad;
 } cuda_state;
 
+typedef struct cuda_next_product {
+    tc__cu_ptr weights;
+    int row_blocks, row_bytes, warp_bytes;
+} cuda_next_product;
+
 typedef struct cuda_product_args {
     tc__cu_ptr weights, in, gamma, beta, extra, out;
     int tokens;
+    cuda_next_product next;
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
@@ -9174,14 +9258,18 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
 
 static int cuda_load_kernel(cuda_device *device, int program, const char *name,
                             cuda_kernel *kernel, tc_error *err) {
-    tc__cu_module module = device->modules[program];
+    tc__cu_module module = NULL;
     tc__cu *cu = &device->cu;
     char global[80];
     int launch[6] = {0};
     tc__cu_ptr at;
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
-    tc__cu_result result = cu->module_function(&kernel->function, module, name);
+    tc__cu_result result = TC__CU_NOT_FOUND;
+    for (int i = device->first_module[program]; result && i < device->first_module[program + 1]; i++) {
+        module = device->modules[i];
+        result = cu->module_function(&kernel->function, module, name);
+    }
     if (!result) result = cu->module_global(&at, &bytes, module, global);
     if (!result && bytes > sizeof launch) bytes = sizeof launch;
     if (!result) result = cu->copy_to_host(launch, at, bytes, NULL);
@@ -9253,35 +9341,49 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* The model's programs: their sources, and the images that come of them. */
+/* The model's programs, cut into parts: their sources, and the images that come of them. */
 typedef struct cuda_programs {
-    tc__buf texts[CUDA_PROGRAMS];
-    tc__jit_program programs[CUDA_PROGRAMS];
+    tc__buf texts[CUDA_MODULES];
+    char names[CUDA_MODULES][24];
+    tc__jit_program parts[CUDA_MODULES];
+    int first[CUDA_PROGRAMS + 1]; /* of each program's parts; the number of all */
 } cuda_programs;
 
 static void cuda_free_programs(cuda_programs *all) {
-    for (int i = 0; i < CUDA_PROGRAMS; i++) {
-        tc__buf_free(&all->programs[i].image);
+    for (int i = 0; i < CUDA_MODULES; i++) {
+        tc__buf_free(&all->parts[i].image);
         tc__buf_free(&all->texts[i]);
     }
 }
 
+/* Parts so many that none takes much longer to compile than the others. */
 static int cuda_write_programs(const cuda_device *device, cuda_programs *all, tc_error *err) {
     static const struct {
         const char *name;
         void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
-    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode},
-                                {"prefill", tc__write_prefill},
-                                {"wide", tc__write_prefill_wide},
-                                {"few", tc__write_prefill_few}};
-    int code = TC_OK;
+        int parts;
+    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode, 4},
+                                {"prefill", tc__write_prefill, 3},
+                                {"wide", tc__write_prefill_wide, 4},
+                                {"few", tc__write_prefill_few, 2}};
+    int code = TC_OK, n = 0;
     memset(all, 0, sizeof *all);
-    for (int i = 0; i < CUDA_PROGRAMS; i++) {
-        writers[i].write(device->weights, &device->kinds, device->sm_count, &all->texts[i]);
-        all->programs[i].name = writers[i].name;
-        all->programs[i].text = all->texts[i].data;
-        if (all->texts[i].failed) code = tc__fail_memory(err, "kernel sources", all->texts[i].len);
+    for (int program = 0; program < CUDA_PROGRAMS && !code; program++) {
+        tc__buf whole = {NULL, 0, 0, false};
+        writers[program].write(device->weights, &device->kinds, device->sm_count, &whole);
+        all->first[program] = n;
+        for (int i = 0; i < writers[program].parts; i++, n++) {
+            tc__buf *text = &all->texts[n];
+            tc__cut_program(&whole, (size_t)i, (size_t)writers[program].parts, text);
+            snprintf(all->names[n], sizeof all->names[n], "%s-%d", writers[program].name, i + 1);
+            all->parts[n].name = all->names[n];
+            all->parts[n].text = text->data;
+            if (whole.failed || text->failed)
+                code = tc__fail_memory(err, "kernel sources", text->len);
+        }
+        tc__buf_free(&whole);
     }
+    all->first[CUDA_PROGRAMS] = n;
     return code;
 }
 
@@ -9304,15 +9406,16 @@ static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_e
         return tc__fail(err, TC_ERR_CANCELLED, "cancelled while preparing kernels");
     int code = cuda_write_programs(device, &all, err);
     cuda_describe_kernels(device, what, sizeof what);
+    const int n = all.first[CUDA_PROGRAMS];
     if (!code)
         code = params->kernels
-                   ? tc__jit_import(params->kernels, what, all.programs, CUDA_PROGRAMS,
-                                    &device->target, err)
-                   : tc__jit(all.programs, CUDA_PROGRAMS, &device->target, params, err);
-    for (int i = 0; i < CUDA_PROGRAMS && !code; i++)
+                   ? tc__jit_import(params->kernels, what, all.parts, (size_t)n, &device->target, err)
+                   : tc__jit(all.parts, (size_t)n, &device->target, params, err);
+    for (int i = 0; i < n && !code; i++)
         code = tc__cu_check(&device->cu,
-                            device->cu.module_load(&device->modules[i], all.programs[i].image.data),
+                            device->cu.module_load(&device->modules[i], all.parts[i].image.data),
                             "loading kernels", err);
+    memcpy(device->first_module, all.first, sizeof all.first);
     cuda_free_programs(&all);
     return code ? code : cuda_load_kernels(device, err);
 }
@@ -9323,10 +9426,10 @@ static int cuda_export_kernels(tc__device *handle, const char *path, tc_error *e
     cuda_programs all;
     char what[240];
     int code = cuda_write_programs(device, &all, err);
+    const size_t n = (size_t)all.first[CUDA_PROGRAMS];
     cuda_describe_kernels(device, what, sizeof what);
-    if (!code) code = tc__jit(all.programs, CUDA_PROGRAMS, &device->target, NULL, err);
-    if (!code)
-        code = tc__jit_export(path, what, all.programs, CUDA_PROGRAMS, &device->target, err);
+    if (!code) code = tc__jit(all.parts, n, &device->target, NULL, err);
+    if (!code) code = tc__jit_export(path, what, all.parts, n, &device->target, err);
     cuda_free_programs(&all);
     return code;
 }
@@ -9639,7 +9742,7 @@ static void cuda_close(tc__device *handle) {
     tc__cu *cu = &device->cu;
     if (device->context) {
         cuda_enter(device);
-        for (int i = 0; i < CUDA_PROGRAMS; i++)
+        for (int i = 0; i < CUDA_MODULES; i++)
             if (device->modules[i]) cu->module_unload(device->modules[i]);
         if (device->memory) cu->release(device->memory);
         cuda_leave(device);
@@ -9852,7 +9955,8 @@ static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc_
                               cuda_vector(cache->device, weights->norm_bias),
                               0,
                               cache->logits + 4 * (size_t)row * weights->arch.vocab_size,
-                              tokens};
+                              tokens,
+                              {0, 0, 0, 0}};
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
 }
 
@@ -9864,6 +9968,15 @@ static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *l
     return head;
 }
 
+/* The beginning of a matrix, for the kernel before its product to bring into L2. */
+static cuda_next_product cuda_next(const cuda_device *device, const tc__tensor *matrix) {
+    size_t row_blocks = (matrix->rows + 15) / 16;
+    size_t row_bytes = matrix->type == TC__W4 ? matrix->size / row_blocks : 32 * matrix->columns;
+    cuda_next_product next = {cuda_tensor(device, matrix), (int)row_blocks, (int)row_bytes,
+                              CUDA_BRING};
+    return next;
+}
+
 /* A layer of one token. In a parallel block the MLP reads x before attention adds to it. */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     cuda_device *device = cache->device;
@@ -9873,14 +9986,16 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : layer->attn_norm_bias;
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     tc__cu_ptr k = cache->kv + l * layer_kv;
+    cuda_next_product none = {0, 0, 0, 0};
     cuda_product_args qkv = {0, cache->x, cuda_tensor(device, layer->attn_norm),
                              cuda_vector(device, layer->attn_norm_bias),
-                             cuda_vector(device, layer->qkv_bias), cache->qkv, 0};
-    cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0};
+                             cuda_vector(device, layer->qkv_bias), cache->qkv, 0, none};
+    cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0,
+                           cuda_next(device, arch->parallel ? layer->down : layer->gate_up)};
     cuda_product_args up = {0, cache->x, cuda_tensor(device, mlp_norm),
                             cuda_vector(device, mlp_bias), cuda_vector(device, layer->act_scales),
-                            cache->act, 0};
-    cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
+                            cache->act, 0, none};
+    cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0, none};
     cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
                                             cache->parts, cache->arrived, cache->state,
                                             cuda_head_of(device, layer), cache->ctx};
