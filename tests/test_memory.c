@@ -79,6 +79,7 @@ static int memory_thread(pthread_t *thread, const pthread_attr_t *attributes, vo
 #include "src/sampler.c"
 #include "src/threads.c"
 #include "src/shapes.c"
+#include "src/cpu_fixed.c"
 #include "src/cpu_kernels.c"
 #include "src/cpu.c"
 #include "src/kernels.c"
