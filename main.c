@@ -984,9 +984,12 @@ static int command_set(app *a, char *arg) {
 static int command_stats(app *a, char *arg) {
     tc_session *session = tc_chat_session(a->chat);
     int context = tc_session_get_info(session).ctx_size;
-    size_t used = tc_kv_length(session);
+    size_t used = 0; /* by the turns that there are: after /undo the KV cache holds more */
     buffer b = {0};
+    tc_error err;
     (void)arg;
+    if (tc_chat_turns(a->chat) && tc_chat_render(a->chat, NULL, 0, NULL, 0, &used, &err))
+        return fail_error(a, &err), GO_ON;
     append_prefill(&b, a->prefill_tokens, a->prefill_seconds);
     appendf(&b, " | ");
     append_decode(&b, a->decode_tokens, a->decode_steps, a->decode_seconds);
@@ -1665,7 +1668,6 @@ int main(int argc, char **argv) {
     tc_model_close(a.model);
     free(stop);
     end_progress(&a);
-    int output = check_output(&a);
-    if (output != GO_ON && (rc == GO_ON || rc == DONE)) return output;
+    if (rc == GO_ON || rc == DONE) rc = check_output(&a);
     return rc == GO_ON ? DONE : rc;
 }

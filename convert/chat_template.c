@@ -178,9 +178,7 @@ static bool chat_recognise(const tc__buf *text, chat_choice *choice) {
 /* By its marks, which is said aloud. */
 static void chat_resemble(const tc__buf *text, chat_choice *choice, tc__buf *notes) {
     unsigned fingerprint = chat_fingerprint(text->data, text->len);
-    char names[CHAT_MAX_NAMES];
     size_t row = 0;
-    chat_names(names, sizeof names);
     for (; row < TC_COUNT(chat_marks); row++) {
         size_t found = 0;
         while (found < 3 && chat_marks[row].marks[found] &&
@@ -190,18 +188,16 @@ static void chat_resemble(const tc__buf *text, chat_choice *choice, tc__buf *not
     }
     const char *name = row < TC_COUNT(chat_marks) ? chat_marks[row].name : NULL;
     if (!name) {
-        tc__buf_printf(notes,
-                       "the checkpoint's chat_template (fingerprint %08x) is not known; --template "
-                       "NAME chooses one of: %s\n",
-                       fingerprint, names);
+        tc__buf_printf(notes, "the checkpoint's chat_template (fingerprint %08x) is not known\n",
+                       fingerprint);
         return;
     }
     choice->chosen = tc__template_find(name);
     choice->reason = "the marks in the checkpoint's chat_template";
     tc__buf_printf(notes,
                    "the checkpoint's chat_template (fingerprint %08x) is not known to the byte, "
-                   "but it has the marks of '%s'; --template NAME chooses another of: %s\n",
-                   fingerprint, name, names);
+                   "but it has the marks of '%s'; --template NAME chooses another\n",
+                   fingerprint, name);
 }
 
 /* ---- the model's name ---- */

@@ -610,7 +610,7 @@ static const struct {
     const char *what;
 } ckpt_foreign[] = {
 #define CKPT_BYTES(text) text, sizeof text - 1
-    {0, CKPT_BYTES(CKPT_LFS_START), CKPT_LFS_POINTER},
+    {0, CKPT_BYTES(LFS_START), LFS_POINTER},
     {0, CKPT_BYTES("PYTORCH1"),
      "is in PyTorch's preview format of 2018: save it again with "
      "a current PyTorch"},
@@ -827,10 +827,10 @@ static int ckpt_read_shards(ckpt_builder *b, const char *dir, const json_doc *do
     ckpt_names_sort(&shards);
     for (size_t i = 0; !code && i < shards.count; i++) {
         code = ckpt_read_in(b, dir, shards.items[i]);
-        if (code == TC_ERR_IO)
-            code = tc__fail(b->err, TC_ERR_IO,
-                            "%s: shard %zu of %zu is missing or unreadable: it is "
-                            "named in the index of this folder",
+        if (code == TC_ERR_IO && access(b->file, F_OK))
+            code = tc__fail(b->err, TC_ERR_FORMAT,
+                            "%s: shard %zu of %zu is missing: the index of this folder names it; "
+                            "download it",
                             b->file, i + 1, shards.count);
     }
     ckpt_names_free(&shards);
@@ -972,7 +972,7 @@ static int ckpt_read_lone(ckpt_builder *b, const char *dir) {
                         dir, names.count, names.items[0], names.items[1]);
     } else if (!code) {
         code =
-            ckpt_fail(b, TC_ERR_IO,
+            ckpt_fail(b, TC_ERR_FORMAT,
                       "no weights in this folder: expected model.safetensors, pytorch_model.bin, "
                       "or shards and their .index.json");
     }

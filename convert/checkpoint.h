@@ -17,8 +17,8 @@
  * been read count as resident until ckpt_release. The files must not shrink while they are open.
  * A checkpoint belongs to one thread at a time.
  *
- * Errors, everywhere: IO (a file that cannot be read, a missing shard), FORMAT (damaged, cut short
- * or contradicting itself), UNSUPPORTED (intact, but not something that holds usable weights, or
+ * Errors, everywhere: IO (a file that cannot be read), FORMAT (damaged, cut short, contradicting
+ * itself or without some of its files), UNSUPPORTED (intact, but not something that holds usable weights, or
  * with contents that the readers refuse: the message names it), MEMORY. The messages start with
  * the file's path.
  */
@@ -28,11 +28,6 @@
 #include "src/base.h"
 
 #define CKPT_MAX_DIMS 8
-
-/* What stands in place of a large file after a clone without git-LFS, and what to say about it. */
-#define CKPT_LFS_START "version https://git-lfs"
-#define CKPT_LFS_POINTER \
-    "is a git-LFS pointer, not the file itself: fetch the file with 'git lfs pull'"
 
 typedef enum ckpt_dtype {
     CKPT_F64,

@@ -534,26 +534,50 @@ static void convert_rounded(convert_job *job) {
 
 /* ---- the whole ---- */
 
+/* Whether `path` is there and the same file as `other`. */
+static bool convert_is_file(const char *path, const struct stat *other) {
+    struct stat info;
+    return !stat(path, &info) && info.st_dev == other->st_dev && info.st_ino == other->st_ino;
+}
+
+/* Whether it is one of the folder's small files that convert or transformers reads. */
+static bool convert_is_in_folder(const char *dir, const struct stat *file) {
+    static const char *const names[] = {
+        "config.json",         "generation_config.json",  "tokenizer.model",
+        "tokenizer.json",      "tokenizer_config.json",   "added_tokens.json",
+        "chat_template.jinja", "chat_template.json",      "special_tokens_map.json",
+        "quant_config.json",   "quantize_config.json",    "model.safetensors.index.json",
+        "vocab.json",          "pytorch_model.bin.index.json"};
+    bool found = false;
+    for (size_t i = 0; i < TC_COUNT(names) && !found; i++) {
+        char *path = hf_path(dir, names[i]);
+        found = path && convert_is_file(path, file);
+        free(path);
+    }
+    return found;
+}
+
 /* The output must not be one of the files that are read. */
 static int convert_check_output(const convert_job *job) {
-    const char *path = job->options->output;
-    struct stat out, in;
+    const char *path = job->options->output, *search = job->options->search;
+    struct stat out;
     if (stat(path, &out)) return TC_OK; /* not there yet */
     if (S_ISDIR(out.st_mode))
         return tc__fail(job->err, TC_ERR_ARGUMENT, "%s: is a folder; give -o a file name", path);
     if (!S_ISREG(out.st_mode))
         return tc__fail(job->err, TC_ERR_ARGUMENT,
                         "%s: is not a regular file; give -o another name", path);
+    bool input = convert_is_in_folder(job->options->hf, &out) ||
+                 (search && convert_is_file(search, &out));
     const char *last = NULL;
-    for (size_t i = 0; i < job->ckpt.count; i++) {
+    for (size_t i = 0; i < job->ckpt.count && !input; i++) {
         const char *file = job->ckpt.tensors[i].file;
-        if (file == last) continue;
+        input = file != last && convert_is_file(file, &out);
         last = file;
-        if (!stat(file, &in) && in.st_dev == out.st_dev && in.st_ino == out.st_ino)
-            return tc__fail(job->err, TC_ERR_ARGUMENT,
-                            "%s: is a part of the checkpoint; give -o another name", path);
     }
-    return TC_OK;
+    if (!input) return TC_OK;
+    return tc__fail(job->err, TC_ERR_ARGUMENT,
+                    "%s: is a part of the checkpoint; give -o another name", path);
 }
 
 static int convert_open_search(convert_job *job) {

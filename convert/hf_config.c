@@ -49,10 +49,16 @@ static const family_setting *hf_unmet(const hf_file *file, const family_setting 
 
 static int hf_refuse_setting(const hf_file *file, const family *page,
                              const family_setting *setting) {
+    const json_value *value = hf_get(file, file->root, setting->key);
+    char found[64], expected[32];
+    json_show(&file->doc, value, found, sizeof found);
+    snprintf(expected, sizeof expected, "%g", setting->value);
+    if (json_type(value) == JSON_BOOL)
+        snprintf(expected, sizeof expected, "%s", setting->value ? "true" : "false");
     return tc__fail(file->err, TC_ERR_UNSUPPORTED,
-                    "%s: '%s' has a value that is not supported and would change the model's "
-                    "answers; supported with %s: %g",
-                    file->path, setting->key, page->models, setting->value);
+                    "%s: '%s' is %s, which is not supported and would change the model's answers; "
+                    "supported with %s: %s",
+                    file->path, setting->key, found, page->models, expected);
 }
 
 /* A config.json without model_type is known by its architecture. */

@@ -238,7 +238,10 @@ int json_open(const char *path, json_doc *doc, tc_error *err) {
     tc__map map;
     int code = tc__map_open(path, &map, err);
     if (code) return code;
-    code = json_parse(path, map.data ? (const char *)map.data : "", map.size, doc, err);
+    if (map.size > strlen(LFS_START) && !memcmp(map.data, LFS_START, strlen(LFS_START)))
+        code = tc__fail(err, TC_ERR_UNSUPPORTED, "%s: " LFS_POINTER, path);
+    else
+        code = json_parse(path, map.data ? (const char *)map.data : "", map.size, doc, err);
     if (code)
         tc__map_close(&map);
     else
@@ -368,4 +371,19 @@ bool json_bool(const json_value *value, bool *out) {
     if (json_type(value) != JSON_BOOL) return false;
     *out = value->length == 1;
     return true;
+}
+
+void json_show(const json_doc *doc, const json_value *value, char *out, size_t size) {
+    static const char *const words[] = {[JSON_MISSING] = "missing",
+                                        [JSON_NULL] = "null",
+                                        [JSON_ARRAY] = "a list",
+                                        [JSON_OBJECT] = "an object"};
+    json_kind kind = json_type(value);
+    if (kind == JSON_BOOL)
+        snprintf(out, size, "%s", value->length ? "true" : "false");
+    else if (kind == JSON_NUMBER || kind == JSON_STRING)
+        snprintf(out, size, kind == JSON_STRING ? "'%.*s'" : "%.*s", (int)value->length,
+                 doc->text + value->start);
+    else
+        snprintf(out, size, "%s", words[kind]);
 }

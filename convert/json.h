@@ -15,6 +15,10 @@
 
 #include "src/base.h"
 
+/* What stands in place of a large file after a clone without git-LFS, and what to say about it. */
+#define LFS_START "version https://git-lfs"
+#define LFS_POINTER "is a git-LFS pointer, not the file itself: fetch the file with 'git lfs pull'"
+
 #define JSON_MAX_DEPTH 64
 #define JSON_MAX_VALUES (4u << 20) /* 64 MB; a tokenizer.json of 256k pieces has 2.3 million */
 
@@ -84,5 +88,9 @@ bool json_int(const json_doc *doc, const json_value *value, int64_t *out);
 bool json_double(const json_doc *doc, const json_value *value, double *out);
 
 bool json_bool(const json_value *value, bool *out);
+
+/* What a message says of a value: a scalar as it stands there, else "a list", "an object" or
+ * "missing". */
+void json_show(const json_doc *doc, const json_value *value, char *out, size_t size);
 
 #endif /* CONVERT_JSON_H */

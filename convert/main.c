@@ -186,7 +186,8 @@ static int main_check(main_arguments *a) {
     char names[CHAT_MAX_NAMES];
     const convert_options *o = &a->convert;
     if (a->inspect || a->verify) {
-        if (o->hf || o->awq || o->output || o->search || a->quantize || (a->inspect && a->verify))
+        if (o->hf || o->awq || o->output || o->search || o->template_name || o->name ||
+            o->no_tokenizer || a->quantize || a->group_size || (a->inspect && a->verify))
             return main_usage("--inspect and --verify stand alone", "");
         return MAIN_OK;
     }
@@ -200,6 +201,7 @@ static int main_check(main_arguments *a) {
                 names);
         return MAIN_USAGE;
     }
+    if (o->name && !*o->name) return main_usage("--name: expected a text that is not empty", "");
     return main_check_quantise(a);
 }
 

@@ -1,6 +1,5 @@
 #include "tokenizer_import.h"
 
-#include "checkpoint.h"
 #include "hf_config.h"
 #include "json.h"
 #include "src/split.h"
@@ -204,9 +203,8 @@ static int import_read_model(const char *path, tokenizer_import *import, tc_erro
     specs.eos_id = 2;
     specs.dummy_prefix = specs.extra_whitespace = specs.escape = true;
     tc__buf_str(&import->unk_surface, " \xe2\x81\x87 ");
-    if (map.size > strlen(CKPT_LFS_START) &&
-        !memcmp(map.data, CKPT_LFS_START, strlen(CKPT_LFS_START)))
-        code = tc__fail(err, TC_ERR_UNSUPPORTED, "%s: " CKPT_LFS_POINTER, path);
+    if (map.size > strlen(LFS_START) && !memcmp(map.data, LFS_START, strlen(LFS_START)))
+        code = tc__fail(err, TC_ERR_UNSUPPORTED, "%s: " LFS_POINTER, path);
     else if (!import_model(map.data, map.size, import, &specs))
         code =
             tc__fail(err, TC_ERR_FORMAT,

@@ -344,7 +344,8 @@ int tc__map_open_fd(const char *path, tc__map *map, int *kept, tc_error *err) {
     void *data = NULL;
     int code = TC_OK;
     if (!S_ISREG(st.st_mode))
-        code = tc__fail(err, TC_ERR_IO, "%s: not a regular file", path);
+        code = tc__fail(err, TC_ERR_IO, "%s: is %s; expected a file", path,
+                        S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
     else if ((uintmax_t)st.st_size > SIZE_MAX)
         code = tc__fail(err, TC_ERR_IO, "%s: too large for this machine's addresses", path);
     else if (st.st_size &&

@@ -765,7 +765,7 @@ TEST(hugging_face_folders_prefer_safetensors) {
     tc_error err;
     tc__buf bytes = {0};
     write_text("config.json", "{}");
-    expect_hf(TC_ERR_IO, "no weights in this folder");
+    expect_hf(TC_ERR_FORMAT, "no weights in this folder");
     write_one("weights.pth", "lone", "11");
     CHECK(!ckpt_open_hf(folder, &ckpt, &err) && ckpt_find(&ckpt, "lone"));
     ckpt_close(&ckpt);
@@ -807,7 +807,7 @@ TEST(indexes_are_checked_against_the_shards) {
         int code;
         const char *message;
     } cases[] = {
-        {"{\"weight_map\":{\"one\":\"shard-1.bin\",\"x\":\"shard-9.bin\"}}", TC_ERR_IO,
+        {"{\"weight_map\":{\"one\":\"shard-1.bin\",\"x\":\"shard-9.bin\"}}", TC_ERR_FORMAT,
          "/shard-9.bin: shard 2 of 2 is missing"},
         {"{\"weight_map\":{\"one\":\"shard-1.bin\",\"two\":\"shard-1.bin\"}}", TC_ERR_FORMAT,
          "'two' is in none of the shards"},

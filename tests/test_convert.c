@@ -802,7 +802,7 @@ TEST(settings_that_would_change_answers_are_refused) {
         {"\"model_type\":null,\"architectures\":[\"LlamaForCausalLM\"]", NULL},
         {"\"hidden_act\":\"gelu\"", "hidden_act 'gelu'"},
         {"\"hidden_act\":\"silu\"", NULL},
-        {"\"attention_bias\":true", "attention_bias"},
+        {"\"attention_bias\":true", "'attention_bias' is true, which is not supported"},
         {"\"attention_bias\":false", NULL},
         {"\"mlp_bias\":true", "mlp_bias"},
         {"\"rope_scaling\":null", NULL},
@@ -1436,6 +1436,11 @@ TEST(tokenizers_that_would_differ_are_refused) {
     CHECK(write_file(r.folder, "tokenizer.model", pointer, strlen(pointer)));
     CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_UNSUPPORTED);
     CHECK(strstr(r.err.message, "git-LFS pointer") != NULL);
+    char path[2 * PROGRAM_PATH];
+    json_doc doc;
+    snprintf(path, sizeof path, "%s/tokenizer.model", r.folder); /* JSON files likewise */
+    CHECK(json_open(path, &doc, &r.err) == TC_ERR_UNSUPPORTED &&
+          strstr(r.err.message, "tokenizer.model: is a git-LFS pointer"));
     CHECK(write_file(r.folder, "tokenizer.model", "IQ== 0\nIg== 1\n", 14)); /* a tiktoken file */
     CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
     tc__buf bytes = proto_model(proto_bpe, proto_identity);
@@ -1808,6 +1813,8 @@ TEST(outputs_that_cannot_be_are_refused) {
     CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && strstr(r.err.message, "is a folder"));
     snprintf(other, sizeof other, "%s/./model.safetensors", r.folder);
     r.options.output = other;
+    CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && strstr(r.err.message, "part of the checkpoint"));
+    snprintf(other, sizeof other, "%s/config.json", r.folder);
     CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && strstr(r.err.message, "part of the checkpoint"));
     snprintf(other, sizeof other, "%s/no/such/folder/model.bin", r.folder);
     CHECK(run_model(&r, &m) == TC_ERR_IO && strstr(r.err.message, other));
