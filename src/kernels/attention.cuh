@@ -330,9 +330,8 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     const int parts =
         units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
     if ((int)blockIdx.y >= parts) return;
-    // The next kernel loads weights, and asks for so much shared memory that only one of its blocks
-    // fits on an SM. With a long way to go it may start at once, else it would come between the new
-    // token's projections and this kernel.
+    // The next kernel has weights to load. With a long way to go it may start at once; on a short one
+    // its loads would only come between the new token's projections and this kernel.
     const bool long_way = units > DECODE_PART;
     if (long_way) launch_dependents();
     const int begin = (int)((i64)units * blockIdx.y / parts);

@@ -204,9 +204,9 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// Lets the next kernel of the stream start: it may load what depends on nothing (weights) while this
-// one works. Called after wait_for_previous, so that never more than two kernels are resident: with
-// three, blocks of one kernel pile up on the SMs that the first frees and the others stay idle.
+// Lets the next kernel of the stream start as soon as all blocks of this one have said so: it may load
+// what depends on nothing (weights) while this one works. Shared memory is what limits how many of them
+// an SM holds (DecodePick, instances.cuh).
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
