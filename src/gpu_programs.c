@@ -202,7 +202,7 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
         const char *line = text->data + at;
         const char *newline = memchr(line, '\n', text->len - at);
         end = newline ? (size_t)(newline - text->data) + 1 : text->len;
-        bool instance = *line >= 'A' && *line <= 'Z', launch = !strncmp(line, "LAUNCH(", 7);
+        bool instance = *line >= 'A' && *line <= 'Z', launch = !strncmp(line, "LAUNCH", 6);
         kernels += instance && !launch;
         if (!instance || (kernels - 1) % n == i) tc__buf_add(part, line, end - at);
     }
