@@ -2773,7 +2773,8 @@ int tc__map_open_fd(const char *path, tc__map *map, int *kept, tc_error *err) {
     void *data = NULL;
     int code = TC_OK;
     if (!S_ISREG(st.st_mode))
-        code = tc__fail(err, TC_ERR_IO, "%s: not a regular file", path);
+        code = tc__fail(err, TC_ERR_IO, "%s: is %s; expected a file", path,
+                        S_ISDIR(st.st_mode) ? "a folder" : "not a regular file");
     else if ((uintmax_t)st.st_size > SIZE_MAX)
         code = tc__fail(err, TC_ERR_IO, "%s: too large for this machine's addresses", path);
     else if (st.st_size &&
@@ -9044,7 +9045,7 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
         const char *line = text->data + at;
         const char *newline = memchr(line, '\n', text->len - at);
         end = newline ? (size_t)(newline - text->data) + 1 : text->len;
-        bool instance = *line >= 'A' && *line <= 'Z', launch = !strncmp(line, "LAUNCH(", 7);
+        bool instance = *line >= 'A' && *line <= 'Z', launch = !strncmp(line, "LAUNCH", 6);
         kernels += instance && !launch;
         if (!instance || (kernels - 1) % n == i) tc__buf_add(part, line, end - at);
     }
@@ -9266,7 +9267,8 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name,
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
     tc__cu_result result = TC__CU_NOT_FOUND;
-    for (int i = device->first_module[program]; result && i < device->first_module[program + 1]; i++) {
+    for (int i = device->first_module[program];
+         result == TC__CU_NOT_FOUND && i < device->first_module[program + 1]; i++) {
         module = device->modules[i];
         result = cu->module_function(&kernel->function, module, name);
     }

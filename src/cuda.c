@@ -218,7 +218,8 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name,
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
     tc__cu_result result = TC__CU_NOT_FOUND;
-    for (int i = device->first_module[program]; result && i < device->first_module[program + 1]; i++) {
+    for (int i = device->first_module[program];
+         result == TC__CU_NOT_FOUND && i < device->first_module[program + 1]; i++) {
         module = device->modules[i];
         result = cu->module_function(&kernel->function, module, name);
     }

@@ -168,7 +168,7 @@ carry_kernels() {
 }
 
 if ! make --no-print-directory -j"$jobs" all $tests/test_gpu $tests/test_kernels \
-    > $work/build.log 2>&1; then
+    $tests/test_loading $tests/test_selftest > $work/build.log 2>&1; then
     tail -n 30 $work/build.log
     echo "0 passed, 1 failed, 0 skipped"
     exit 1
@@ -189,9 +189,11 @@ if ! $tests/test_gpu probe > $work/probe.log 2>&1; then
     echo "running what needs none:"
     unset TINYCHAT_CACHE
     limit=600
-    run kernels $tests/test_kernels
-    cat $work/kernels.log
-    count_tests kernels
+    for name in kernels loading selftest; do
+        run $name $tests/test_$name
+        cat $work/$name.log
+        count_tests $name
+    done
     finish "without a GPU"
 fi
 cat $work/probe.log
