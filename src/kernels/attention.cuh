@@ -4,8 +4,8 @@
 // softmax and its sums are binary32; the products go through the tensor cores in binary16.
 //
 // Of the model (constants): ALIBI 0: RoPE, the rotate-half of Hugging Face checkpoints: (x[i],
-// x[i + HEAD_DIM / 2]) turns by pos * frequency[i], times ROPE_SCALE; 1: slope * distance is added to
-// the scores. QK_NORM 1: each head's query and key go through an RMSNorm first.
+// x[i + HEAD_DIM / 2]) turns by pos * frequency[i], times ROPE_SCALE; 1: slope * distance is added
+// to the scores. QK_NORM 1: each head's query and key go through an RMSNorm first.
 
 #ifndef TC_ATTENTION
 #define TC_ATTENTION
@@ -16,8 +16,8 @@
 constexpr int HALF = HEAD_DIM / 2;
 constexpr int GROUP_HEADS = HEADS / KV_HEADS;       // query heads of one KV head
 constexpr int HEAD_TILES = (GROUP_HEADS + 7) / 8;   // in tiles of 8, for decode
-constexpr int HEAD_STRIDE = HEAD_DIM + 8;           // halfs of a row in shared memory: 16 bytes off,
-                                                    // so that ldmatrix has no bank conflicts
+constexpr int HEAD_STRIDE = HEAD_DIM + 8;           // halfs of a row in shared memory: 16 bytes
+                                                    // off, so ldmatrix has no bank conflicts
 constexpr int QKV_ROWS = (HEADS + 2 * KV_HEADS) * HEAD_DIM;
 constexpr float NO_SCORE = -1e30f; // of a key that a query does not see
 constexpr float LOG2_E = 1.4426950408889634f;
@@ -102,8 +102,9 @@ struct HeadVector {
     }
 };
 
-// A thread's place when several copy vectors of a head into shared memory, 16 bytes each: it stays in
-// its column and takes every so many rows. Where rows do not divide the threads some have no place.
+// A thread's place when several copy vectors of a head into shared memory, 16 bytes each: it stays
+// in its column and takes every so many rows. Where rows do not divide the threads some have no
+// place.
 struct CopyPlace {
     static constexpr int CHUNKS = HEAD_DIM / 8;
     int row, at;
@@ -152,14 +153,15 @@ constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int DECODE_SLOT = 2 * UNIT_KEYS * HEAD_STRIDE; // bytes of a unit's keys (or values)
 constexpr int DECODE_SLOTS = HEAD_DIM <= 128 ? 4 : 2;    // of a warp: K and V of one or two units
 constexpr int DECODE_SMEM = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
-// Adding parts costs a trip to L2 and back three times: up to ALONE units a block does all of a head
-// itself, beyond them a part has at least as many as its rings hold.
+// Adding parts costs a trip to L2 and back three times: up to ALONE units a block does all of a
+// head itself, beyond them a part has at least as many as its rings hold.
 constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
 
 // Up to 8 heads' queries as the A operand of mma: row r is head r's in binary16 and row r + 8 what
 // that leaves out, so scores see 22 bits of the queries at no cost.
-__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int first, int heads,
-                                               const float2 *angles, u32 q[HEAD_DIM / 16][4]) {
+__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int first,
+                                               int heads, const float2 *angles,
+                                               u32 q[HEAD_DIM / 16][4]) {
     constexpr int N = HEAD_DIM / 8;
     const int lane = threadIdx.x & 31, at = 2 * (lane & 3);
     // rows without a head repeat the last one's; nobody reads their results
@@ -309,36 +311,116 @@ __device__ __forceinline__ void decode_add_parts(const float *parts, int n, int 
     }
 }
 
+// What a block's warps share beside the rings.
+struct DecodeShared {
+    float2 angles[HALF];
+    float tops[DECODE_WARPS][8], sums[DECODE_WARPS][8];
+    bool last; // of the blocks of a head tile
+};
+
+// The new token's key and value into their rows in shared memory and, once per KV head, the cache.
+// The zeros that were copied into these rows must have arrived.
+__device__ __forceinline__ void decode_new_key(const DecodeAttentionArgs &args, int kv, int pos,
+                                               bool write, const float2 *angles, u16 *k_row,
+                                               u16 *v_row) {
+    const int lane = threadIdx.x & 31;
+    const float *in = args.qkv + (HEADS + kv) * HEAD_DIM;
+    const i64 at = ((i64)kv * args.ctx + pos) * HEAD_DIM;
+    HeadVector k, v;
+    k.load(in, lane);
+    v.load(in + KV_HEADS * HEAD_DIM, lane);
+    if constexpr (QK_NORM) k.norm(args.head.k_norm, lane);
+    if constexpr (!ALIBI) k.turn(angles, lane);
+    k.store(k_row, 1, lane);
+    v.store(v_row, 1, lane);
+    if (write) k.store(args.k + at, 1, lane), v.store(args.v + at, 1, lane);
+}
+
+// ALiBi, and the keys that do not exist yet; `past` is how far the unit's first key lies behind the
+// token.
+__device__ __forceinline__ void decode_mask(float s[2][2], int past, float slope) {
+    past += 2 * (threadIdx.x & 3);
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            if constexpr (ALIBI) s[n][c] += slope * (float)(past + 8 * n + c);
+            if (past + 8 * n + c > 0) s[n][c] = NO_SCORE;
+        }
+}
+
+// What the warps have to one, and what the blocks have: the last one to arrive adds it.
+__device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
+                                              const DecodeSoftmax &softmax, DecodeShared &shared,
+                                              float *rings, int first_head, int heads, int parts) {
+    constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4; // a warp's [8][HEAD_DIM] in its ring
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    float sum = softmax.sum;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (lane >> 2 < heads) {
+        float *to = rings + warp * OUTS + (lane >> 2) * HEAD_DIM + 2 * (lane & 3);
+#pragma unroll
+        for (int d = 0; d < HEAD_DIM / 8; d++)
+            *(float2 *)(to + 8 * d) = make_float2(softmax.out[d][0] + softmax.out[d][2],
+                                                  softmax.out[d][1] + softmax.out[d][3]);
+        if ((lane & 3) == 0)
+            shared.tops[warp][lane >> 2] = softmax.top, shared.sums[warp][lane >> 2] = sum;
+    }
+    __syncthreads();
+    float *out = args.out + first_head * HEAD_DIM;
+    float *tile_parts = args.parts + (i64)blockIdx.x * gridDim.y * DECODE_PARTIAL;
+    float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
+    for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
+        const int h = i / HEAD_DIM;
+        Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
+#pragma unroll
+        for (int w = 0; w < DECODE_WARPS; w++)
+            all.add(shared.tops[w][h], shared.sums[w][h], *(const float4 *)(rings + w * OUTS + i));
+        *(float4 *)(parts == 1 ? out + i : part + i) = parts == 1 ? all.result() : all.out;
+        if (parts > 1 && i % HEAD_DIM == 0)
+            part[8 * HEAD_DIM + h] = all.top, part[8 * HEAD_DIM + 8 + h] = all.sum;
+    }
+    if (parts == 1) return;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        shared.last = arrive(&args.arrived[blockIdx.x]) == (u32)parts - 1;
+        if (shared.last) args.arrived[blockIdx.x] = 0;
+    }
+    __syncthreads();
+    if (shared.last) decode_add_parts(tile_parts, parts, heads, out);
+}
+
 // RoPE, the KV write and attention of one token. A block takes up to 8 heads of one KV head and one
 // part of the keys; its warps share the part's units, add what each has, and the block that arrives
 // last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of DECODE_THREADS, at
 // most one block per SM in all. Bytes moved: K and V up to the position once per HEAD_TILES.
 __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
-    __shared__ __align__(16) float2 angles[HALF];
-    __shared__ float tops[DECODE_WARPS][8], sums[DECODE_WARPS][8];
-    __shared__ bool last;
+    __shared__ __align__(16) DecodeShared shared;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int kv = blockIdx.x / HEAD_TILES, head_tile = blockIdx.x % HEAD_TILES;
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
-    // Before the wait: everything but the new token's projections. This kernel may start while others
-    // of its token still run, but none starts before embed_rows, the first, has written the position;
-    // and the cache of earlier positions comes from earlier tokens, which had finished before that.
+    // Before the wait: everything but the new token's projections. This kernel may start while
+    // others of its token still run, but none starts before embed_rows, the first, has written the
+    // position; and the cache of earlier positions comes from earlier tokens, which had finished
+    // before that.
     const int pos = (int)load_u32_l2((const u32 *)&args.state->pos);
     const int units = pos / UNIT_KEYS + 1;
     const int parts =
         units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
     if ((int)blockIdx.y >= parts) return;
-    // The next kernel has weights to load. With a long way to go it may start at once; on a short one
-    // its loads would only come between the new token's projections and this kernel.
+    // The next kernel has weights to load. With a long way to go it may start at once; on a short
+    // one its loads would only come between the new token's projections and this kernel.
     const bool long_way = units > DECODE_PART;
     if (long_way) launch_dependents();
     const int begin = (int)((i64)units * blockIdx.y / parts);
     const int end = (int)((i64)units * (blockIdx.y + 1) / parts);
     u16 *k_cache = args.k + (i64)kv * args.ctx * HEAD_DIM;
     u16 *v_cache = args.v + (i64)kv * args.ctx * HEAD_DIM;
-    const u32 ring = shared_address(smem) + warp * DECODE_SLOTS * DECODE_SLOT;
+    u8 *const slots = smem + warp * DECODE_SLOTS * DECODE_SLOT;
+    const u32 ring = shared_address(slots);
     const CopyPlace place(lane);
     int next = begin + warp; // the unit to copy next
 #pragma unroll
@@ -352,7 +434,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         copy_async_commit();
         if (s & 1) next += DECODE_WARPS;
     }
-    rope_angles(args.head.turns, pos, angles);
+    rope_angles(args.head.turns, pos, shared.angles);
     float slope = 0;
     if constexpr (ALIBI)
         slope = LOG2_E * args.head.slopes[first_head + min(lane >> 2, heads - 1)];
@@ -361,7 +443,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     if (!long_way) launch_dependents();
 
     u32 q[HEAD_DIM / 16][4];
-    decode_queries(args, first_head, heads, angles, q);
+    decode_queries(args, first_head, heads, shared.angles, q);
     DecodeSoftmax softmax;
     softmax.clear();
     u32 slot = ring;
@@ -371,21 +453,11 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         const i64 next_at = (i64)next * UNIT_KEYS * HEAD_DIM + place.global(HEAD_DIM);
         copy_async_wait<DECODE_SLOTS - 1>();
         if (u == units - 1) { // the new key and value are the last of this unit
-            const float *in = args.qkv + (HEADS + kv) * HEAD_DIM;
-            u8 *row = smem + (slot - shared_address(smem)) + 2 * (pos - first) * HEAD_STRIDE;
-            HeadVector k, v;
-            k.load(in, lane);
-            v.load(in + KV_HEADS * HEAD_DIM, lane);
-            if constexpr (QK_NORM) k.norm(args.head.k_norm, lane);
-            if constexpr (!ALIBI) k.turn(angles, lane);
-            copy_async_wait<DECODE_SLOTS - 2>(); // the zeros of its row in V
+            u16 *row = (u16 *)(slots + (slot - ring)) + (pos - first) * HEAD_STRIDE;
+            copy_async_wait<DECODE_SLOTS - 2>(); // the values too
             __syncwarp();
-            k.store((u16 *)row, 1, lane);
-            v.store((u16 *)(row + DECODE_SLOT), 1, lane);
-            if (head_tile == 0) {
-                k.store(k_cache + (i64)pos * HEAD_DIM, 1, lane);
-                v.store(v_cache + (i64)pos * HEAD_DIM, 1, lane);
-            }
+            decode_new_key(args, kv, pos, head_tile == 0, shared.angles, row,
+                           row + DECODE_SLOT / 2);
         }
         __syncwarp();
         float s[2][2];
@@ -395,14 +467,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
             copy_rows<UNIT_KEYS, 32>(slot + place.shared(), k_cache + next_at, HEAD_DIM,
                                      pos - next * UNIT_KEYS, place.row);
         copy_async_commit();
-        const int key = first + 2 * (lane & 3);
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                if constexpr (ALIBI) s[n][c] += slope * (float)(key + 8 * n + c - pos);
-                if (key + 8 * n + c > pos) s[n][c] = NO_SCORE;
-            }
+        decode_mask(s, first - pos, slope);
         u32 p[4];
         softmax.add(s, p);
         copy_async_wait<DECODE_SLOTS - 1>();
@@ -410,49 +475,13 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         softmax.weigh(p, slot + DECODE_SLOT);
         __syncwarp();
         if (more)
-            copy_rows<UNIT_KEYS, 32>(slot + DECODE_SLOT + place.shared(), v_cache + next_at, HEAD_DIM,
-                                     pos - next * UNIT_KEYS, place.row);
+            copy_rows<UNIT_KEYS, 32>(slot + DECODE_SLOT + place.shared(), v_cache + next_at,
+                                     HEAD_DIM, pos - next * UNIT_KEYS, place.row);
         copy_async_commit();
         next += DECODE_WARPS;
         if (DECODE_SLOTS == 4) slot = 2 * ring + 2 * DECODE_SLOT - slot;
     }
-
-    // the warps' parts to one: [warp][8][HEAD_DIM], each in its ring
-    constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4;
-    float *outs = (float *)smem;
-    float sum = softmax.sum;
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (lane >> 2 < heads) {
-        float *to = outs + warp * OUTS + (lane >> 2) * HEAD_DIM + 2 * (lane & 3);
-#pragma unroll
-        for (int d = 0; d < HEAD_DIM / 8; d++)
-            *(float2 *)(to + 8 * d) = make_float2(softmax.out[d][0] + softmax.out[d][2],
-                                                  softmax.out[d][1] + softmax.out[d][3]);
-        if ((lane & 3) == 0) tops[warp][lane >> 2] = softmax.top, sums[warp][lane >> 2] = sum;
-    }
-    __syncthreads();
-    float *out = args.out + first_head * HEAD_DIM;
-    float *tile_parts = args.parts + (i64)blockIdx.x * gridDim.y * DECODE_PARTIAL;
-    float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
-    for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
-        const int h = i / HEAD_DIM;
-        Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
-#pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++)
-            all.add(tops[w][h], sums[w][h], *(const float4 *)(outs + w * OUTS + i));
-        *(float4 *)(parts == 1 ? out + i : part + i) = parts == 1 ? all.result() : all.out;
-        if (parts > 1 && i % HEAD_DIM == 0)
-            part[8 * HEAD_DIM + h] = all.top, part[8 * HEAD_DIM + 8 + h] = all.sum;
-    }
-    if (parts == 1) return;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        last = arrive(&args.arrived[blockIdx.x]) == (u32)parts - 1;
-        if (last) args.arrived[blockIdx.x] = 0;
-    }
-    __syncthreads();
-    if (last) decode_add_parts(tile_parts, parts, heads, out);
+    decode_finish(args, softmax, shared, (float *)smem, first_head, heads, parts);
 }
 
 // ---- prefill: many tokens ----
@@ -463,7 +492,7 @@ struct PrefillAttentionArgs {
     u16 *k, *v;       // this layer's cache
     u16 *out;         // an operand of HEADS * HEAD_DIM columns (means of values: cannot overflow)
     float *scale;     // [tokens] set to 1: out is ready for the next product
-    float *parts;     // [splits][tokens][HEADS][HEAD_DIM], then [splits][tokens][HEADS] of {top, sum}
+    float *parts; // [splits][tokens][HEADS][HEAD_DIM], then [splits][tokens][HEADS] of {top, sum}
     const State *state;
     HeadArgs head;
     int ctx, tokens, splits; // splits: parts of the keys that blocks work on at once
@@ -472,8 +501,8 @@ struct PrefillAttentionArgs {
 constexpr int ROPE_VECTORS = HEADS + 2 * KV_HEADS; // queries, keys and values of a token
 constexpr int ROPE_PARTS = (ROPE_VECTORS + 23) / 24;
 
-// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. Launch: (ROPE_PARTS,
-// tokens) blocks of 256 threads. Bytes moved: 6 for each number of qkv.
+// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. Launch:
+// (ROPE_PARTS, tokens) blocks of 256 threads. Bytes moved: 6 for each number of qkv.
 __device__ __forceinline__ void rope_write(const PrefillAttentionArgs &args) {
     wait_for_previous();
     launch_dependents();
@@ -606,7 +635,8 @@ __device__ __forceinline__ void prefill_scores(u32 q, u32 k, int lane,
     for (int d = 0; d < HEAD_DIM / 16; d++) {
         u32 a[ROW_TILES][4];
 #pragma unroll
-        for (int r = 0; r < ROW_TILES; r++) load_matrix_x4(a[r], q_row + 32 * (r * HEAD_STRIDE + d));
+        for (int r = 0; r < ROW_TILES; r++)
+            load_matrix_x4(a[r], q_row + 32 * (r * HEAD_STRIDE + d));
 #pragma unroll
         for (int n = 0; n < PREFILL_KEYS / 16; n++) {
             u32 b[4];
@@ -669,22 +699,23 @@ __device__ __forceinline__ void prefill_mask(float s[ROW_TILES][PREFILL_KEYS / 8
             }
 }
 
-// Causal attention of a prefill by tiles of keys: while the scores are computed the tile's values are
-// on their way, and the next tile's keys during softmax and values. Launch: (HEADS * splits,
+// Causal attention of a prefill by tiles of keys: while the scores are computed the tile's values
+// are on their way, and the next tile's keys during softmax and values. Launch: (HEADS * splits,
 // query tiles) blocks of PREFILL_THREADS. Few queries behind many keys leave most SMs without work:
-// then `splits` blocks share the keys, and attention_merge adds what they have. Bytes moved: K and V
-// up to the tile's last query once per tile and head, mostly from L2.
+// then `splits` blocks share the keys, and attention_merge adds what they have. Bytes moved: K and
+// V up to the tile's last query once per tile and head, mostly from L2.
 __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
     constexpr u32 K_TILE = 2 * PREFILL_QUERIES * HEAD_STRIDE, V_TILE = K_TILE + PREFILL_TILE;
     const u32 tiles_at = shared_address(smem); // queries, keys, values
     const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
     const int head = blockIdx.x % HEADS, split = blockIdx.x / HEADS, kv = head / GROUP_HEADS;
-    const int first = (gridDim.y - 1 - blockIdx.y) * PREFILL_QUERIES; // the longest rows start first
+    const int first = (gridDim.y - 1 - blockIdx.y) * PREFILL_QUERIES; // the longest start first
     const int warp_first = first + warp * 16 * ROW_TILES;
     wait_for_previous();
     launch_dependents();
-    const int pos = warp_uniform(args.state->pos), keys = pos + min(first + PREFILL_QUERIES, args.tokens);
+    const int pos = warp_uniform(args.state->pos);
+    const int keys = pos + min(first + PREFILL_QUERIES, args.tokens);
     const int tiles = (keys + PREFILL_KEYS - 1) / PREFILL_KEYS;
     const int begin = tiles * split / args.splits * PREFILL_KEYS;
     // keys from `begin` on, to the end of this split
@@ -706,13 +737,14 @@ __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &ar
     while (left > 0) {
         copy_async_wait<0>();
         __syncthreads(); // the keys are there, and nobody reads the last values any more
-        copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left, place.row);
+        copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left,
+                                                 place.row);
         copy_async_commit();
         float s[ROW_TILES][PREFILL_KEYS / 8][4];
         const bool seen = past < 16 * ROW_TILES; // by any query of this warp
         if (seen)
-            prefill_scores(tiles_at + 2 * warp * 16 * ROW_TILES * HEAD_STRIDE, tiles_at + K_TILE, lane,
-                           s);
+            prefill_scores(tiles_at + 2 * warp * 16 * ROW_TILES * HEAD_STRIDE, tiles_at + K_TILE,
+                           lane, s);
         copy_async_wait<0>();
         __syncthreads(); // the values are there, and nobody reads the keys any more
         left -= PREFILL_KEYS;
