@@ -205,6 +205,8 @@ def draw_speed(results, peers, path):
                       OURS if w4 else W16))
         group.append(("the floor: reading the weights once", 1000 / ours.floor_ms(4), GRID))
         bars.append(sorted(group, key=lambda b: -b[1]))
+    if not bars:
+        return
     svg = Svg(860, 70 + sum(28 * len(g) + 34 for g in bars),
               f"Tokens per second: {peers['shape']}, batch 1, {peers['gpu']}")
     most, y = max(b[1] for g in bars for b in g), 54
@@ -224,6 +226,8 @@ def draw_speed(results, peers, path):
 def draw_context(results, path):
     """Lines: milliseconds per token against the context."""
     shown = [r for r in results if r.w4 and len(r.decode) == 3 and r.decode[4]["ms_per_token"] < 4]
+    if not shown:
+        return
     most = max(t["ms_per_token"] for r in shown for t in r.decode.values())
     svg = Svg(860, 420, "Milliseconds per token against the context, W4A16")
     left, right, top, bottom, step = 60, 640, 60, 370, step_of(most)
@@ -256,6 +260,8 @@ def draw_precision(results, path):
     """Pairs of bars: W4 against W16."""
     pairs = [(r, find(results, r.shape, False)) for r in results if r.w4]
     pairs = [(a, b) for a, b in pairs if b]
+    if not pairs:
+        return
     most = max(a.decode[4]["tokens_per_second"] for a, _ in pairs)
     svg = Svg(860, 76 + 62 * len(pairs), "Tokens per second: 4-bit against 16-bit weights")
     for i, (a, b) in enumerate(pairs):

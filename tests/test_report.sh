@@ -1,0 +1,69 @@
+#!/bin/sh
+# The script that makes tables and charts of the benchmark's results, with results that the program
+# prints here: every figure arrives, and the charts are well-formed.
+#     sh tests/test_report.sh BUILD_FOLDER
+set -u
+chat=${TINYCHAT_CHAT:-${1:-build/release}/chat}
+if [ -n "${TEST_WRAPPER:-}" ] || ! command -v python3 > /dev/null; then
+    echo "  skip   the_report: needs Python 3"
+    echo "0 passed, 0 failed, 1 skipped"
+    exit 0
+fi
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0
+
+check() { # check NAME COMMAND...
+    name=$1
+    shift
+    if "$@" > "$work/log" 2>&1; then
+        echo "  ok     $name"
+        passed=$((passed + 1))
+    else
+        cat "$work/log"
+        echo "  FAILED $name"
+        failed=$((failed + 1))
+    fi
+}
+
+results=$work/results/some-gpu
+mkdir -p "$results"
+cp bench/report.py bench/peers.json "$work"
+
+# the smallest shape's figures under a name that the charts know
+measure() {
+    "$chat" --bench tiny --precision "$1" --device cpu -t 1 --json -q > "$work/tiny.json" &&
+        sed 's/"model": "tiny"/"model": "llama-2-7b"/; s/"device": "[^"]*"/"device": "NVIDIA H200"/' \
+            "$work/tiny.json" > "$results/$1.json"
+}
+all_is_there() {
+    python3 "$work/report.py" > "$work/out" && diff "$work/out" - << END
+$(tail -n +3 "$results/README.md")
+
+END
+    grep -q '^| llama-2-7b W4A16 g128 ' "$work/out" && grep -q '^| llama-2-7b W16A16 ' "$work/out" &&
+        grep -q '^| warm .* 0.250 |' "$work/out"
+}
+charts_are_well_formed() {
+    for chart in speed precision replies; do
+        python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' \
+            "$results/$chart.svg" || return 1
+    done
+    [ "$(grep -c '<animate' "$results/replies.svg")" -gt 200 ] && grep -q tinychat "$results/speed.svg"
+}
+nothing_is_no_error() {
+    rm -r "$work/results" && python3 "$work/report.py" | grep -q 'no results yet'
+}
+
+cat > "$results/startup.json" << 'END'
+{"startup": "llama-2-7b", "bytes": 1000000000,
+ "cold": {"plain_copy_gbs": 50, "runs": [{"gpu_s": 1, "kernels_s": 1, "loading_s": 1, "load_gbs": 1, "first_token_s": 1, "total_s": 4}]},
+ "warm": {"plain_copy_gbs": 50, "runs": [{"gpu_s": 0.1, "kernels_s": 0.05, "loading_s": 0.05, "load_gbs": 20, "first_token_s": 0.05, "total_s": 0.25}]}}
+END
+check w4_is_measured measure w4a16
+check w16_is_measured measure w16a16
+check all_figures_are_there all_is_there
+check the_charts_are_well_formed charts_are_well_formed
+check no_results_are_no_error nothing_is_no_error
+echo "$passed passed, $failed failed, 0 skipped"
+[ $failed -eq 0 ]
