@@ -4482,7 +4482,7 @@ typedef struct tokenizer_run { /* buffers, used for one run after the other */
     size_t word_len;
     tokenizer_symbol *symbols;
     size_t n_symbols, symbol_cap;
-    tokenizer_pair *heap; /* binary, the least key on top */
+    tokenizer_pair *heap; /* four children each, the least key on top */
     size_t n_heap, heap_cap;
     /* [n_pieces], NULL without UNUSED pieces: where a join to this UNUSED piece was, 0 if there was
      * none. It is one place: the joins inside a piece do not depend on what is around it. */
@@ -4585,10 +4585,12 @@ static void tokenizer_cut(tokenizer_run *run) {
 
 static void tokenizer_sift_down(tokenizer_pair *heap, size_t n, size_t i) {
     tokenizer_pair moving = heap[i];
-    for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && heap[child + 1].key < heap[child].key) child++;
-        if (moving.key <= heap[child].key) break;
-        heap[i] = heap[child];
+    for (size_t first, least; (first = 4 * i + 1) < n; i = least) {
+        least = first;
+        for (size_t child = first + 1; child < n && child < first + 4; child++)
+            if (heap[child].key < heap[least].key) least = child;
+        if (moving.key <= heap[least].key) break;
+        heap[i] = heap[least];
     }
     heap[i] = moving;
 }
@@ -4625,8 +4627,8 @@ static void tokenizer_push(tokenizer_run *run, int32_t left) {
     if (left < 0 || !tokenizer_consider(run, left)) return;
     size_t i = run->n_heap - 1;
     tokenizer_pair moving = run->heap[i];
-    for (; i && moving.key < run->heap[(i - 1) / 2].key; i = (i - 1) / 2)
-        run->heap[i] = run->heap[(i - 1) / 2];
+    for (; i && moving.key < run->heap[(i - 1) / 4].key; i = (i - 1) / 4)
+        run->heap[i] = run->heap[(i - 1) / 4];
     run->heap[i] = moving;
 }
 
@@ -4634,7 +4636,7 @@ static void tokenizer_merge(tokenizer_run *run) {
     tokenizer_symbol *symbols = run->symbols;
     run->n_heap = 0;
     for (size_t i = 0; i < run->n_symbols && !run->failed; i++) tokenizer_consider(run, (int32_t)i);
-    for (size_t i = run->n_heap / 2; i-- > 0;) tokenizer_sift_down(run->heap, run->n_heap, i);
+    for (size_t i = (run->n_heap + 2) / 4; i-- > 0;) tokenizer_sift_down(run->heap, run->n_heap, i);
 
     while (run->n_heap && !run->failed) {
         tokenizer_pair pair = tokenizer_pop(run);
