@@ -4,8 +4,7 @@
  * how to use it. Only replies and results go to stdout, everything else to stderr.
  *
  * Contents: buffers - output - interrupts - flags - help - model - input - replies - commands -
- * conversation - tokens and logits - benchmark - self-test - kernels - doctor -
- * main.
+ * conversation - tokens and logits - benchmark - self-test - kernels - doctor - main.
  */
 #define _POSIX_C_SOURCE 200809L
 #define _FILE_OFFSET_BITS 64

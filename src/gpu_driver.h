@@ -40,7 +40,6 @@ enum { /* numbers of the driver's enumerations */
     TC__CU_OUT_OF_MEMORY = 2,
     TC__CU_NO_DEVICE = 100,
     TC__CU_DRIVER_MISMATCH = 803,
-    TC__CU_NOT_FOUND = 500,
     TC__CU_NOT_READY = 600,
     TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
     TC__CU_ATTRIBUTE_SM_COUNT = 16,

@@ -20,6 +20,7 @@ typedef struct fake_driver {
     long calls;   /* that may fail, so far */
     size_t allocated, pinned, most_pinned;
     int allocations, managed, pinned_blocks, modules, streams, events, graphs, contexts, pushed;
+    int errors;             /* calls that were wrong: a driver's tools would report them */
     const uint8_t *largest; /* the largest allocation that is held */
     size_t largest_bytes;
 } fake_driver;
@@ -30,6 +31,12 @@ fake_driver fake_cuda = {.memory = (size_t)8 << 30};
         fake_cuda.calls++;                                                                         \
         if (fake_cuda.fail_at && --fake_cuda.fail_at == 0) return TOLD_TO;                         \
     } while (0)
+
+/* The code of a call that no correct program makes. */
+static int wrong(int code) {
+    fake_cuda.errors += code != 0;
+    return code;
+}
 
 /* ---- memory: what may be copied to and from ---- */
 
@@ -93,7 +100,7 @@ int cuMemAlloc_v2(address *pointer, size_t bytes) {
     return allocate(pointer, bytes, 0);
 }
 int cuMemAllocManaged(address *pointer, size_t bytes, unsigned flags) {
-    return flags == 1 || flags == 2 ? allocate(pointer, bytes, 1) : INVALID;
+    return flags == 1 || flags == 2 ? allocate(pointer, bytes, 1) : wrong(INVALID);
 }
 int cuMemFree_v2(address pointer) {
     for (block *b = blocks; b; b = b->next)
@@ -105,7 +112,7 @@ int cuMemFree_v2(address pointer) {
             find_largest();
             return 0;
         }
-    return INVALID;
+    return wrong(INVALID);
 }
 int cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     *total = fake_cuda.memory;
@@ -136,21 +143,21 @@ int cuMemHostGetDevicePointer_v2(address *pointer, void *host, unsigned flags) {
 int cuMemcpyHtoDAsync_v2(address to, const void *from, size_t bytes, void *stream) {
     MAY_FAIL;
     (void)stream;
-    if (!allowed(to, bytes)) return ILLEGAL_ADDRESS;
+    if (!allowed(to, bytes)) return wrong(ILLEGAL_ADDRESS);
     memcpy((void *)(uintptr_t)to, from, bytes);
     return 0;
 }
 int cuMemcpyDtoHAsync_v2(void *to, address from, size_t bytes, void *stream) {
     MAY_FAIL;
     (void)stream;
-    if (!allowed(from, bytes)) return ILLEGAL_ADDRESS;
+    if (!allowed(from, bytes)) return wrong(ILLEGAL_ADDRESS);
     memcpy(to, (const void *)(uintptr_t)from, bytes);
     return 0;
 }
 int cuMemsetD8Async(address to, unsigned char value, size_t bytes, void *stream) {
     MAY_FAIL;
     (void)stream;
-    if (!allowed(to, bytes)) return ILLEGAL_ADDRESS;
+    if (!allowed(to, bytes)) return wrong(ILLEGAL_ADDRESS);
     memset((void *)(uintptr_t)to, value, bytes);
     return 0;
 }
@@ -177,7 +184,7 @@ int cuModuleLoadData(void **module, const void *image) {
     const Elf64_Shdr *sections = (const void *)((const uint8_t *)image + header->e_shoff);
     size_t bytes = header->e_shoff + (size_t)header->e_shnum * header->e_shentsize;
     MAY_FAIL;
-    if (memcmp(header->e_ident, ELFMAG, SELFMAG)) return INVALID;
+    if (memcmp(header->e_ident, ELFMAG, SELFMAG)) return wrong(INVALID);
     for (int i = 0; i < header->e_shnum; i++)
         if (sections[i].sh_type != SHT_NOBITS &&
             sections[i].sh_offset + sections[i].sh_size > bytes)
@@ -188,17 +195,17 @@ int cuModuleLoadData(void **module, const void *image) {
 }
 int cuModuleUnload(void *module) {
     fake_cuda.modules--;
-    return remove_block(module) ? 0 : INVALID;
+    return wrong(remove_block(module) ? 0 : INVALID);
 }
 int cuModuleGetFunction(const void **function, const uint8_t *module, const char *name) {
     MAY_FAIL;
     *function = find_symbol(module, name, STT_FUNC);
-    return *function ? 0 : NOT_FOUND;
+    return wrong(*function ? 0 : NOT_FOUND);
 }
 int cuModuleGetGlobal_v2(address *pointer, size_t *bytes, const uint8_t *module, const char *name) {
     const Elf64_Sym *symbol = find_symbol(module, name, STT_OBJECT);
     MAY_FAIL;
-    if (!symbol) return NOT_FOUND;
+    if (!symbol) return wrong(NOT_FOUND);
     const Elf64_Ehdr *header = (const void *)module;
     const Elf64_Shdr *sections = (const void *)(module + header->e_shoff);
     *pointer =
@@ -208,18 +215,18 @@ int cuModuleGetGlobal_v2(address *pointer, size_t *bytes, const uint8_t *module,
 }
 int cuFuncSetAttribute(void *function, int attribute, int value) {
     MAY_FAIL;
-    return function && (attribute != 8 || value <= 227 << 10) ? 0 : INVALID;
+    return wrong(function && (attribute != 8 || value <= 227 << 10) ? 0 : INVALID);
 }
 int cuFuncGetAttribute(int *value, int attribute, void *function) {
     *value = 0 * attribute;
-    return function ? 0 : INVALID;
+    return wrong(function ? 0 : INVALID);
 }
 int cuLaunchKernelEx(const unsigned *config, void *function, void **arguments, void **extra) {
     MAY_FAIL;
     (void)extra;
     int good = function && arguments && arguments[0] && config[0] && config[1] && config[2] &&
                config[3] && config[3] * config[4] * config[5] <= 1024 && config[6] <= 227 << 10;
-    return good ? 0 : INVALID;
+    return wrong(good ? 0 : INVALID);
 }
 
 /* ---- handles that are only counted ---- */
@@ -304,7 +311,7 @@ int cuStreamSynchronize(void *stream) {
 int cuStreamAttachMemAsync(void *stream, address at, size_t bytes, unsigned flags) {
     MAY_FAIL;
     (void)stream, (void)bytes;
-    return flags == 1 && allowed(at, 1) ? 0 : INVALID;
+    return wrong(flags == 1 && allowed(at, 1) ? 0 : INVALID);
 }
 int cuStreamBeginCapture_v2(void *stream, int mode) {
     (void)stream, (void)mode;

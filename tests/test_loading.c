@@ -17,6 +17,7 @@ typedef struct fake_driver {
     long fail_at, calls;
     size_t allocated, pinned, most_pinned;
     int allocations, managed, pinned_blocks, modules, streams, events, graphs, contexts, pushed;
+    int errors;
     const uint8_t *largest;
     size_t largest_bytes;
 } fake_driver;
@@ -65,6 +66,7 @@ static void check_nothing_held(const char *when) {
               "contexts, %d pushed",
               when, fake->allocations, fake->pinned_blocks, fake->modules, fake->streams,
               fake->events, fake->graphs, fake->contexts, fake->pushed);
+    CHECK_MSG(!fake->errors, "%s: %d calls of the driver were wrong", when, fake->errors);
 }
 
 /* ---- loading ---- */
@@ -273,7 +275,7 @@ int main(int argc, char **argv) {
         printf("  skip   everything: %s\n0 passed, 0 failed, 1 skipped\n", err.message);
         return 0;
     }
-    tc__nvrtc_close(&nvrtc);
+    /* it stays open: what it keeps for good would look like a leak if it were unloaded */
     if (!made) {
         if (!program_folder(folder)) return 1;
         build_driver(argv);
