@@ -85,6 +85,10 @@ install: all
 	install -m 755 chat $(DESTDIR)$(PREFIX)/bin/tinychat
 	install -m 755 convert/convert $(DESTDIR)$(PREFIX)/bin/tinychat-convert
 
+## uninstall      removes what install has put there
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/tinychat $(DESTDIR)$(PREFIX)/bin/tinychat-convert
+
 ## clean          removes everything built
 clean:
 	rm -rf build chat convert/convert
@@ -93,5 +97,5 @@ clean:
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
-.PHONY: all demo test tests check gates gpu-test gpu-bench amalgamate format install clean help
+.PHONY: all demo test tests check gates gpu-test gpu-bench amalgamate format install uninstall clean help
 .SECONDARY:

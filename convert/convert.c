@@ -385,15 +385,25 @@ static bool convert_is_dull(const char *name) {
     return strlen(name) == 40 && strspn(name, "0123456789abcdef") == 40;
 }
 
+/* NAME of a folder .../models--OWNER--NAME/snapshots/HASH, as the Hub's cache has them; else "".
+ * malloc'ed. */
+static char *convert_cached(const char *path) {
+    const char *start = strstr(path, "/models--");
+    const char *end = start ? strstr(start, "/snapshots/") : NULL, *name = end;
+    while (name && memcmp(name - 2, "--", 2) != 0) name--;
+    return tc__copy(end ? name : "", end ? (size_t)(end - name) : 0);
+}
+
 /* The model's name, malloc'ed: --name, or the first of these that says something: the folder's
- * name, _name_or_path's last part, the name of the folder that holds the folder. */
+ * name, the repository's, _name_or_path's last part, the name of the folder that holds the folder.
+ */
 static char *convert_name(const convert_job *job, const char *path) {
     const char *asked = job->options->name;
     if (asked) return tc__copy(asked, strlen(asked));
     const char *slash = strrchr(path, '/');
     char *parent = tc__copy(path, slash ? (size_t)(slash - path) : 0);
-    char *names[] = {convert_base(path), convert_base(job->config.name_or_path),
-                     convert_base(parent ? parent : "")};
+    char *names[] = {convert_base(path), convert_cached(path),
+                     convert_base(job->config.name_or_path), convert_base(parent ? parent : "")};
     size_t best = 0;
     while (best < TC_COUNT(names) && names[best] && convert_is_dull(names[best])) best++;
     if (best == TC_COUNT(names)) best = 0;

@@ -1173,6 +1173,38 @@ TEST(hyper_parameters_reach_the_file) {
     run_end(&r);
 }
 
+TEST(folders_of_the_hubs_cache_are_named_by_their_repository) {
+    static const char *const parts[] = {"models--an-org--Some-Chat-7B", "snapshots",
+                                        "0123456789abcdef0123456789abcdef01234567"};
+    static const char *const files[] = {"config.json", "model.safetensors"};
+    run r;
+    model m = model_default;
+    const char *text;
+    size_t len;
+    char folders[4][2 * PROGRAM_PATH], from[3 * PROGRAM_PATH], to[3 * PROGRAM_PATH];
+    REQUIRE(run_begin(&r));
+    model_fill(&m);
+    model_write(&m, r.folder);
+    snprintf(folders[0], sizeof folders[0], "%s", r.folder);
+    for (int i = 0; i < 3; i++) {
+        snprintf(folders[i + 1], sizeof folders[i + 1], "%.400s/%s", folders[i], parts[i]);
+        CHECK(mkdir(folders[i + 1], 0700) == 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        snprintf(from, sizeof from, "%s/%s", r.folder, files[i]);
+        snprintf(to, sizeof to, "%s/%s", folders[3], files[i]);
+        CHECK(rename(from, to) == 0);
+    }
+    r.options.hf = folders[3];
+    CHECK(run_convert(&r) == TC_OK);
+    REQUIRE(r.open);
+    CHECK(!tc__meta_text(&r.file, "general.name", &text, &len, &r.err) && len == 12 &&
+          !memcmp(text, "Some-Chat-7B", 12));
+    for (int i = 3; i > 0; i--) program_remove_folder(folders[i]);
+    model_free(&m);
+    run_end(&r);
+}
+
 /* Angles and scale of rotations as transformers 5.24 computes them (modeling_rope_utils.py) for
  * the scalings of Vicuna-16k, LLaMA-3.1-8B, Qwen2.5-7B and one with every setting of yarn. */
 TEST(rope_scalings_are_those_of_transformers) {
@@ -1991,6 +2023,7 @@ TEST_MAIN(
     RUN(impossible_group_sizes_are_refused)
     RUN(the_folder_s_description_is_compared)
     RUN(hyper_parameters_reach_the_file)
+    RUN(folders_of_the_hubs_cache_are_named_by_their_repository)
     RUN(rope_scalings_are_those_of_transformers)
     RUN(sliding_windows_limit_the_context)
     RUN(stop_ids_of_both_files_are_united)
