@@ -4,6 +4,7 @@
 #include "program.h"
 #include "src/gpu_programs.h"
 #include "src/jit.h"
+#include "src/shapes.h"
 #include "src/threads.h"
 #include "test.h"
 
@@ -140,93 +141,118 @@ TEST(the_probe_calls_every_function_of_the_prelude) {
     CHECK(functions > 20);
 }
 
-/* ---- model shapes ---- */
+/* ---- models ---- */
 
-/* What gpu_programs looks at: one layer for each kind of matrix. */
-typedef struct shape {
-    const char *name;
-    int groups[TC__MAX_KINDS], kinds; /* group sizes; 0: binary16 */
-    int hidden, intermediate, heads, kv_heads, head_dim, vocab;
-    enum { TIGHT, TWO, ALL } where; /* on sm_86 (least shared memory), also sm_90a, everywhere */
-    enum { LLAMA, PLAIN } style;    /* PLAIN: LayerNorm, GELU without a gate, parallel */
-} shape;
+/* Where a model's programs are compiled. EVERYWHERE: the families. APART: other sizes of them, and
+ * shapes that no family has; for sm_86, whose blocks have the least shared memory, and for sm_90a,
+ * which has kernels of its own. */
+enum where { EVERYWHERE, APART };
+enum { BINARY16 = -1 };
 
-static const shape shapes[] = {
-    {"llama-2-7b g128", {128}, 1, 4096, 11008, 32, 32, 128, 32000, ALL, LLAMA},
-    {"small g32, g64, w16", {32, 64, 0}, 3, 512, 1408, 8, 2, 64, 32000, ALL, LLAMA},
-    {"llama-2-13b g128", {128}, 1, 5120, 13824, 40, 40, 128, 32000, TWO, LLAMA},
-    {"llama-2-70b g128", {128}, 1, 8192, 28672, 64, 8, 128, 32000, TWO, LLAMA},
-    {"llama-3-8b g128", {128}, 1, 4096, 14336, 32, 8, 128, 128256, TWO, LLAMA},
-    {"llama-2-7b w16", {0}, 1, 4096, 11008, 32, 32, 128, 32000, TWO, LLAMA},
-    {"small, head 80", {128}, 1, 640, 1280, 8, 8, 80, 4000, TIGHT, LLAMA},
-    {"small, head 256", {64}, 1, 512, 1024, 9, 1, 256, 4000, TIGHT, LLAMA},
-    {"small, plain", {32, 0}, 2, 480, 1952, 6, 1, 80, 4000, TWO, PLAIN},
-};
-enum { SHAPES = sizeof shapes / sizeof *shapes };
+typedef struct model {
+    const char *shape; /* a built-in one, or that of `spec` */
+    const char *precision;
+    enum where where;
+    const tc__shape_spec *spec;
+    int others[TC__MAX_KINDS - 1]; /* kinds of layers 1, 2, ... where they differ: a group size */
+} model;
 
-typedef struct shape_weights {
-    tc__weights weights;
-    tc__layer layers[TC__MAX_KINDS];
-    tc__tensor matrices[TC__MAX_KINDS][TC__ROLES], head;
-} shape_weights;
+static const tc__shape_spec falcon_40b = {"falcon-40b",
+                                          "falcon",
+                                          8192,
+                                          32768,
+                                          60,
+                                          128,
+                                          8,
+                                          64,
+                                          65024,
+                                          2048,
+                                          1e-5,
+                                          10000,
+                                          .norm = TC__NORM_LAYER,
+                                          .norm_bias = true,
+                                          .activation = TC__ACT_GELU,
+                                          .parallel = 1};
+static const tc__shape_spec small_mixed = {
+    "small, g32, g64, w16", "llama", 512, 1408, 3, 8, 2, 64, 32000, 4096, 1e-5, 10000, .gated = 1};
+static const tc__shape_spec small_80 = {
+    "small, head 80", "llama", 640, 1280, 1, 8, 8, 80, 4000, 4096, 1e-5, 10000, .gated = 1};
+static const tc__shape_spec small_256 = {
+    "small, head 256", "llama", 512, 1024, 1, 9, 1, 256, 4000, 4096, 1e-5, 10000, .gated = 1};
+static const tc__shape_spec small_plain = {"small, g32, w16, not gated",
+                                           "falcon",
+                                           480,
+                                           1952,
+                                           2,
+                                           6,
+                                           1,
+                                           80,
+                                           4000,
+                                           4096,
+                                           1e-5,
+                                           10000,
+                                           .norm = TC__NORM_LAYER,
+                                           .activation = TC__ACT_GELU,
+                                           .parallel = 1};
 
-static void shape_fill(const shape *s, shape_weights *w) {
-    size_t hidden = (size_t)s->hidden, inner = (size_t)s->intermediate;
-    size_t attention = (size_t)(s->heads * s->head_dim);
-    const size_t sizes[TC__ROLES][2] = {
-        {attention + 2 * (size_t)(s->kv_heads * s->head_dim), hidden},
-        {hidden, attention},
-        {s->style == PLAIN ? inner : 2 * inner, hidden},
-        {hidden, inner}};
-    memset(w, 0, sizeof *w);
-    for (int k = 0; k < s->kinds; k++) {
-        tc__tensor *m = w->matrices[k];
+static const model models[] = {{"llama-2-7b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"llama-3-8b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"mistral-7b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"qwen2.5-7b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"qwen3-8b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"mpt-7b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"mpt-30b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"falcon-7b", "w4a16", EVERYWHERE, NULL, {0}},
+                               {"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, {0}},
+                               {"llama-2-7b", "w16a16", EVERYWHERE, NULL, {0}},
+                               {"small", "w4a16", EVERYWHERE, &small_mixed, {64, BINARY16}},
+                               {"llama-2-13b", "w4a16", APART, NULL, {0}},
+                               {"llama-2-70b", "w4a16", APART, NULL, {0}},
+                               {"llama-3.2-1b", "w4a16", APART, NULL, {0}},
+                               {"small", "w4a16", APART, &small_80, {0}},
+                               {"small", "w4a16", APART, &small_256, {0}},
+                               {"small", "w4a16", APART, &small_plain, {BINARY16}}};
+enum { MODELS = sizeof models / sizeof *models };
+
+/* The tables of a model; `weights` points into `file`. */
+static int model_open(const model *m, tc__model_file *file, tc__weights *weights, tc_error *err) {
+    const int group = m->others[0] ? 32 : 0;
+    tc_model_params params = tc_model_default_params();
+    int code = m->spec ? tc__shape_make(m->spec, m->precision, group, false, &params, file, err)
+                       : tc__shape_open(m->shape, m->precision, group, false, &params, file, err);
+    if (code) return code;
+    code = tc__weights_open(file, weights, err);
+    for (int i = 0; !code && i < TC__MAX_KINDS - 1 && m->others[i]; i++)
         for (int role = 0; role < TC__ROLES; role++) {
-            m[role].type = s->groups[k] ? TC__W4 : TC__F16;
-            m[role].group_size = (uint32_t)s->groups[k];
-            m[role].rows = sizes[role][0], m[role].columns = sizes[role][1];
+            const tc__tensor *matrix = tc__role_matrix(&weights->layers[i + 1], role);
+            tc__tensor *other = &file->tensors[matrix - file->tensors];
+            other->type = m->others[i] == BINARY16 ? TC__F16 : TC__W4;
+            other->group_size = m->others[i] == BINARY16 ? 0 : (uint32_t)m->others[i];
         }
-        w->layers[k].qkv = &m[TC__QKV], w->layers[k].o = &m[TC__O];
-        w->layers[k].gate_up = &m[TC__GATE_UP], w->layers[k].down = &m[TC__DOWN];
-    }
-    w->head.type = TC__F16, w->head.rows = (size_t)s->vocab, w->head.columns = hidden;
-    w->weights.embed = w->weights.head = &w->head;
-    w->weights.layers = w->layers;
-    tc__arch arch = {.hidden_size = (uint32_t)s->hidden,
-                     .intermediate_size = (uint32_t)s->intermediate,
-                     .layers = (uint32_t)s->kinds,
-                     .heads = (uint32_t)s->heads,
-                     .kv_heads = (uint32_t)s->kv_heads,
-                     .head_dim = (uint32_t)s->head_dim,
-                     .vocab_size = (uint32_t)s->vocab,
-                     .max_seq_len = 4096,
-                     .gated = s->style != PLAIN,
-                     .parallel = s->style == PLAIN,
-                     .norm = s->style == PLAIN ? TC__NORM_LAYER : TC__NORM_RMS,
-                     .activation = s->style == PLAIN ? TC__ACT_GELU : TC__ACT_SILU,
-                     .norm_eps = 1e-5f};
-    w->weights.arch = arch;
+    return code;
 }
 
-/* ---- compiling many ---- */
+/* Whether a model is compiled for an architecture. With TINYCHAT_ALL_KERNELS in the environment each
+ * one is for each. */
+static bool model_wants(const model *m, const struct arch *arch) {
+    if (FEW) return m == models && arch->number == 86;
+    return m->where == EVERYWHERE || getenv("TINYCHAT_ALL_KERNELS") || arch->number == 86 ||
+           !strcmp(arch->name, "sm_90a");
+}
+
+/* ---- compiling one ---- */
 
 typedef struct job {
-    const char *model, *program;
+    char model[64];
+    const char *program;
     tc__buf text; /* owned */
     const struct arch *arch;
-    /* out; read by the thread that checks */
+    /* out */
     int status;
     char *log;
     uint8_t *image;
     size_t image_bytes;
 } job;
-
-typedef struct queue {
-    const tc__nvrtc *nvrtc;
-    pthread_mutex_t lock;
-    job *jobs;
-    size_t n, next;
-} queue;
 
 /* As src/jit.c does, but with the assembler's report. */
 static void job_compile(job *j, const tc__nvrtc *nvrtc) {
@@ -251,62 +277,11 @@ static void job_compile(job *j, const tc__nvrtc *nvrtc) {
     nvrtc->destroy(&handle);
 }
 
-static void *queue_work(void *argument) {
-    queue *q = argument;
-    for (;;) {
-        pthread_mutex_lock(&q->lock);
-        job *j = q->next < q->n ? &q->jobs[q->next++] : NULL;
-        pthread_mutex_unlock(&q->lock);
-        if (!j) return NULL;
-        job_compile(j, q->nvrtc);
-    }
-}
-
-static void queue_run(queue *q) {
-    pthread_t threads[16];
-    int n = tc__processors() < 16 ? tc__processors() : 16, running = 0;
-    pthread_mutex_init(&q->lock, NULL);
-    while (running < n && !pthread_create(&threads[running], NULL, queue_work, q)) running++;
-    if (!running) queue_work(q);
-    while (running > 0) pthread_join(threads[--running], NULL);
-    pthread_mutex_destroy(&q->lock);
-}
-
-static job *queue_add(queue *q, const char *model, const char *program, const struct arch *arch) {
-    q->jobs = realloc(q->jobs, (q->n + 1) * sizeof *q->jobs);
-    job *j = &q->jobs[q->n++];
-    memset(j, 0, sizeof *j);
-    j->model = model, j->program = program, j->arch = arch;
-    return j;
-}
-
-/* The three programs of a model for one architecture. */
-static void queue_add_model(queue *q, const char *name, const tc__weights *weights,
-                            const struct arch *arch) {
-    static const struct {
-        const char *name;
-        void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
-    } programs[] = {{"decode", tc__write_decode},
-                    {"prefill", tc__write_prefill},
-                    {"wide", tc__write_prefill_wide},
-                    {"few", tc__write_prefill_few}};
-    tc__kinds kinds;
-    tc_error err;
-    int code = tc__kinds_find(weights, &kinds, &err);
-    CHECK_MSG(code == TC_OK, "%s: %s", name, err.message);
-    for (size_t i = 0; i < TC_COUNT(programs) && !code; i++) {
-        job *j = queue_add(q, name, programs[i].name, arch);
-        programs[i].write(weights, &kinds, arch->sm_count, &j->text);
-    }
-}
-
-static void queue_free(queue *q) {
-    for (size_t i = 0; i < q->n; i++) {
-        tc__buf_free(&q->jobs[i].text);
-        free(q->jobs[i].log);
-        free(q->jobs[i].image);
-    }
-    free(q->jobs);
+static void job_free(job *j) {
+    tc__buf_free(&j->text);
+    free(j->log);
+    free(j->image);
+    j->log = NULL, j->image = NULL;
 }
 
 /* ---- checking what came out ---- */
@@ -386,12 +361,75 @@ static int check_job(const job *j) {
     return kernels;
 }
 
-static void queue_check(queue *q) {
+/* ---- compiling many ---- */
+
+typedef struct queue {
+    const tc__nvrtc *nvrtc;
+    pthread_mutex_t lock;
+    job *jobs;
+    size_t n, next;
+    int kernels; /* of programs that are done */
+} queue;
+
+static void *queue_work(void *argument) {
+    queue *q = argument;
+    for (;;) {
+        pthread_mutex_lock(&q->lock);
+        job *j = q->next < q->n ? &q->jobs[q->next++] : NULL;
+        pthread_mutex_unlock(&q->lock);
+        if (!j) return NULL;
+        job_compile(j, q->nvrtc);
+        pthread_mutex_lock(&q->lock);
+        q->kernels += check_job(j);
+        pthread_mutex_unlock(&q->lock);
+        job_free(j);
+    }
+}
+
+static void queue_run(queue *q) {
+    pthread_t threads[16];
+    int n = tc__processors() < 16 ? tc__processors() : 16, running = 0;
+    pthread_mutex_init(&q->lock, NULL);
+    while (running < n && !pthread_create(&threads[running], NULL, queue_work, q)) running++;
+    if (!running) queue_work(q);
+    while (running > 0) pthread_join(threads[--running], NULL);
+    pthread_mutex_destroy(&q->lock);
+}
+
+static job *queue_add(queue *q, const char *model, const char *program, const struct arch *arch) {
+    q->jobs = realloc(q->jobs, (q->n + 1) * sizeof *q->jobs);
+    job *j = &q->jobs[q->n++];
+    memset(j, 0, sizeof *j);
+    snprintf(j->model, sizeof j->model, "%s", model);
+    j->program = program, j->arch = arch;
+    return j;
+}
+
+/* The programs of a model for one architecture. */
+static void queue_add_model(queue *q, const char *name, const tc__weights *weights,
+                            const struct arch *arch) {
+    static const struct {
+        const char *name;
+        void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
+    } programs[] = {{"decode", tc__write_decode},
+                    {"prefill", tc__write_prefill},
+                    {"wide", tc__write_prefill_wide},
+                    {"few", tc__write_prefill_few}};
+    tc__kinds kinds;
+    tc_error err;
+    int code = tc__kinds_find(weights, &kinds, &err);
+    CHECK_MSG(code == TC_OK, "%s: %s", name, err.message);
+    for (size_t i = 0; i < TC_COUNT(programs) && !code; i++) {
+        job *j = queue_add(q, name, programs[i].name, arch);
+        programs[i].write(weights, &kinds, arch->sm_count, &j->text);
+    }
+}
+
+static void queue_finish(queue *q) {
     double start = tc_seconds();
-    int kernels = 0;
     queue_run(q);
-    for (size_t i = 0; i < q->n; i++) kernels += check_job(&q->jobs[i]);
-    printf("    %zu programs, %d kernels in %.0f s\n", q->n, kernels, tc_seconds() - start);
+    printf("    %zu programs, %d kernels in %.0f s\n", q->n, q->kernels, tc_seconds() - start);
+    free(q->jobs);
 }
 
 /* ---- the tests of the kernels ---- */
@@ -407,36 +445,36 @@ TEST(prelude_assembles_for_every_architecture) {
         CHECK_MSG(known || archs[i].number >= 100 || strchr(archs[i].name, 'a'),
                   "this NVRTC does not know %s", archs[i].name);
         if (!known) continue;
-        job j = {"probe", "probe", {0}, &archs[i], 0, NULL, NULL, 0};
+        job j = {"probe", "probe", {NULL, 0, 0, false}, &archs[i], 0, NULL, NULL, 0};
         tc__buf_str(&j.text, probe);
         job_compile(&j, &nvrtc);
         CHECK_MSG(j.status == 0 && j.image_bytes > 0, "%s: %s", archs[i].name, j.log ? j.log : "");
-        tc__buf_free(&j.text);
-        free(j.log);
-        free(j.image);
+        job_free(&j);
     }
     tc__nvrtc_close(&nvrtc);
 }
 
 TEST(models_compile_for_every_architecture) {
-    static shape_weights weights[SHAPES];
     queue q = {0};
     tc__nvrtc nvrtc;
     tc_error err;
     if (tc__nvrtc_open(&nvrtc, 0, &err)) SKIP("%s (needs NVRTC)", err.message);
     q.nvrtc = &nvrtc;
-    for (size_t s = 0; s < SHAPES; s++) {
-        shape_fill(&shapes[s], &weights[s]);
-        for (size_t i = 0; i < ARCHS; i++) {
-            bool tight = archs[i].number == 86;
-            if (!nvrtc_knows(&nvrtc, &archs[i]) || (FEW && !tight)) continue;
-            if (tight || shapes[s].where == ALL ||
-                (shapes[s].where == TWO && !strcmp(archs[i].name, "sm_90a")))
-                queue_add_model(&q, shapes[s].name, &weights[s].weights, &archs[i]);
-        }
+    for (const model *m = models; m < models + MODELS; m++) {
+        tc__model_file file;
+        tc__weights weights;
+        char name[64];
+        int code = model_open(m, &file, &weights, &err);
+        CHECK_MSG(code == TC_OK, "%s: %s", m->shape, err.message);
+        if (code) continue;
+        snprintf(name, sizeof name, "%s %s", m->spec ? m->spec->name : m->shape, m->precision);
+        for (const struct arch *arch = archs; arch < archs + ARCHS; arch++)
+            if (nvrtc_knows(&nvrtc, arch) && model_wants(m, arch))
+                queue_add_model(&q, name, &weights, arch);
+        tc__weights_close(&weights);
+        tc__model_file_close(&file);
     }
-    queue_check(&q);
-    queue_free(&q);
+    queue_finish(&q);
     tc__nvrtc_close(&nvrtc);
 }
 
@@ -454,10 +492,9 @@ TEST(the_demo_model_compiles) {
     if (!code) {
         for (size_t i = 0; i < ARCHS; i++)
             if (archs[i].number == 86) queue_add_model(&q, "demo", &weights, &archs[i]);
-        queue_check(&q);
+        queue_finish(&q);
         tc__weights_close(&weights);
     }
-    queue_free(&q);
     tc__model_file_close(&file);
     tc__nvrtc_close(&nvrtc);
 }
