@@ -2127,7 +2127,6 @@ enum { /* numbers of the driver's enumerations */
     TC__CU_OUT_OF_MEMORY = 2,
     TC__CU_NO_DEVICE = 100,
     TC__CU_DRIVER_MISMATCH = 803,
-    TC__CU_NOT_FOUND = 500,
     TC__CU_NOT_READY = 600,
     TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
     TC__CU_ATTRIBUTE_SM_COUNT = 16,
@@ -9090,6 +9089,14 @@ typedef struct cuda_product {
     cuda_kernel decode, prefill[CUDA_SIZES];
 } cuda_product;
 
+/* The model's programs, cut into parts: their sources, and the images that come of them. */
+typedef struct cuda_programs {
+    tc__buf texts[CUDA_MODULES];
+    char names[CUDA_MODULES][24];
+    tc__jit_program parts[CUDA_MODULES];
+    int first[CUDA_PROGRAMS + 1]; /* of each program's parts; the number of all */
+} cuda_programs;
+
 typedef struct cuda_device {
     tc__cu cu;
     bool opened;     /* cu */
@@ -9106,7 +9113,7 @@ typedef struct cuda_device {
     size_t memory_bytes;
     tc__cu_ptr positions; /* RoPE's turns or ALiBi's slopes, behind the tensors */
     tc__cu_module modules[CUDA_MODULES];
-    int first_module[CUDA_PROGRAMS + 1]; /* of each program's parts */
+    const cuda_programs *programs; /* of the modules; only while kernels are looked up */
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
@@ -9259,21 +9266,25 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
 
 /* ---- kernels ---- */
 
+/* The part of a program that instantiates a kernel: its text has "(NAME,". */
+static int cuda_part_of(const cuda_programs *all, int program, const char *name) {
+    char call[80];
+    int part = all->first[program];
+    snprintf(call, sizeof call, "(%s,", name);
+    while (part + 1 < all->first[program + 1] && !strstr(all->texts[part].data, call)) part++;
+    return part;
+}
+
 static int cuda_load_kernel(cuda_device *device, int program, const char *name,
                             cuda_kernel *kernel, tc_error *err) {
-    tc__cu_module module = NULL;
+    tc__cu_module module = device->modules[cuda_part_of(device->programs, program, name)];
     tc__cu *cu = &device->cu;
     char global[80];
     int launch[6] = {0};
     tc__cu_ptr at;
     size_t bytes;
     snprintf(global, sizeof global, "%s_launch", name);
-    tc__cu_result result = TC__CU_NOT_FOUND;
-    for (int i = device->first_module[program];
-         result == TC__CU_NOT_FOUND && i < device->first_module[program + 1]; i++) {
-        module = device->modules[i];
-        result = cu->module_function(&kernel->function, module, name);
-    }
+    tc__cu_result result = cu->module_function(&kernel->function, module, name);
     if (!result) result = cu->module_global(&at, &bytes, module, global);
     if (!result && bytes > sizeof launch) bytes = sizeof launch;
     if (!result) result = cu->copy_to_host(launch, at, bytes, NULL);
@@ -9345,14 +9356,6 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* The model's programs, cut into parts: their sources, and the images that come of them. */
-typedef struct cuda_programs {
-    tc__buf texts[CUDA_MODULES];
-    char names[CUDA_MODULES][24];
-    tc__jit_program parts[CUDA_MODULES];
-    int first[CUDA_PROGRAMS + 1]; /* of each program's parts; the number of all */
-} cuda_programs;
-
 static void cuda_free_programs(cuda_programs *all) {
     for (int i = 0; i < CUDA_MODULES; i++) {
         tc__buf_free(&all->parts[i].image);
@@ -9419,9 +9422,11 @@ static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_e
         code = tc__cu_check(&device->cu,
                             device->cu.module_load(&device->modules[i], all.parts[i].image.data),
                             "loading kernels", err);
-    memcpy(device->first_module, all.first, sizeof all.first);
+    device->programs = &all;
+    if (!code) code = cuda_load_kernels(device, err);
+    device->programs = NULL;
     cuda_free_programs(&all);
-    return code ? code : cuda_load_kernels(device, err);
+    return code;
 }
 
 /* Out of the cache, or compiled once more. */
