@@ -18,7 +18,6 @@
 #define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
-#define CUDA_BRING 8192          /* bytes of the next product that a warp brings into L2 */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
@@ -102,15 +101,9 @@ typedef struct cuda_state {
     int next, pos, token, pad;
 } cuda_state;
 
-typedef struct cuda_next_product {
-    tc__cu_ptr weights;
-    int row_blocks, row_bytes, warp_bytes;
-} cuda_next_product;
-
 typedef struct cuda_product_args {
     tc__cu_ptr weights, in, gamma, beta, extra, out;
     int tokens;
-    cuda_next_product next;
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
@@ -914,8 +907,7 @@ static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc_
                               cuda_vector(cache->device, weights->norm_bias),
                               0,
                               cache->logits + 4 * (size_t)row * weights->arch.vocab_size,
-                              tokens,
-                              {0, 0, 0, 0}};
+                              tokens};
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
 }
 
@@ -927,15 +919,6 @@ static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *l
     return head;
 }
 
-/* The beginning of a matrix, for the kernel before its product to bring into L2. */
-static cuda_next_product cuda_next(const cuda_device *device, const tc__tensor *matrix) {
-    size_t row_blocks = (matrix->rows + 15) / 16;
-    size_t row_bytes = matrix->type == TC__W4 ? matrix->size / row_blocks : 32 * matrix->columns;
-    cuda_next_product next = {cuda_tensor(device, matrix), (int)row_blocks, (int)row_bytes,
-                              CUDA_BRING};
-    return next;
-}
-
 /* A layer of one token. In a parallel block the MLP reads x before attention adds to it. */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     cuda_device *device = cache->device;
@@ -945,16 +928,14 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : layer->attn_norm_bias;
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     tc__cu_ptr k = cache->kv + l * layer_kv;
-    cuda_next_product none = {0, 0, 0, 0};
     cuda_product_args qkv = {0, cache->x, cuda_tensor(device, layer->attn_norm),
                              cuda_vector(device, layer->attn_norm_bias),
-                             cuda_vector(device, layer->qkv_bias), cache->qkv, 0, none};
-    cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0,
-                           cuda_next(device, arch->parallel ? layer->down : layer->gate_up)};
+                             cuda_vector(device, layer->qkv_bias), cache->qkv, 0};
+    cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0};
     cuda_product_args up = {0, cache->x, cuda_tensor(device, mlp_norm),
                             cuda_vector(device, mlp_bias), cuda_vector(device, layer->act_scales),
-                            cache->act, 0, none};
-    cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0, none};
+                            cache->act, 0};
+    cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
     cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
                                             cache->parts, cache->arrived, cache->state,
                                             cuda_head_of(device, layer), cache->ctx};

@@ -91,7 +91,7 @@ static const char probe[] =
     "    out[lane] = f32_to_f16x2(d[0], d[1]) + f16x2_fma(a[0], a[1], b[3]) + and_or(u.y, 15, "
     "64);\n"
     "    sums[0] = warp_sum(d[2]);\n"
-    "    sums[1] = warp_max(d[3]);\n"
+    "    sums[1] = warp_max(max_or_nan(d[3], d[2]));\n"
     "}\n"
     "#ifdef TC_HOPPER\n"
     "extern \"C\" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(128)\n"

@@ -27,25 +27,21 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // ---- products of decode ----
 
 // What a product asks for. Where kernels overlap (sm_90 on) a block works while one of the next
-// product fills its ring in the same SM, but two blocks of one product must never meet in an SM: all
-// the others would wait for them. So products alternate between two SIDES: one asks for a little more
-// than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more than a block may
-// ask for, and keeps 1 KB of it for each block.) A vector too large for that gets fewer digits.
+// product fills its ring in the same SM, but two blocks of one product must never meet in an SM:
+// all the others would wait for them. So products alternate between two SIDES: one asks for a
+// little more than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more
+// than a block may ask for, and keeps 1 KB of it for each block.) A vector too large for that gets
+// fewer digits.
 template <class M, int ROWS, int T, int SIDE> struct DecodePick {
     static constexpr int BLOCKS = (ROWS + 15) / 16 < SM_COUNT ? (ROWS + 15) / 16 : SM_COUNT;
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
     template <class N, int WARPS, int R> using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS>;
-    // The deepest ring, up to 6 units, that fits.
+    // Units of the deepest ring that fits, up to 6.5 KB a warp. Not above 0: nothing fits.
     template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
-        return Shape<N, WARPS, 6>::SMEM <= limit   ? 6
-               : Shape<N, WARPS, 5>::SMEM <= limit ? 5
-               : Shape<N, WARPS, 4>::SMEM <= limit ? 4
-               : Shape<N, WARPS, 3>::SMEM <= limit ? 3
-               : Shape<N, WARPS, 2>::SMEM <= limit ? 2
-               : Shape<N, WARPS, 1>::SMEM <= limit ? 1
-                                                   : 0;
+        const int fit = (limit - Shape<N, WARPS, 0>::SMEM) / (WARPS * N::UNIT_BYTES);
+        return fit < 6 * 1088 / N::UNIT_BYTES ? fit : 6 * 1088 / N::UNIT_BYTES;
     }
     typedef typename M::Coarser Coarse;
     static constexpr bool SHARED = ring<Coarse, 16>(SHARE) >= 2;

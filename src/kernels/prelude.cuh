@@ -75,6 +75,13 @@ __device__ __forceinline__ u32 and_or(u32 a, u32 mask, u32 bits) {
     return r;
 }
 
+// The larger number; not a number if one of them is not.
+__device__ __forceinline__ float max_or_nan(float a, float b) {
+    float r;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+    return r;
+}
+
 // ---- memory ----
 
 // 16 bytes that are read once: past L1, first to leave L2.
@@ -120,13 +127,6 @@ __device__ __forceinline__ u32 keep(u32 v) {
 // Brings the line of global memory into L2.
 __device__ __forceinline__ void prefetch_l2(const void *p) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
-// Starts bringing `bytes` (a multiple of 16, like the address) into L2; no effect before sm_90.
-__device__ __forceinline__ void prefetch_l2_bytes(const void *p, u32 bytes) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
-#endif
 }
 
 // Starts a copy of 16 bytes from global to shared memory (both 16-byte aligned), past L1.

@@ -2,9 +2,9 @@
 //
 // Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
 // of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
-// ring of units in shared memory that cp.async keeps full. Weights depend
-// on nothing, so the ring is filled before the kernel waits for its predecessor: memory works on
-// while one kernel ends and the next prepares its vector.
+// ring of units in shared memory that cp.async keeps full. Weights depend on nothing, so the ring
+// is filled before the kernel waits for its predecessor: memory works on while one kernel ends and
+// the next prepares its vector.
 //
 // A unit goes through the tensor cores, 16 rows as the A operand. 4-bit weights stay whole numbers:
 // the vectors become fixed-point numbers with a scale per group, three digits to base 256 (22 bits
@@ -29,14 +29,6 @@ enum { IN_PLAIN, IN_RMS, IN_LAYER };
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
 
-// Behind attention memory has nothing to do: a product that is soon in its rings altogether brings the
-// beginning of the next one into L2.
-struct NextProduct {
-    const u8 *weights;         // null: nothing
-    int row_blocks, row_bytes; // row_bytes: of a row block
-    int warp_bytes;            // to bring of each warp's part; a multiple of 16
-};
-
 struct ProductArgs {
     const u8 *weights;
     const float *in;    // [T][K]
@@ -45,7 +37,6 @@ struct ProductArgs {
     const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
     float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED
     int tokens;         // vectors in use, at most T
-    NextProduct next;
 };
 
 // Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
@@ -62,9 +53,10 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
-    // Bytes of a vector, and of what is known of its groups: for each digit pair (T == 1) or for all
-    // digits the float4 (scale, -sum, scale / 16, -16 sum): the rows r + 8 of a unit come in the
-    // high nibbles, sixteen times too large. 64 and 16 bytes off, so that tokens differ in banks.
+    // Bytes of a vector, and of what is known of its groups: for each digit pair (T == 1) or for
+    // all digits the float4 (scale, -sum, scale / 16, -16 sum): the rows r + 8 of a unit come in
+    // the high nibbles, sixteen times too large. 64 and 16 bytes off, so that tokens differ in
+    // banks.
     template <int T> struct Layout {
         static constexpr int X = (K * DIGITS + 127) / 128 * 128 + (T > 1 ? 64 : 0);
         static constexpr int INFO = T > 1 ? 16 * UNITS + 16 : 32 * UNITS;
@@ -152,8 +144,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     }
 
     // Four neighbouring columns as digits, and of their group the exponent and the sums of the last
-    // digits and of the others (T == 1 with three digits) or of the numbers. Lane l has columns 4l ..
-    // 4l + 3 of a chunk of 128, so a group is a number of neighbouring lanes.
+    // digits and of the others (T == 1 with three digits) or of the numbers. Lane l has columns 4l
+    // .. 4l + 3 of a chunk of 128, so a group is a number of neighbouring lanes.
     struct Placed {
         u32 first, middle, last, top;
         i32 low, high;
@@ -162,12 +154,13 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     // 2^-exponent brings the largest of the group to 2^TOP .. 2^(TOP + 1), but for exponents that
     // binary32 does not have.
     static __device__ __forceinline__ int exponent_of(u32 top) {
-        return min(max((int)(top >> 23) - 127 - TOP, -100), 106);
+        return min(max((int)(top >> 23) - 127 - TOP, -100), 127 - TOP);
     }
     template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
         constexpr int LANES = GROUP / 4;
         const u32 group = 0xffffffffu >> (32 - LANES) << (threadIdx.x & 31 & ~(LANES - 1));
-        const float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+        const float most = max_or_nan(max_or_nan(fabsf(v.x), fabsf(v.y)),
+                                      max_or_nan(fabsf(v.z), fabsf(v.w)));
         Placed p;
         p.top = __reduce_max_sync(group, __float_as_uint(most));
         const float down = __uint_as_float((u32)(127 - exponent_of(p.top)) << 23);
@@ -183,8 +176,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         p.middle = __byte_perm(even, odd, 0x7632) ^ 0x80808080;
         p.first = 0;
         if (DIGITS == 3)
-            p.first = __byte_perm(__byte_perm(m0, m2, 0x0062), __byte_perm(m1, m3, 0x0062), 0x5410) ^
-                      0x80808080;
+            p.first =
+                __byte_perm(__byte_perm(m0, m2, 0x0062), __byte_perm(m1, m3, 0x0062), 0x5410) ^
+                0x80808080;
         p.high = 256 * digit_sum(p.first) + digit_sum(p.middle), p.low = digit_sum(p.last);
         if (T > 1 || DIGITS == 2) p.low += 256 * p.high;
         p.low = __reduce_add_sync(group, p.low);
@@ -195,8 +189,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     template <int T>
     static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *infos) {
         const int at = 4 * (threadIdx.x & 31); // column in the chunk
-        u8 *to = x + 128 * DIGITS * chunk + at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN +
-                 at % CHUNK / 32 * 8 + at % 8;
+        u8 *to = x + 128 * DIGITS * chunk + at / CHUNK * (CHUNK * DIGITS) +
+                 at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 + at % 8;
         if (DIGITS == 3) {
             *(u32 *)to = p.first;
             to += CHUNK;
@@ -217,7 +211,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         }
     }
 
-private:
+  private:
     static __device__ __forceinline__ float4 group_info(float scale, i32 sum) {
         return make_float4(scale, -(float)sum, scale / 16, -16 * (float)sum);
     }
@@ -250,8 +244,8 @@ private:
 };
 
 // A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 32 columns. A vector in
-// shared memory is two planes: its numbers rounded to binary16, and what that leaves out; a scale per
-// 32 columns brings the largest to 2^10 .. 2^11, far from both ends of binary16.
+// shared memory is two planes: its numbers rounded to binary16, and what that leaves out; a scale
+// per 32 columns brings the largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = 32, DIGITS = 2;
     static constexpr int UNITS = K / GROUP;
@@ -280,7 +274,8 @@ template <int K_> struct F16 {
         x = vectors + (T == 1 ? (column & 1) * PLANE : min((int)column, tokens - 1) * Layout<T>::X);
         x = keep(x + 16 * pair);
         scale0 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair), tokens - 1) * Layout<T>::INFO));
-        scale1 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
+        scale1 =
+            keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
     }
     __device__ __forceinline__ void copy(u32 slot) {
         copy_async_16(own + slot, at);
@@ -323,12 +318,14 @@ template <int K_> struct F16 {
         for (int o = GROUP / 8; o > 0; o >>= 1)
             most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
         Placed p;
-        p.exponent = min(max((int)(__float_as_uint(most) >> 23) - 127 - 10, -100), 110);
+        p.exponent = min(max((int)(__float_as_uint(most) >> 23) - 127 - 10, -100), 117);
         const float down = __uint_as_float((u32)(127 - p.exponent) << 23);
         v.x *= down, v.y *= down, v.z *= down, v.w *= down;
         p.top01 = f32_to_f16x2(v.x, v.y), p.top23 = f32_to_f16x2(v.z, v.w);
-        p.rest01 = f32_to_f16x2(v.x - f16_to_f32((u16)p.top01), v.y - f16_to_f32((u16)(p.top01 >> 16)));
-        p.rest23 = f32_to_f16x2(v.z - f16_to_f32((u16)p.top23), v.w - f16_to_f32((u16)(p.top23 >> 16)));
+        p.rest01 =
+            f32_to_f16x2(v.x - f16_to_f32((u16)p.top01), v.y - f16_to_f32((u16)(p.top01 >> 16)));
+        p.rest23 =
+            f32_to_f16x2(v.z - f16_to_f32((u16)p.top23), v.w - f16_to_f32((u16)(p.top23 >> 16)));
         return p;
     }
     template <int T>
@@ -354,12 +351,12 @@ template <int T> __device__ __forceinline__ void store_part(float *part, float *
     sum[0] = sum[1] = sum[2] = sum[3] = 0;
 }
 
-// Shared memory of a block, in this order: the vectors, what is known of their groups, the moments of
-// the norm, the partial sums, the rings. RING: units of a warp's ring.
+// Shared memory of a block, in this order: the vectors, what is known of their groups, the moments
+// of the norm, the partial sums, the rings. RING: units of a warp's ring.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct ProductShape {
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-        static constexpr int CHUNKS = (M::K + 127) / 128; // of a vector: what a warp prepares at once
+    static constexpr int CHUNKS = (M::K + 127) / 128; // of a vector: what a warp prepares at once
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
     static constexpr int INFO = align(T * M::template Layout<T>::X);
@@ -369,9 +366,10 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct Prod
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
-// Brings the vectors into shared memory as M wants them. A warp takes chunks of 128 columns. With one
-// token all its loads are on their way before the first is used, and gamma and beta, which depend on
-// nothing, come before the wait. RMSNorm's factor is left for the end; LayerNorm is done here.
+// Brings the vectors into shared memory as M wants them. A warp takes chunks of 128 columns. With
+// one token all its loads are on their way before the first is used, and gamma and beta, which
+// depend on nothing, come before the wait. RMSNorm's factor is left for the end; LayerNorm is done
+// here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = (K + 127) / 128;
     static constexpr int STEPS = (T * CHUNKS + WARPS - 1) / WARPS; // chunks of a warp
@@ -414,7 +412,9 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         }
         return make_float2(mean, rsqrtf(warp_sum(squares) / K + NORM_EPS));
     }
-    static __device__ __forceinline__ float sum_of(float4 v) { return (v.x + v.y) + (v.z + v.w); }
+    static __device__ __forceinline__ float sum_of(float4 v) {
+        return (v.x + v.y) + (v.z + v.w);
+    }
     static __device__ __forceinline__ float squares_of(float4 v, float mean) {
         v.x -= mean, v.y -= mean, v.z -= mean, v.w -= mean;
         return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
@@ -440,7 +440,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) {
         int t, chunk;
         if (chunk_of(step, tokens, &t, &chunk) && inside(chunk))
-            return load_float4_l2(in + (long long)t * K + column_of(chunk));
+            return load_float4_l2(in + (i64)t * K + column_of(chunk));
         return make_float4(0, 0, 0, 0);
     }
 
@@ -500,7 +500,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         return rsqrtf(squares / K + NORM_EPS);
     }
 
-private:
+  private:
     static __device__ __forceinline__ void shift(float4 &v, float2 m, bool inside) {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
@@ -535,17 +535,8 @@ private:
 };
 
 __device__ __forceinline__ float activation(float x) {
-    return ACTIVATION == ACT_GELU ? 0.5f * x * (1 + erff(x * 0.70710678f)) : __fdividef(x, 1 + __expf(-x));
-}
-
-// By one lane of each warp. Shares out the next product as that does itself.
-template <int WARPS> __device__ __forceinline__ void bring(const NextProduct &next) {
-    const int first = (int)((i64)next.row_blocks * blockIdx.x / gridDim.x);
-    const int rows = (int)((i64)next.row_blocks * (blockIdx.x + 1) / gridDim.x) - first;
-    const int part = rows * next.row_bytes / (16 * WARPS) * 16; // of a warp
-    if (part)
-        prefetch_l2_bytes(next.weights + (i64)first * next.row_bytes + (threadIdx.x >> 5) * part,
-                          min(next.warp_bytes, part));
+    return ACTIVATION == ACT_GELU ? 0.5f * x * (1 + erff(x * 0.70710678f))
+                                  : __fdividef(x, 1 + __expf(-x));
 }
 
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
@@ -560,33 +551,32 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const u32 base = shared_address(smem);
 
     // this block's row blocks and this warp's part of their units
-    const int first_row = (int)((long long)S::ROW_BLOCKS * blockIdx.x / gridDim.x);
-    const int rows = (int)((long long)S::ROW_BLOCKS * (blockIdx.x + 1) / gridDim.x) - first_row;
+    const int first_row = (int)((i64)S::ROW_BLOCKS * blockIdx.x / gridDim.x);
+    const int rows = (int)((i64)S::ROW_BLOCKS * (blockIdx.x + 1) / gridDim.x) - first_row;
     const int total = rows * UNITS, begin = total * warp / WARPS, end = total * (warp + 1) / WARPS;
     M matrix;
     matrix.open(args.weights, first_row + begin / UNITS, begin % UNITS,
                 base + S::RINGS + warp * (RING * SLOT));
-    // At most two units on their way: a longer queue at the memory would hold up the vector that the
-    // kernel before this one is just reading.
+    // Where kernels overlap, only 2 KB of a warp are on their way at once: a longer queue at the
+    // memory would hold up the vector that the kernel before this one is just reading.
+    constexpr int AT_ONCE = (2 * 1088 + SLOT / 2) / SLOT;
 #pragma unroll
     for (int i = 0; i < RING; i++) {
-        if (i >= 2) copy_async_wait<1>();
+        if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
         if (begin + i < end) matrix.copy(i * SLOT);
         copy_async_commit();
     }
     // everything else that depends on nothing
     Vectors vectors;
     vectors.load_constants(args);
-    const int own = first_row * 16 + threadIdx.x; // with one token: the row this thread stores
-    float kept = 0;
-    if (T == 1 && (OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && threadIdx.x < rows * 16 && own < ROWS)
-        kept = args.extra[own];
-    if (args.next.weights && lane == 0) bring<WARPS>(args.next);
+    const int own = first_row * 16 + threadIdx.x; // with one token: the row that this thread stores
+    const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
+    float kept = 0; // what its sum meets
+    if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     launch_dependents();
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
-    if (T == 1 && OUT == OUT_ADD && threadIdx.x < rows * 16 && own < ROWS)
-        kept = load_f32_l2(args.out + own);
+    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
     __syncthreads();
 
@@ -642,7 +632,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         const int row = (first_row + r) * (OUT == OUT_GATED ? 8 : 16) + n;
         constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
         if (row >= OUT_ROWS) continue;
-        float *out = args.out + (long long)t * OUT_ROWS + row;
+        float *out = args.out + (i64)t * OUT_ROWS + row;
         const bool early = T == 1 && o == threadIdx.x; // `kept` is this row's
         if (OUT == OUT_ADD) y += early ? kept : *out;
         if (OUT == OUT_QKV) {

@@ -15,7 +15,7 @@
 #include "rows.cuh"
 
 constexpr int SAMPLE_THREADS = 1024, SAMPLE_BLOCKS = 8;
-constexpr int SEGMENTS = SAMPLE_BLOCKS * SAMPLE_THREADS / 32;             // one for each warp
+constexpr int SEGMENTS = SAMPLE_BLOCKS * SAMPLE_THREADS / 32;            // one for each warp
 constexpr int LANE_KEYS = (VOCAB + 32 * SEGMENTS - 1) / (32 * SEGMENTS); // of a segment
 constexpr int SEGMENT = 32 * LANE_KEYS;
 constexpr int SAMPLE_LIST = 1024; // candidates that are sorted at once
@@ -243,9 +243,9 @@ __device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy
     u64 before = 0;
     if (i < n)
         for (int j = 0; j < i; j++) before += sorted_masses[j];
-    const bool kept = i < n && i < k &&
-                      (i == 0 || args.top_p >= 1 ||
-                       (double)before < (double)args.top_p * (double)total);
+    const bool kept =
+        i < n && i < k &&
+        (i == 0 || args.top_p >= 1 || (double)before < (double)args.top_p * (double)total);
     const u64 end = before + (i < n ? sorted_masses[i] : 0);
     const u64 whole = block_max(kept ? end : 0, shared);
     const u64 r = (u64)(args.u * (double)whole);
