@@ -18,6 +18,11 @@
 #define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
+<<<<<<< HEAD
+=======
+#define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
+#define CUDA_BRING 8192          /* bytes of the next product that a warp brings into L2 */
+>>>>>>> w/prefill
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
@@ -83,7 +88,7 @@ typedef struct cuda_cache {
     tc__cu_ptr x, qkv, attention, act, parts, arrived;
     /* Prefill: residual; operand of the next product and its scales; the same of the MLP's inner
      * vectors; queries; attention's inputs. */
-    tc__cu_ptr wide_x, wide_in, wide_scale, wide_mid, mid_scale, mid_exponents, mid_highest;
+    tc__cu_ptr wide_x, wide_in, wide_rest, wide_scale, wide_mid, mid_scale, mid_exponents, mid_highest;
     tc__cu_ptr wide_q, wide_qkv;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
@@ -107,7 +112,7 @@ typedef struct cuda_product_args {
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
-    tc__cu_ptr weights, in, scale, out, each, exponents, highest;
+    tc__cu_ptr weights, in, rest, scale, out, each, exponents, highest;
     int tokens;
 } cuda_gemm_args;
 
@@ -117,7 +122,7 @@ typedef struct cuda_embed_args {
 } cuda_embed_args;
 
 typedef struct cuda_rows_args {
-    tc__cu_ptr in, gamma, bias, out, scale;
+    tc__cu_ptr in, gamma, bias, out, rest, scale;
 } cuda_rows_args;
 
 typedef struct cuda_settle_args {
@@ -830,6 +835,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
     cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
     cache->wide_in = cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
+    cache->wide_rest = cuda_cut(base, &at, cuda_operand_bytes(CUDA_PRECISE, hidden));
     cache->wide_scale = cuda_cut(base, &at, 4 * tokens);
     cache->mid_scale = cuda_cut(base, &at, 4 * tokens);
     cache->mid_highest = cuda_cut(base, &at, 4 * tokens);
@@ -1022,8 +1028,12 @@ static tc__cu_result cuda_gemm(cuda_cache *cache, int role, const tc__tensor *ma
                                cuda_gemm_args *args) {
     cuda_device *device = cache->device;
     cuda_product *product = &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
-    const cuda_kernel *kernel = &product->prefill[0];
-    for (int i = 1; i < CUDA_SIZES; i++) /* between equals the larger tile reads less */
+    /* the two smaller sizes of queries, keys and values have two limbs */
+    bool precise = args->tokens <= CUDA_PRECISE;
+    int first = role == TC__QKV && !precise ? 2 : 0;
+    int end = role == TC__QKV && precise ? 2 : CUDA_SIZES;
+    const cuda_kernel *kernel = &product->prefill[first];
+    for (int i = first + 1; i < end; i++) /* between equals the larger tile reads less */
         if (cuda_work(device, &product->prefill[i], args->tokens) <=
             cuda_work(device, kernel, args->tokens))
             kernel = &product->prefill[i];
@@ -1041,7 +1051,8 @@ static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const
                                int tokens) {
     cuda_device *device = cache->device;
     cuda_rows_args args = {cache->wide_x, cuda_tensor(device, gamma), cuda_vector(device, bias),
-                           cache->wide_in, cache->wide_scale};
+                           cache->wide_in, tokens <= CUDA_PRECISE ? cache->wide_rest : 0,
+                           cache->wide_scale};
     return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
@@ -1066,8 +1077,9 @@ static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int t
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     const tc__layer *layer = &device->weights->layers[l];
     tc__cu_ptr k = cache->kv + l * layer_kv;
-    cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
-    cuda_gemm_args o = {0, cache->wide_in, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
+    cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_rest, cache->wide_scale, cache->wide_qkv,
+                          0, 0, 0, tokens};
+    cuda_gemm_args o = {0, cache->wide_in, 0, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
     cuda_prefill_attention_args args = {
         cache->wide_qkv,   cache->wide_q,   k,            k + layer_kv / 2,            cache->wide_in,
         cache->wide_scale, cache->wide_qkv, cache->state, cuda_head_of(device, layer), cache->ctx,
@@ -1090,7 +1102,7 @@ static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int t
 /* From the normed vectors in wide_in: the MLP's inner vectors in wide_mid. */
 static tc__cu_result cuda_prefill_up(cuda_cache *cache, const tc__layer *layer, int tokens) {
     cuda_device *device = cache->device;
-    cuda_gemm_args up = {0, cache->wide_in, cache->wide_scale, cache->wide_mid,
+    cuda_gemm_args up = {0, cache->wide_in, 0, cache->wide_scale, cache->wide_mid,
                          cuda_vector(device, layer->act_scales), cache->mid_exponents,
                          cache->mid_highest, tokens};
     cuda_settle_args settle = {cache->wide_mid, cache->mid_exponents, cache->mid_highest,
@@ -1102,7 +1114,7 @@ static tc__cu_result cuda_prefill_up(cuda_cache *cache, const tc__layer *layer, 
 
 /* From there: the MLP's result, added to wide_x. */
 static tc__cu_result cuda_prefill_down(cuda_cache *cache, const tc__layer *layer, int tokens) {
-    cuda_gemm_args down = {0, cache->wide_mid, cache->mid_scale, cache->wide_x, 0, 0, 0, tokens};
+    cuda_gemm_args down = {0, cache->wide_mid, 0, cache->mid_scale, cache->wide_x, 0, 0, 0, tokens};
     return cuda_gemm(cache, TC__DOWN, layer->down, &down);
 }
 

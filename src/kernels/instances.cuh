@@ -74,6 +74,10 @@ template <class M, int ROWS> struct EachPick {
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
 
+// Scores of attention are sensitive: for few tokens the product that gives queries and keys has two
+// limbs.
+template <int SIZE, int OUT> static constexpr int LIMBS_OF = SIZE < 128 && OUT == TO_VECTORS ? 2 : 1;
+
 // As many stages, 2 to 4, as fit. The largest size has tiles of more rows instead of more tokens; from
 // sm_100 on the compiler lacks registers for 256.
 template <class M, int ROWS, int SIZE, int OUT> struct PortableProduct {
@@ -84,7 +88,8 @@ template <class M, int ROWS, int SIZE, int OUT> struct PortableProduct {
 #endif
     static constexpr int TILE = SIZE < 128 ? 64 : SIZE == 128 ? 128 : MOST_ROWS;
     static constexpr int TOKENS = SIZE < 128 ? SIZE : 128, THREADS = 256, CLUSTER = 1, PER_SM = 1;
-    template <int D> using Shape = GemmShape<M, TILE, TOKENS, D>;
+    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>;
+    template <int D> using Shape = GemmShape<M, TILE, TOKENS, LIMBS, D>;
     static constexpr int STAGES = Shape<4>::SMEM <= SHARED_LIMIT   ? 4
                                   : Shape<3>::SMEM <= SHARED_LIMIT ? 3
                                                                    : 2;
@@ -94,7 +99,7 @@ template <class M, int ROWS, int SIZE, int OUT> struct PortableProduct {
     static_assert(SMEM <= SHARED_LIMIT, "the tile is too large for this GPU");
 
     static __device__ __forceinline__ void run(const GemmArgs &args) {
-        product_prefill<M, ROWS, TILE, TOKENS, STAGES, OUT>(args);
+        product_prefill<M, ROWS, TILE, TOKENS, LIMBS, STAGES, OUT>(args);
     }
 };
 
@@ -117,12 +122,13 @@ template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
     static constexpr int SPLITS = M::K < 1024 || (LOAD<1> <= LOAD<2> && LOAD<1> <= LOAD<4>) ? 1
                                   : LOAD<2> <= LOAD<4>                                      ? 2
                                                                                             : 4;
-    static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = SPLITS, PER_SM = 2;
-    static constexpr int SMEM = FewShape<M, TOKENS>::SMEM, BLOCKS = TILES * SPLITS;
+    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = LIMBS == 2 ? 1 : 2;
+    static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = SPLITS;
+    static constexpr int SMEM = FewShape<M, TOKENS, LIMBS>::SMEM, BLOCKS = TILES * SPLITS;
     static constexpr bool WALKS = false;
 
     static __device__ __forceinline__ void run(const GemmArgs &args) {
-        product_few<M, ROWS, TOKENS, SPLITS, OUT>(args);
+        product_few<M, ROWS, TOKENS, LIMBS, SPLITS, OUT>(args);
     }
 };
 template <class M, int ROWS, int SIZE, int OUT> struct FewOrMany {

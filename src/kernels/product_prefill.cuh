@@ -7,6 +7,9 @@
 //   shared memory of a stage: the units of the tile as they lie in memory, then the vectors' tiles of
 //   64 columns as they lie in memory.
 //
+// With two LIMBS the product is as good as in binary32: what binary16 leaves out of vectors and of
+// weights takes part too.
+//
 // Launch: (row tiles, token tiles) blocks of 256 threads, SMEM bytes.
 // Bytes moved: W once per token tile, X once per row tile (mostly from L2), Y once.
 
@@ -24,6 +27,7 @@ enum { TO_VECTORS, TO_RESIDUAL, TO_OPERAND };
 struct GemmArgs {
     const u8 *weights;
     const u16 *in;      // an operand of K columns
+    const u16 *rest;    // with two LIMBS: another, what binary16 leaves out of the vectors
     const float *scale; // [tokens], readable to the end of the last tile
     void *out;          // [tokens][ROWS] binary32, or an operand
     const float *each;  // of every row what is added (TO_VECTORS), what it is divided by (TO_OPERAND);
@@ -172,12 +176,24 @@ struct W4Scales {
         a[0] = f16x2_mul(a[0], s0), a[2] = f16x2_mul(a[2], s0);
         a[1] = f16x2_mul(a[1], s1), a[3] = f16x2_mul(a[3], s1);
     }
+    // The same, and in `rest` what binary16 leaves out, exactly.
+    __device__ __forceinline__ void expand(u32 word, u32 a[4], u32 rest[4]) const {
+        u32 d[4];
+        w4_to_f16x2(word, low, high, d);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u32 s = i % 2 ? s1 : s0;
+            a[i] = f16x2_mul(d[i], s);
+            rest[i] = f16x2_fma(d[i], s, a[i] ^ 0x80008000);
+        }
+    }
 };
 
 template <int K_, int GROUP_> struct W4Tile {
     static constexpr int K = K_, GROUP = GROUP_, UNIT_BYTES = 8 * GROUP + 64;
     static constexpr int STAGE_COLUMNS = GROUP < 64 ? 64 : GROUP;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
+    static constexpr bool EXACT = false; // in binary16
 
     // Copies the units of `blocks` row blocks at stage k; row blocks past the end repeat the last.
     static __device__ void copy(u32 shared, const u8 *weights, int first, int blocks, int last,
@@ -190,20 +206,29 @@ template <int K_, int GROUP_> struct W4Tile {
             copy_async_16(shared + b * BLOCK_BYTES + 16 * at, weights + unit * UNIT_BYTES + 16 * at);
         }
     }
-    // The A operands of the row block at `shared`, columns 32 s to 32 s + 31 of the stage.
-    static __device__ __forceinline__ void load(u32 shared, int lane, int s, u32 a[4], u32 b[4]) {
+    // The A operands of the row block at `shared`, columns 32 s to 32 s + 31 of the stage: a and
+    // b, and what they leave out with two LIMBS.
+    template <int LIMBS>
+    static __device__ __forceinline__ void load(u32 shared, int lane, int s, u32 a[4], u32 b[4],
+                                                u32 rest_a[4], u32 rest_b[4]) {
         const u32 unit = shared + 32 * s / GROUP * UNIT_BYTES;
         const int pair = 32 * s % GROUP / 32; // of the unit's words
         const W4Scales z(load_shared_8(unit + 8 * GROUP + 8 * (lane >> 2)));
         const uint2 q = load_shared_8(
             GROUP == 32 ? unit + 8 * lane : unit + 512 * (pair >> 1) + 16 * lane + 8 * (pair & 1));
-        z.expand(q.x, a);
-        z.expand(q.y, b);
+        if (LIMBS == 1) {
+            z.expand(q.x, a);
+            z.expand(q.y, b);
+        } else {
+            z.expand(q.x, a, rest_a);
+            z.expand(q.y, b, rest_b);
+        }
     }
 };
 
 template <int K_, int GROUP_> struct F16Tile {
     static constexpr int K = K_, GROUP = GROUP_, STAGE_COLUMNS = 64;
+    static constexpr bool EXACT = true;
     static constexpr int BLOCK_BYTES = 32 * 64; // as slices of 32 columns: 16 rows x 64 bytes
 
     static __device__ void copy(u32 shared, const u8 *weights, int first, int blocks, int last,
@@ -217,7 +242,9 @@ template <int K_, int GROUP_> struct F16Tile {
                           weights + (r * K + k * 64 + 8 * at) * 2);
         }
     }
-    static __device__ __forceinline__ void load(u32 shared, int lane, int s, u32 a[4], u32 b[4]) {
+    template <int LIMBS>
+    static __device__ __forceinline__ void load(u32 shared, int lane, int s, u32 a[4], u32 b[4],
+                                                u32 *, u32 *) {
         uint4 r0 = load_shared_16(shared + 1024 * s + 64 * (lane >> 2) + 16 * (lane & 3));
         uint4 r8 = load_shared_16(shared + 1024 * s + 512 + 64 * (lane >> 2) + 16 * (lane & 3));
         a[0] = r0.x, a[1] = r8.x, a[2] = r0.y, a[3] = r8.y;
@@ -227,16 +254,16 @@ template <int K_, int GROUP_> struct F16Tile {
 
 // ---- the product ----
 
-template <class M, int ROWS_TILE, int TOKENS_TILE, int STAGES> struct GemmShape {
-    static constexpr int TILES = M::STAGE_COLUMNS / 64; // of the vectors' operand
+template <class M, int ROWS_TILE, int TOKENS_TILE, int LIMBS, int STAGES> struct GemmShape {
+    static constexpr int TILES = M::STAGE_COLUMNS / 64; // of a limb of the vectors' operand
     static constexpr int A_BYTES = ROWS_TILE / 16 * M::BLOCK_BYTES;
-    static constexpr int STAGE = (A_BYTES + 127) / 128 * 128 + TILES * 128 * TOKENS_TILE;
+    static constexpr int STAGE = (A_BYTES + 127) / 128 * 128 + LIMBS * TILES * 128 * TOKENS_TILE;
     static constexpr int SMEM = STAGES * STAGE;
 };
 
-template <class M, int ROWS, int ROWS_TILE, int TOKENS_TILE, int STAGES, int OUT>
+template <class M, int ROWS, int ROWS_TILE, int TOKENS_TILE, int LIMBS, int STAGES, int OUT>
 __device__ __forceinline__ void product_prefill(const GemmArgs &args) {
-    typedef GemmShape<M, ROWS_TILE, TOKENS_TILE, STAGES> S;
+    typedef GemmShape<M, ROWS_TILE, TOKENS_TILE, LIMBS, STAGES> S;
     extern __shared__ __align__(128) u8 smem[];
     constexpr int WARPS_M = 4, WARPS_N = 2;
     constexpr int BLOCKS = ROWS_TILE / 16 / WARPS_M;   // row blocks of a warp
@@ -252,14 +279,15 @@ __device__ __forceinline__ void product_prefill(const GemmArgs &args) {
     auto copy = [&](int k) {
         const u32 stage = k % STAGES * S::STAGE;
         M::copy(base + stage, args.weights, first_block, ROWS_TILE / 16, last_block, k);
-        const u16 *from = args.in + (first_token & 127) * 64 +
-                          ((i64)(first_token >> 7) * operand_slices(M::K) + k * S::TILES) * 8192;
+        const i64 from = (first_token & 127) * 64 +
+                         ((i64)(first_token >> 7) * operand_slices(M::K) + k * S::TILES) * 8192;
 #pragma unroll
-        for (int i = 0; i < S::TILES; i++)
+        for (int i = 0; i < LIMBS * S::TILES; i++)
 #pragma unroll
             for (int c = threadIdx.x; c < TOKENS_TILE * 8; c += 256)
                 copy_async_16(b_at + stage + i * (128 * TOKENS_TILE) + 16 * c,
-                              from + i * 8192 + 8 * c);
+                              (i < S::TILES ? args.in : args.rest) + from +
+                                  i % S::TILES * 8192 + 8 * c);
     };
     wait_for_previous();
     launch_dependents();
@@ -293,14 +321,26 @@ __device__ __forceinline__ void product_prefill(const GemmArgs &args) {
             for (int j = 0; j < COLUMNS; j++) load_matrix_x4(b[j], b_from + 1024 * j);
 #pragma unroll
             for (int i = 0; i < BLOCKS; i++) {
-                u32 first[4], second[4];
-                M::load(a_base + i * M::BLOCK_BYTES, lane, s, first, second);
+                u32 first[4], second[4], first_rest[4], second_rest[4];
+                M::template load<LIMBS>(a_base + i * M::BLOCK_BYTES, lane, s, first, second,
+                                        first_rest, second_rest);
 #pragma unroll
                 for (int j = 0; j < COLUMNS; j++)
                     mma_16x8x16(acc[i] + 4 * j, first, b[j][0], b[j][1]);
 #pragma unroll
                 for (int j = 0; j < COLUMNS; j++)
                     mma_16x8x16(acc[i] + 4 * j, second, b[j][2], b[j][3]);
+                if (LIMBS == 1) continue;
+#pragma unroll
+                for (int j = 0; j < COLUMNS; j++) {
+                    u32 r[4];
+                    load_matrix_x4(r, b_from + S::TILES * (128 * TOKENS_TILE) + 1024 * j);
+                    mma_16x8x16(acc[i] + 4 * j, first, r[0], r[1]);
+                    mma_16x8x16(acc[i] + 4 * j, second, r[2], r[3]);
+                    if (M::EXACT) continue;
+                    mma_16x8x16(acc[i] + 4 * j, first_rest, b[j][0], b[j][1]);
+                    mma_16x8x16(acc[i] + 4 * j, second_rest, b[j][2], b[j][3]);
+                }
             }
         }
     }

@@ -16,8 +16,9 @@
 // cluster, its part of the columns; the ring begins to fill with weights before the kernel waits for
 // its predecessor. The parts are added in the order of the columns: the same input always gives the
 // same bits.
-// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM, SMEM bytes.
-// Bytes moved: W once per token tile, X once per 128 rows (from L2), Y once.
+// With two LIMBS it is as good as in binary32, as product_prefill is.
+// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM (with two LIMBS one),
+// SMEM bytes. Bytes moved: W once per token tile, X once per 128 rows (from L2), Y once.
 
 #ifndef TC_PRODUCT_WGMMA
 #define TC_PRODUCT_WGMMA
@@ -33,6 +34,7 @@ template <int K_, int GROUP_> struct W4Slices {
     static constexpr int STAGE_COLUMNS = 128;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
     static constexpr int COPY_BYTES = 8 * BLOCK_BYTES; // that come as bulk copies
+    static constexpr bool EXACT = false;               // in binary16
     static constexpr int UNITS = GROUP == 32 ? 2 : 1; // that 64 columns touch
 
     struct Raw {
@@ -68,13 +70,20 @@ template <int K_, int GROUP_> struct W4Slices {
             r.scales[0] = load_shared_8(unit + 8 * GROUP + 8 * (lane >> 2));
         }
     }
-    // a[4 i] to a[4 i + 3]: the A operand of step i of 16 columns.
-    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16]) {
+    // a[4 i] to a[4 i + 3]: the A operand of step i of 16 columns; with two LIMBS a[16 + 4 i] to
+    // a[16 + 4 i + 3]: what that leaves out.
+    template <int LIMBS>
+    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16 * LIMBS]) {
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
             const W4Scales z(r.scales[u]);
 #pragma unroll
-            for (int i = 4 / UNITS * u; i < 4 / UNITS * (u + 1); i++) z.expand(r.q[i], a + 4 * i);
+            for (int i = 4 / UNITS * u; i < 4 / UNITS * (u + 1); i++) {
+                if constexpr (LIMBS == 1)
+                    z.expand(r.q[i], a + 4 * i);
+                else
+                    z.expand(r.q[i], a + 4 * i, a + 16 + 4 * i);
+            }
         }
     }
 };
@@ -84,6 +93,7 @@ template <int K_, int GROUP_> struct F16Slices {
     static constexpr int K = K_, GROUP = GROUP_;
     static constexpr int STAGE_COLUMNS = 64, ROW_BYTES = 128 + 64; // so that rows differ in banks
     static constexpr int BLOCK_BYTES = 16 * ROW_BYTES, COPY_BYTES = 0;
+    static constexpr bool EXACT = true;
 
     struct Raw {
         u32 at; // the operands are ready: they come when their registers are free
@@ -102,7 +112,8 @@ template <int K_, int GROUP_> struct F16Slices {
     static __device__ __forceinline__ void fetch(u32 shared, int lane, int, Raw &r) {
         r.at = shared + (lane >> 2) * ROW_BYTES + 16 * (lane & 3);
     }
-    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16]) {
+    template <int LIMBS>
+    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16 * LIMBS]) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint4 r0 = load_shared_16(r.at + 64 * i);
@@ -114,14 +125,14 @@ template <int K_, int GROUP_> struct F16Slices {
     }
 };
 
-// A ring that holds stages of 128 rows and TOKENS tokens, in BYTES of shared memory; the vectors of a
-// stage go to SHARERS blocks.
-template <class M_, int TOKENS_, int SHARERS_, int BYTES> struct WgmmaRing {
+// A ring that holds stages of 128 rows and TOKENS tokens (LIMBS times), in BYTES of shared memory; the
+// vectors of a stage go to SHARERS blocks.
+template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct WgmmaRing {
     typedef M_ M;
-    static constexpr int TOKENS = TOKENS_, SHARERS = SHARERS_;
+    static constexpr int TOKENS = TOKENS_, LIMBS = LIMBS_, SHARERS = SHARERS_;
     static constexpr int SLICES = M::STAGE_COLUMNS / 64; // of a stage
-    static constexpr int SLICE_BYTES = 128 * TOKENS;
-    static constexpr int B_BYTES = SLICES * SLICE_BYTES, A_BYTES = 8 * M::BLOCK_BYTES;
+    static constexpr int SLICE_BYTES = 128 * TOKENS, LIMB_BYTES = SLICES * SLICE_BYTES;
+    static constexpr int B_BYTES = LIMBS * LIMB_BYTES, A_BYTES = 8 * M::BLOCK_BYTES;
     static constexpr int STAGES_OF_K = (M::K + M::STAGE_COLUMNS - 1) / M::STAGE_COLUMNS;
     static constexpr int FIT = (BYTES - 256) / (A_BYTES + B_BYTES), STAGES = FIT < 8 ? FIT : 8;
     static constexpr int SMEM = STAGES * (A_BYTES + B_BYTES) + 256;
@@ -179,17 +190,23 @@ __device__ __forceinline__ void wgmma_tile(Ring &ring, int row, int pairs, bool 
     typedef typename Ring::M M;
     const int lane = threadIdx.x & 31;
     const u32 row_at = row * M::BLOCK_BYTES;
-    u32 a[2][16];
+    constexpr int LIMBS = Ring::LIMBS;
+    u32 a[2][16 * LIMBS];
     typename M::Raw raw;
     int before = 0; // the slot of the slice before
     // Multiplies slice h of a stage, whose words are in `raw`; brings those of the next slice.
-    auto step = [&](bool first, int h, bool last, u32(&a)[16]) {
+    auto step = [&](bool first, int h, bool last, u32(&a)[16 * LIMBS]) {
         const u64 b = wgmma_operand(ring.vectors()) + h * (Ring::SLICE_BYTES >> 4);
-        M::expand(raw, a);
+        M::template expand<LIMBS>(raw, a);
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
             wgmma<Ring::TOKENS>(acc, a + 4 * i, b + 2 * i);
+            if constexpr (LIMBS == 2) {
+                wgmma<Ring::TOKENS>(acc, a + 4 * i, b + (Ring::LIMB_BYTES >> 4) + 2 * i);
+                if constexpr (!M::EXACT) wgmma<Ring::TOKENS>(acc, a + 16 + 4 * i, b + 2 * i);
+            }
+        }
         wgmma_commit();
         const int here = ring.slot;
         if (last || h + 1 == Ring::SLICES) ring.next();
@@ -222,7 +239,7 @@ __device__ __forceinline__ void wgmma_tile(Ring &ring, int row, int pairs, bool 
 // ---- many tokens ----
 
 template <class M, int TOKENS, int CLUSTER>
-using WgmmaShape = WgmmaRing<M, TOKENS, CLUSTER, SHARED_LIMIT>;
+using WgmmaShape = WgmmaRing<M, TOKENS, 1, CLUSTER, SHARED_LIMIT>;
 
 // The tiles of a cluster, those of the same rows one after the other.
 template <int ROWS, int TOKENS, int CLUSTER> struct WgmmaTiles {
@@ -296,7 +313,9 @@ __device__ __forceinline__ void product_wgmma(const GemmArgs &args) {
 
 // ---- few tokens ----
 
-template <class M, int TOKENS> using FewShape = WgmmaRing<M, TOKENS, 1, SHARED_LIMIT / 2 - 1024>;
+// With two limbs a block needs the registers, and has the shared memory, of an SM.
+template <class M, int TOKENS, int LIMBS>
+using FewShape = WgmmaRing<M, TOKENS, LIMBS, 1, LIMBS == 2 ? SHARED_LIMIT : SHARED_LIMIT / 2 - 1024>;
 
 // A block's columns, in pairs of slices: the last block has the odd slice.
 template <class M, int SPLITS> struct FewColumns {
@@ -312,20 +331,21 @@ template <class M, int SPLITS> struct FewColumns {
     }
 };
 
-template <class M, int ROWS, int TOKENS, int SPLITS>
-__device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKENS> &ring) {
-    typedef FewShape<M, TOKENS> Ring;
+template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS>
+__device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKENS, LIMBS> &ring) {
+    typedef FewShape<M, TOKENS, LIMBS> Ring;
     const FewColumns<M, SPLITS> columns;
     const int first = blockIdx.x / SPLITS * 8, last = (ROWS + 15) / 16 - 1;
     const int token = blockIdx.y * TOKENS, begin = columns.begin * 2 / Ring::SLICES;
     const int stages = (2 * columns.pairs + columns.tail + Ring::SLICES - 1) / Ring::SLICES;
-    const u8 *vectors = (const u8 *)args.in + token % 128 * 128 +
-                        (i64)(token / 128) * operand_slices(M::K) * 16384;
-    const int warp = threadIdx.x >> 5; // which slice of the vectors it copies
+    // which slice of which limb of the vectors this warp copies
+    const int warp = threadIdx.x >> 5, slice = warp % Ring::SLICES, limb = warp / Ring::SLICES;
+    const u8 *vectors = (const u8 *)(limb ? args.rest : args.in) + token % 128 * 128 +
+                        ((i64)(token / 128) * operand_slices(M::K) + slice) * 16384;
     auto copy_vectors = [&](const Ring &at, int k) {
-        if (warp < Ring::SLICES && elect_one())
+        if (limb < LIMBS && elect_one())
             copy_bulk(at.vectors() + warp * Ring::SLICE_BYTES,
-                      vectors + ((i64)k * Ring::SLICES + warp) * 16384, Ring::SLICE_BYTES,
+                      vectors + (i64)k * Ring::SLICES * 16384, Ring::SLICE_BYTES,
                       at.full + 8 * at.slot);
     };
     // weights depend on nothing: as many stages of them as the ring holds
@@ -373,19 +393,19 @@ __device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room, const fl
     cluster_sync(); // the other blocks still read this one's
 }
 
-template <class M, int ROWS, int TOKENS, int SPLITS, int OUT>
+template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS, int OUT>
 __device__ __forceinline__ void product_few(const GemmArgs &args) {
     extern __shared__ __align__(128) u8 smem[]; // begins at a multiple of 1024
-    static_assert(512 * TOKENS <= FewShape<M, TOKENS>::SMEM, "room for the sums");
-    FewShape<M, TOKENS> ring(shared_address(smem));
+    static_assert(512 * TOKENS <= FewShape<M, TOKENS, LIMBS>::SMEM, "room for the sums");
+    FewShape<M, TOKENS, LIMBS> ring(shared_address(smem));
     if (threadIdx.x == 0) ring.make();
     __syncthreads();
     if (threadIdx.x < 128) {
-        registers_down_to<32>();
-        few_copy<M, ROWS, TOKENS, SPLITS>(args, ring);
+        registers_down_to<LIMBS == 2 ? 40 : 32>();
+        few_copy<M, ROWS, TOKENS, LIMBS, SPLITS>(args, ring);
         if (SPLITS > 1) cluster_sync(), cluster_sync(); // those of few_add
     } else {
-        registers_up_to<104>();
+        registers_up_to<LIMBS == 2 ? 232 : 104>();
         const FewColumns<M, SPLITS> columns;
         const int row = (threadIdx.x >> 5) - 4, block = blockIdx.x / SPLITS * 8 + row;
         const int token = blockIdx.y * TOKENS;

@@ -67,12 +67,18 @@ __device__ __forceinline__ int operand_exponent(float top) {
 }
 __device__ __forceinline__ float power_of_two(int e) { return __uint_as_float((u32)(127 + e) << 23); }
 
+// What two numbers rounded to binary16 leave out.
+__device__ __forceinline__ u32 rest_of_f16x2(float x, float y, u32 rounded) {
+    return f32_to_f16x2(x - f16_to_f32((u16)rounded), y - f16_to_f32((u16)(rounded >> 16)));
+}
+
 struct RowsArgs {
     const float *in;    // [rows][K]
     const float *gamma; // [K]
     const float *bias;  // [K] with LayerNorm, or null
     u16 *out;           // an operand of K columns
-    float *scale;       // [rows] a power of two: out * scale is the vector
+    u16 *rest;          // another: what binary16 leaves out of the numbers; or null
+    float *scale;       // [rows] a power of two: (out + rest) * scale is the vector
 };
 
 // Sum over a block of 256 threads; every thread gets it. `room` is for eight numbers.
@@ -86,7 +92,7 @@ __device__ __forceinline__ float block_sum(float v, float *room) {
 }
 
 // The norm in binary32, then binary16 with a power-of-two scale per vector, so nothing overflows.
-// Launch: one block of 256 threads per vector. Bytes moved: 4 K read, 2 K written.
+// Launch: one block of 256 threads per vector. Bytes moved: 4 K read, 2 K or 4 K written.
 template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs &args) {
     constexpr int PARTS = (K + 1023) / 1024; // of a thread, four columns each
     __shared__ float sums[8], squares[8], tops[8];
@@ -137,9 +143,13 @@ template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs 
     for (int p = 0; p < PARTS; p++) {
         const int i = first + 1024 * p;
         if (i >= K) break;
-        *(u32 *)operand_at(args.out, K, blockIdx.x, i) = f32_to_f16x2(v[p].x * down, v[p].y * down);
-        *(u32 *)operand_at(args.out, K, blockIdx.x, i + 2) =
-            f32_to_f16x2(v[p].z * down, v[p].w * down);
+        v[p].x *= down, v[p].y *= down, v[p].z *= down, v[p].w *= down;
+        const uint2 two = make_uint2(f32_to_f16x2(v[p].x, v[p].y), f32_to_f16x2(v[p].z, v[p].w));
+        *(u32 *)operand_at(args.out, K, blockIdx.x, i) = two.x;
+        *(u32 *)operand_at(args.out, K, blockIdx.x, i + 2) = two.y;
+        if (!args.rest) continue;
+        *(u32 *)operand_at(args.rest, K, blockIdx.x, i) = rest_of_f16x2(v[p].x, v[p].y, two.x);
+        *(u32 *)operand_at(args.rest, K, blockIdx.x, i + 2) = rest_of_f16x2(v[p].z, v[p].w, two.y);
     }
 }
 
