@@ -9068,11 +9068,7 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 #define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
-<<<<<<< HEAD
-=======
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
-#define CUDA_BRING 8192          /* bytes of the next product that a warp brings into L2 */
->>>>>>> w/prefill
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
