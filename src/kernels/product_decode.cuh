@@ -1,4 +1,5 @@
-// product_decode - y = W x for one to eight activation vectors: the kernel of decoding.
+// product_decode - y = W x for one activation vector (binary16 matrices: up to eight): the kernel
+// of decoding.
 //
 // Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
 // of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
@@ -53,19 +54,18 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
-    // Bytes of a vector, and of what is known of its groups: for each digit pair (T == 1) or for
-    // all digits the float4 (scale, -sum, scale / 16, -16 sum): the rows r + 8 of a unit come in
-    // the high nibbles, sixteen times too large. 64 and 16 bytes off, so that tokens differ in
-    // banks.
+    // Bytes of the vector, and of what is known of its groups: of digits 0 and 1 and of digit 2 the
+    // float4 (scale, -sum, scale / 16, -16 sum): the rows r + 8 of a unit come in the high nibbles,
+    // sixteen times too large.
     template <int T> struct Layout {
-        static constexpr int X = (K * DIGITS + 127) / 128 * 128 + (T > 1 ? 64 : 0);
-        static constexpr int INFO = T > 1 ? 16 * UNITS + 16 : 32 * UNITS;
+        static_assert(T == 1, "one vector at a time");
+        static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 32 * UNITS;
     };
 
     const u8 *at; // of the next unit to copy, this lane's first bytes
     u32 ring, words, scales;
-    u32 x, info0, info1; // this lane's column of B; of its columns of the result
-    i32 radix;
+    u32 x, info; // this lane's column of B; of its columns of the result
+    i32 radix;   // these joined: the first times radix and the second
 
     __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
@@ -74,20 +74,13 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
         scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
     }
-    // T == 1: the digits are the columns of B (beyond them the last one again), and a lane's two
-    // columns of the result are digits 0 and 1, or twice digit 2. Else the tokens are the columns.
-    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 infos, int tokens) {
+    // The digits are the columns of B (beyond them the last one again), so a lane's two columns of
+    // the result are digits 0 and 1, or twice digit 2.
+    template <int T> __device__ __forceinline__ void look_at(u32 vector, u32 infos, int) {
         const u32 lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
-        if (T == 1) {
-            x = vectors + min((int)column, DIGITS - 1) * CHUNK;
-            info0 = info1 = keep(infos + (pair ? 16 : 0));
-            radix = keep(pair ? 0 : 256);
-        } else {
-            x = vectors + min((int)column, tokens - 1) * Layout<T>::X;
-            info0 = keep(infos + min((int)(2 * pair), tokens - 1) * Layout<T>::INFO);
-            info1 = keep(infos + min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO);
-        }
-        x = keep(x + RUN * pair);
+        x = keep(vector + min((int)column, DIGITS - 1) * CHUNK + RUN * pair);
+        info = keep(infos + (pair ? 16 : 0));
+        radix = keep(pair ? 0 : 256);
     }
     // Starts copying the next unit into the slot, where it lies as in memory.
     __device__ __forceinline__ void copy(u32 slot) {
@@ -97,55 +90,41 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
                 copy_async_16(ring + slot + i, at + i);
         at += UNIT_BYTES;
     }
-    // The unit in the slot, number `unit` of its row block, times the vectors. sum: with T == 1 of
-    // rows r and r + 8, else of (row r, two tokens) and (row r + 8, two tokens).
+    // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        constexpr int TILES = T == 1 ? 1 : DIGITS;
         u32 q[8];
-        i32 d[TILES][4];
+        i32 d[4] = {0, 0, 0, 0};
         load_words(words + slot, q);
 #pragma unroll
-        for (int t = 0; t < TILES; t++) d[t][0] = d[t][1] = d[t][2] = d[t][3] = 0;
-#pragma unroll
-        for (int k = 0; k < WORDS; k += 4)
-#pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                const u32 b = x + unit * (GROUP * DIGITS) + k / 4 * (CHUNK * DIGITS) + t * CHUNK;
-                if (GROUP == 32) {
-                    const uint2 v = load_shared_8(b);
-                    step(q + k, v.x, v.y, d[t]);
-                } else {
-                    const uint4 v = load_shared_16(b);
-                    step(q + k, v.x, v.y, d[t]);
-                    step(q + k + 2, v.z, v.w, d[t]);
-                }
+        for (int k = 0; k < WORDS; k += 4) {
+            const u32 b = x + unit * (GROUP * DIGITS) + k / 4 * (CHUNK * DIGITS);
+            if (GROUP == 32) {
+                const uint2 v = load_shared_8(b);
+                step(q + k, v.x, v.y, d);
+            } else {
+                const uint4 v = load_shared_16(b);
+                step(q + k, v.x, v.y, d);
+                step(q + k + 2, v.z, v.w, d);
             }
+        }
         const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
         const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
         const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
-        const float4 a = load_shared_float4(info0 + (T == 1 ? 32 : 16) * unit);
-        if (T == 1) {
-            sum[0] = s0 * a.x * ((float)(d[0][0] * radix + d[0][1]) + z0 * a.y);
-            sum[1] = s1 * a.z * ((float)(d[0][2] * radix + d[0][3]) + z1 * a.w);
-        } else {
-            const float4 b = load_shared_float4(info1 + 16 * unit);
-            sum[0] = s0 * a.x * (joined<TILES>(d, 0) + z0 * a.y);
-            sum[1] = s0 * b.x * (joined<TILES>(d, 1) + z0 * b.y);
-            sum[2] = s1 * a.z * (joined<TILES>(d, 2) + z1 * a.w);
-            sum[3] = s1 * b.z * (joined<TILES>(d, 3) + z1 * b.w);
-        }
+        const float4 a = load_shared_float4(info + 32 * unit);
+        sum[0] = s0 * a.x * ((float)(d[0] * radix + d[1]) + z0 * a.y);
+        sum[1] = s1 * a.z * ((float)(d[2] * radix + d[3]) + z1 * a.w);
     }
-    // With T == 1 the lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
+    // The lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
     template <int T> static __device__ __forceinline__ void finish(float sum[4]) {
-        if (T > 1) return;
         sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], 1);
         sum[1] += __shfl_xor_sync(0xffffffffu, sum[1], 1);
     }
 
-    // Four neighbouring columns as digits, and of their group the exponent and the sums of the last
-    // digits and of the others (T == 1 with three digits) or of the numbers. Lane l has columns 4l
-    // .. 4l + 3 of a chunk of 128, so a group is a number of neighbouring lanes.
+    // Four neighbouring columns as digits, and of their group the largest number and the sums of
+    // digits 0 and 1 (`high`) and of digit 2 (`low`). Lane l has columns 4l .. 4l + 3 of a chunk of
+    // 128, so a group is a number of neighbouring lanes. With two digits the first is missing: they
+    // are `middle` and `last`, and `low` is the sum of the numbers.
     struct Placed {
         u32 first, middle, last, top;
         i32 low, high;
@@ -159,8 +138,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
         constexpr int LANES = GROUP / 4;
         const u32 group = 0xffffffffu >> (32 - LANES) << (threadIdx.x & 31 & ~(LANES - 1));
-        const float most = max_or_nan(max_or_nan(fabsf(v.x), fabsf(v.y)),
-                                      max_or_nan(fabsf(v.z), fabsf(v.w)));
+        const float most =
+            max_or_nan(max_or_nan(fabsf(v.x), fabsf(v.y)), max_or_nan(fabsf(v.z), fabsf(v.w)));
         Placed p;
         p.top = __reduce_max_sync(group, __float_as_uint(most));
         const float down = __uint_as_float((u32)(127 - exponent_of(p.top)) << 23);
@@ -180,9 +159,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
                 __byte_perm(__byte_perm(m0, m2, 0x0062), __byte_perm(m1, m3, 0x0062), 0x5410) ^
                 0x80808080;
         p.high = 256 * digit_sum(p.first) + digit_sum(p.middle), p.low = digit_sum(p.last);
-        if (T > 1 || DIGITS == 2) p.low += 256 * p.high;
+        if (DIGITS == 2) p.low += 256 * p.high;
         p.low = __reduce_add_sync(group, p.low);
-        if (T == 1 && DIGITS == 3) p.high = __reduce_add_sync(group, p.high);
+        if (DIGITS == 3) p.high = __reduce_add_sync(group, p.high);
         return p;
     }
     // Into the vector at x (and its groups at infos), chunk `chunk`.
@@ -201,14 +180,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         // an infinity or NaN stays such
         const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
         const float one = __uint_as_float(bits);
-        float4 *info = (float4 *)infos + (128 / GROUP * chunk + at / GROUP) * (T == 1 ? 2 : 1);
-        if (T == 1 && DIGITS == 3) {
-            info[0] = group_info(one * 256, p.high);
-            info[1] = group_info(one, p.low);
-        } else {
-            info[0] = group_info(one, p.low);
-            if (T == 1) info[1] = group_info(0, 0);
-        }
+        float4 *info = (float4 *)infos + (128 / GROUP * chunk + at / GROUP) * 2;
+        info[0] = DIGITS == 3 ? group_info(one * 256, p.high) : group_info(one, p.low);
+        info[1] = DIGITS == 3 ? group_info(one, p.low) : group_info(0, 0);
     }
 
   private:
@@ -235,11 +209,6 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         const u32 a[4] = {q[0] & 0x0f0f0f0f, q[0] & 0xf0f0f0f0, q[1] & 0x0f0f0f0f,
                           q[1] & 0xf0f0f0f0};
         mma_16x8x32(d, a, b0, b1);
-    }
-    template <int TILES>
-    static __device__ __forceinline__ float joined(const i32 d[TILES][4], int c) {
-        const float high = (float)(d[0][c] * 256 + d[1][c]);
-        return DIGITS == 3 ? 256 * high + (float)d[TILES - 1][c] : high;
     }
 };
 
@@ -551,8 +520,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const u32 base = shared_address(smem);
 
     // this block's row blocks and this warp's part of their units
-    const int first_row = (int)((i64)S::ROW_BLOCKS * blockIdx.x / gridDim.x);
-    const int rows = (int)((i64)S::ROW_BLOCKS * (blockIdx.x + 1) / gridDim.x) - first_row;
+    const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
+    const int rows = S::ROW_BLOCKS * (block + 1) / BLOCKS - first_row;
     const int total = rows * UNITS, begin = total * warp / WARPS, end = total * (warp + 1) / WARPS;
     M matrix;
     matrix.open(args.weights, first_row + begin / UNITS, begin % UNITS,
