@@ -25,23 +25,7 @@
 #ifndef CKPT_CHECKPOINT_H
 #define CKPT_CHECKPOINT_H
 
-#include "src/base.h"
-
-#define CKPT_MAX_DIMS 8
-
-typedef enum ckpt_dtype {
-    CKPT_F64,
-    CKPT_F32,
-    CKPT_F16,
-    CKPT_BF16,
-    CKPT_I64,
-    CKPT_I32,
-    CKPT_I16,
-    CKPT_I8,
-    CKPT_U8,
-    CKPT_BOOL,
-    CKPT_DTYPES /* how many there are */
-} ckpt_dtype;
+#include "dtype.h"
 
 /* Element (i0, i1, ...) is the ckpt_dtype_size(dtype) bytes at data + size * sum(i * stride). They
  * are little-endian and need NOT be aligned: copy them out with memcpy or ckpt_copy. */
@@ -115,10 +99,6 @@ int ckpt_check_crc(checkpoint *ckpt, const ckpt_tensor *tensor, tc_error *err);
  * it leave the resident set. Only a hint, and valid at any time: reading on, or again, is merely
  * slower. So call it every 64 MB or so while working through a large tensor, too. */
 void ckpt_release(const checkpoint *ckpt, const ckpt_tensor *tensor);
-
-/* Bytes of one element; "F16", "BF16", "I32"... */
-size_t ckpt_dtype_size(ckpt_dtype dtype);
-const char *ckpt_dtype_name(ckpt_dtype dtype);
 
 /* Number of elements: the product of the shape (no overflow: checked when opening). */
 uint64_t ckpt_elements(const ckpt_tensor *tensor);

@@ -13,7 +13,7 @@
 #ifndef CONVERT_PICKLE_H
 #define CONVERT_PICKLE_H
 
-#include "checkpoint.h"
+#include "dtype.h"
 
 #define PKL_MAX_BYTES ((size_t)96 << 20) /* about 600 bytes are needed per tensor */
 

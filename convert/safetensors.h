@@ -8,7 +8,7 @@
 #ifndef CONVERT_SAFETENSORS_H
 #define CONVERT_SAFETENSORS_H
 
-#include "checkpoint.h"
+#include "dtype.h"
 
 #define ST_MAX_HEADER 100000000u /* the cap of the reference implementation */
 
@@ -32,7 +32,7 @@ typedef struct st_file {
 bool st_detect(const uint8_t *bytes, size_t size);
 
 /* Reads the header of a mapped file. `file` is only for messages. Errors: FORMAT, UNSUPPORTED (an
- * element type or a number of dimensions that checkpoint.h does not have), MEMORY. On failure *st
+ * element type or a number of dimensions that dtype.h does not have), MEMORY. On failure *st
  * is empty. Names that occur twice are left for the caller to find. */
 int st_open(const char *file, const uint8_t *bytes, size_t size, st_file *st, tc_error *err);
 
