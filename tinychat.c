@@ -11459,16 +11459,16 @@ int tc_chat_load(tc_chat *chat, const char *path, tc_error *err) {
 #define SELFTEST_LIMIT 5e-3 /* relative L2 error of a position's logits */
 #define SELFTEST_DRAWS 40   /* choices compared for each way of sampling */
 #define SELFTEST_VOCAB 397  /* a prime: no tile divides it */
+#define SELFTEST_PROMPT 48  /* tokens, of a model file */
 
-/* What LLaMA, MPT and Falcon have; sizes: hidden, intermediate, layers, heads, KV heads, head size,
- * vocabulary, positions. */
+/* What LLaMA, MPT and Falcon have. */
 #define SELFTEST_LLAMA .norm_eps = 1e-5, .rope_theta = 1e4, .gated = 1
 #define SELFTEST_MPT                                                                               \
     .norm_eps = 1e-5, .norm = TC__NORM_LAYER, .position = TC__POSITION_ALIBI,                      \
     .activation = TC__ACT_GELU
 #define SELFTEST_FALCON                                                                            \
     .norm_eps = 1e-5, .rope_theta = 1e4, .norm = TC__NORM_LAYER, .norm_bias = true,                \
-    .activation = TC__ACT_GELU, .parallel = 1, .shared_norm = true, .tied = true
+    .activation = TC__ACT_GELU, .parallel = 1
 
 typedef struct selftest_case {
     const char *what; /* that is tried here first of all */
@@ -11478,98 +11478,51 @@ typedef struct selftest_case {
     tc__shape_spec spec;
 } selftest_case;
 
+/* Sizes: hidden, MLP, layers, heads, KV heads, head size; then what differs from zero. */
+#define SELFTEST_ROW(what, group_size, tokens, ...)                                                \
+    {                                                                                              \
+        what, group_size, tokens, false, {                                                         \
+            "self-test", "self-test", __VA_ARGS__                                                  \
+        }                                                                                          \
+    }
+#define SELFTEST_SIZES(hidden, inner, layers, heads, kv_heads, head_dim)                           \
+    hidden, inner, layers, heads, kv_heads, head_dim, SELFTEST_VOCAB, 0
+
 /* The slow ones first, so that none is left alone at the end; but the very first is small: what is
  * wrong with the machine shows there. */
 static const selftest_case selftest_cases[] = {
-    {"SiLU-gated MLP, RMSNorm",
-     128,
-     300,
-     false,
-     {"", "", 256, 384, 2, 4, 4, 64, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
-    {"a layer of LLaMA-2-7B",
-     128,
-     80,
-     false,
-     {"", "", 4096, 11008, 1, 32, 32, 128, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
-    {"long context",
-     128,
-     4096,
-     false,
-     {"", "", 256, 256, 1, 4, 1, 128, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
-    {"long context, ALiBi",
-     0,
-     4096,
-     false,
-     {"", "", 128, 96, 1, 4, 4, 64, SELFTEST_VOCAB, 0, SELFTEST_MPT}},
-    {"large tiles",
-     128,
-     1024,
-     false,
-     {"", "", 256, 3328, 1, 2, 1, 128, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
-    {"large tiles",
-     0,
-     1024,
-     false,
-     {"", "", 128, 3328, 1, 2, 1, 64, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
+    SELFTEST_ROW("SiLU-gated MLP, RMSNorm", 128, 300, SELFTEST_SIZES(256, 384, 2, 4, 4, 64),
+                 SELFTEST_LLAMA),
+    SELFTEST_ROW("a layer of LLaMA-2-7B", 128, 80, SELFTEST_SIZES(4096, 11008, 1, 32, 32, 128),
+                 SELFTEST_LLAMA),
+    SELFTEST_ROW("long context", 128, 4096, SELFTEST_SIZES(256, 256, 1, 4, 1, 128), SELFTEST_LLAMA),
+    SELFTEST_ROW("long context, ALiBi", 0, 4096, SELFTEST_SIZES(128, 96, 1, 4, 4, 64),
+                 SELFTEST_MPT),
+    SELFTEST_ROW("large tiles", 128, 1024, SELFTEST_SIZES(256, 3328, 1, 2, 1, 128), SELFTEST_LLAMA),
+    SELFTEST_ROW("large tiles, large heads", 0, 1024, SELFTEST_SIZES(128, 3328, 1, 2, 2, 256),
+                 SELFTEST_LLAMA),
     {"sampling",
      128,
      SELFTEST_DRAWS,
      true,
-     {"", "", 128, 128, 1, 2, 2, 64, 50021, 0, SELFTEST_LLAMA}},
-    {"ALiBi, GELU, act scales, clipping",
-     128,
-     700,
-     false,
-     {"", "", 512, 384, 2, 4, 4, 128, SELFTEST_VOCAB, 0, SELFTEST_MPT, .clip_qkv = 0.2,
-      .act_scales = true, .tied = true}},
-    {"ALiBi, LayerNorm",
-     32,
-     300,
-     false,
-     {"", "", 224, 160, 2, 6, 2, 112, SELFTEST_VOCAB, 0, SELFTEST_MPT}},
-    {"parallel, LayerNorm with bias",
-     64,
-     700,
-     false,
-     {"", "", 320, 640, 2, 5, 1, 64, SELFTEST_VOCAB, 0, SELFTEST_FALCON, .act_scales = true}},
-    {"parallel, two norms",
-     0,
-     300,
-     false,
-     {"", "", 160, 96, 2, 6, 2, 80, SELFTEST_VOCAB, 0, .norm_eps = 1e-5, .rope_theta = 1e4,
-      .norm = TC__NORM_LAYER, .norm_bias = true, .activation = TC__ACT_GELU, .parallel = 1}},
-    {"biases of q, k and v",
-     128,
-     700,
-     false,
-     {"", "", 384, 256, 2, 14, 2, 64, SELFTEST_VOCAB, 0, SELFTEST_LLAMA, .qkv_bias = true}},
-    {"norms of q and k",
-     64,
-     300,
-     false,
-     {"", "", 128, 192, 2, 4, 2, 128, SELFTEST_VOCAB, 0, SELFTEST_LLAMA, .qk_norm = true}},
-    {"GELU-gated MLP",
-     32,
-     300,
-     false,
-     {"", "", 96, 160, 2, 4, 1, 112, SELFTEST_VOCAB, 0, .norm_eps = 1e-6, .rope_theta = 1e4,
-      .activation = TC__ACT_GELU, .gated = 1}},
-    {"odd sizes",
-     64,
-     300,
-     false,
-     {"", "", 192, 320, 2, 4, 2, 80, SELFTEST_VOCAB, 0, SELFTEST_LLAMA, .tied = true}},
-    {"odd sizes", 0, 300, false, {"", "", 160, 96, 2, 9, 1, 96, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
-    {"large heads",
-     64,
-     300,
-     false,
-     {"", "", 256, 192, 1, 6, 1, 256, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
-    {"large heads",
-     0,
-     300,
-     false,
-     {"", "", 64, 160, 1, 2, 2, 256, SELFTEST_VOCAB, 0, SELFTEST_LLAMA}},
+     {"self-test", "self-test", 128, 128, 1, 2, 2, 64, 50021, 0, SELFTEST_LLAMA}},
+    SELFTEST_ROW("ALiBi, GELU, act scales, clipping", 128, 700,
+                 SELFTEST_SIZES(512, 384, 2, 4, 4, 128), SELFTEST_MPT, .clip_qkv = 0.2,
+                 .act_scales = true, .tied = true),
+    SELFTEST_ROW("parallel, LayerNorm with bias", 64, 700, SELFTEST_SIZES(320, 640, 2, 5, 1, 64),
+                 SELFTEST_FALCON, .shared_norm = true, .tied = true, .act_scales = true),
+    SELFTEST_ROW("parallel, two norms", 0, 300, SELFTEST_SIZES(160, 96, 2, 6, 2, 80),
+                 SELFTEST_FALCON),
+    SELFTEST_ROW("biases of q, k and v", 128, 700, SELFTEST_SIZES(384, 256, 2, 14, 2, 64),
+                 SELFTEST_LLAMA, .qkv_bias = true),
+    SELFTEST_ROW("norms of q and k", 64, 300, SELFTEST_SIZES(128, 192, 2, 4, 2, 128),
+                 SELFTEST_LLAMA, .qk_norm = true),
+    SELFTEST_ROW("GELU-gated MLP", 32, 300, SELFTEST_SIZES(96, 160, 2, 4, 1, 112), SELFTEST_LLAMA,
+                 .activation = TC__ACT_GELU),
+    SELFTEST_ROW("odd sizes", 64, 300, SELFTEST_SIZES(192, 320, 2, 4, 2, 80), SELFTEST_LLAMA,
+                 .tied = true),
+    SELFTEST_ROW("odd sizes", 0, 300, SELFTEST_SIZES(160, 96, 2, 9, 1, 96), SELFTEST_LLAMA),
+    SELFTEST_ROW("large heads", 64, 300, SELFTEST_SIZES(256, 192, 1, 6, 1, 256), SELFTEST_LLAMA),
 };
 enum { SELFTEST_CASES = TC_COUNT(selftest_cases) };
 
@@ -11758,7 +11711,6 @@ static int selftest_case_run(const selftest_work *work, const selftest_case *tes
     tc_error *err = &result->error;
     params.device = work->params->device;
     params.threads = 1;
-    spec.name = spec.family = "self-test";
     const int tokens = test->tokens < work->most_tokens ? test->tokens : work->most_tokens;
     spec.max_seq_len = (uint32_t)tokens;
     snprintf(result->name, sizeof result->name, "%s", test->what);
@@ -11861,9 +11813,6 @@ int tc__selftest_with(const tc__backend *backend, int most_tokens, const tc_mode
     free(work);
     return code ? code : tc__ok(err);
 }
-
-/* A model file: a fixed prompt of SELFTEST_PROMPT ids. */
-#define SELFTEST_PROMPT 48
 
 int tc__selftest_model(const tc__backend *backend, const char *path, const tc_model_params *params,
                        void (*row)(void *user, const tc_selftest_row *row), void *user,
