@@ -19,6 +19,7 @@ ALL_CFLAGS = $(STD) $(CFLAGS) $(FLAGS_$(config)) $(INCLUDE)
 LIB_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(wildcard src/*.c))
 CONVERT_OBJECTS = $(patsubst %.c,$(BUILD)/%.o,$(filter-out convert/main.c,$(wildcard convert/*.c)))
 TESTS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+FUZZ_TARGETS = $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 GENERATED = tinychat.c kernels.cu.inc
 
 ## all            ./chat and convert/convert (default)
@@ -46,7 +47,7 @@ $(BUILD)/tests/%.o: ALL_CFLAGS += -Iconvert -Itests
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
--include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*.d $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
 ## demo           builds, then chats with the small model that ships (three fixed questions when
 ##                there is no terminal)
@@ -62,6 +63,12 @@ tests: $(TESTS)
 check: test gates
 gates:
 	@sh tests/gates.sh
+
+## fuzz           random changes of inputs, with sanitizers: MUTATIONS=1000 SEED=1
+fuzz:
+	@$(MAKE) --no-print-directory config=sanitize fuzz-targets
+	@sh tests/fuzz/run.sh build/sanitize $(MUTATIONS) $(SEED)
+fuzz-targets: $(FUZZ_TARGETS) $(BUILD)/convert/convert
 
 ## gpu-test       on a machine with an NVIDIA GPU: accuracy on every architecture's path, sanitizers
 gpu-test:
@@ -97,5 +104,6 @@ clean:
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
-.PHONY: all demo test tests check gates gpu-test gpu-bench amalgamate format install uninstall clean help
+.PHONY: all demo test tests check gates fuzz fuzz-targets gpu-test gpu-bench amalgamate format install uninstall \
+        clean help
 .SECONDARY:

@@ -232,12 +232,13 @@ static int model_open(const model *m, tc__model_file *file, tc__weights *weights
     return code;
 }
 
-/* Whether a model is compiled for an architecture. With TINYCHAT_ALL_KERNELS in the environment each
- * one is for each. */
+/* Whether a model is compiled for an architecture. TINYCHAT_TEST_ARCH in the environment names one
+ * for all models ("sm_90a"), or is "all": then every model is compiled for every architecture. */
 static bool model_wants(const model *m, const struct arch *arch) {
+    const char *only = getenv("TINYCHAT_TEST_ARCH");
     if (FEW) return m == models && arch->number == 86;
-    return m->where == EVERYWHERE || getenv("TINYCHAT_ALL_KERNELS") || arch->number == 86 ||
-           !strcmp(arch->name, "sm_90a");
+    if (only) return !strcmp(only, "all") || !strcmp(only, arch->name);
+    return m->where == EVERYWHERE || arch->number == 86 || !strcmp(arch->name, "sm_90a");
 }
 
 /* ---- compiling one ---- */

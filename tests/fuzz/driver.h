@@ -1,14 +1,11 @@
-/* driver - makes a fuzz target (LLVMFuzzerTestOneInput) a program of its own. With
- *     sources="convert/checkpoint.c convert/json.c convert/pickle.c convert/safetensors.c
- *              convert/zip.c src/base.c"
- *     flags="-g -O1 -fsanitize=address,undefined -I. -Isrc"
- * it is built by any compiler:
- *     cc $flags tests/fuzz/fuzz_pickle.c $sources -o fuzz_pickle
+/* driver - makes a fuzz target (LLVMFuzzerTestOneInput) a program of its own:
  *     ./fuzz_pickle [-n MUTATIONS] [-s SEED] [-k] FILE...
- * and runs every FILE as it is, then MUTATIONS (default 0) random changes of them; the same seed
- * gives the same changes. With -k each changed input is written to ./fuzz-input first, so that it
- * is there when the target crashes. With libFuzzer, guided by coverage:
- *     clang $flags -fsanitize=fuzzer -DFUZZ_LIBFUZZER tests/fuzz/fuzz_pickle.c $sources -o fuzz
+ * runs every FILE as it is, then MUTATIONS (default 0) random changes of them; the same seed gives
+ * the same changes. With -k each changed input is written to ./fuzz-input first, so that it is there
+ * when the target crashes. "make fuzz" builds and runs them all (tests/fuzz/run.sh). With libFuzzer,
+ * guided by coverage, a target is built by
+ *     clang -g -O1 -fsanitize=address,undefined,fuzzer -DFUZZ_LIBFUZZER -I. -Isrc -Iconvert \
+ *         tests/fuzz/fuzz_pickle.c src/[a-z]*.c convert/[a-ln-z]*.c -lm -ldl -lpthread -o fuzz
  *     ./fuzz FOLDER_OF_INPUTS
  */
 #ifndef FUZZ_DRIVER_H
@@ -16,7 +13,36 @@
 
 #include "src/base.h"
 
+#include <unistd.h>
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+/* A path of this process's own for a file, in $TMPDIR or /tmp. */
+static inline const char *fuzz_path(char path[240], const char *name) {
+    const char *parent = getenv("TMPDIR");
+    snprintf(path, 240, "%.150s/fuzz-%ld-%.60s", parent ? parent : "/tmp", (long)getpid(), name);
+    return path;
+}
+
+static inline void fuzz_write(const char *path, const void *data, size_t size) {
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(data, 1, size, file) != size || fclose(file)) {
+        perror(path);
+        exit(2);
+    }
+}
+
+/* Writes a checkpoint. Checksums in a zip directory become zero ("not computed"): otherwise almost
+ * no change would get past that of data.pkl. */
+static inline void fuzz_write_checkpoint(const char *path, const void *data, size_t size) {
+    tc__buf copy = {0};
+    tc__buf_add(&copy, data, size);
+    if (copy.failed) exit(2);
+    for (size_t i = 0; i + 20 <= copy.len; i++)
+        if (!memcmp(copy.data + i, "PK\1\2", 4)) memset(copy.data + i + 16, 0, 4);
+    fuzz_write(path, copy.data, copy.len);
+    tc__buf_free(&copy);
+}
 
 #ifndef FUZZ_LIBFUZZER
 

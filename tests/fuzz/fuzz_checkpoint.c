@@ -1,32 +1,8 @@
 /* Fuzzes ckpt_open with the input as a file (in $TMPDIR or /tmp), reads every element of every
- * tensor it accepts, and checks what checkpoint.h promises. The checksums in a zip directory are
- * set to zero first ("not computed"): otherwise almost no change would get past that of data.pkl.
- */
+ * tensor it accepts, and checks what checkpoint.h promises. */
 #include "driver.h"
 
 #include "convert/checkpoint.h"
-
-#include <unistd.h>
-
-static char path[200];
-
-static bool write_input(const uint8_t *data, size_t size) {
-    if (!path[0]) {
-        const char *parent = getenv("TMPDIR");
-        snprintf(path, sizeof path, "%.150s/fuzz-checkpoint-%ld", parent ? parent : "/tmp",
-                 (long)getpid());
-    }
-    unlink(path);
-    FILE *file = fopen(path, "wb");
-    tc__buf copy = {0};
-    tc__buf_add(&copy, data, size);
-    for (size_t i = 0; i + 20 <= copy.len; i++)
-        if (!memcmp(copy.data + i, "PK\1\2", 4)) memset(copy.data + i + 16, 0, 4);
-    bool good = file && !copy.failed && fwrite(copy.data, 1, copy.len, file) == copy.len;
-    if (file) fclose(file);
-    tc__buf_free(&copy);
-    return good;
-}
 
 static void use_tensor(checkpoint *ckpt, const ckpt_tensor *tensor) {
     uint64_t elements = ckpt_elements(tensor), size = ckpt_dtype_size(tensor->dtype);
@@ -45,9 +21,10 @@ static void use_tensor(checkpoint *ckpt, const ckpt_tensor *tensor) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    char path[240];
     checkpoint ckpt;
     tc_error err;
-    if (!write_input(data, size)) return 0;
+    fuzz_write_checkpoint(fuzz_path(path, "checkpoint"), data, size);
     int code = ckpt_open_any(path, &ckpt, &err);
     unlink(path);
     if (code != err.code || (code && (!err.message[0] || ckpt.state))) abort();

@@ -1,7 +1,5 @@
 /* Fuzzes tokenizer.json and what becomes of it: what convert takes for a tokenizer and the engine
- * opens has to encode and decode any text.
- *     FILES: tests/data/bpe_*.json
- *     sources: convert/[a-z]*.c without main.c, src/[a-z]*.c; -Iconvert, -lm -ldl -lpthread */
+ * opens has to encode and decode any text. */
 #include "driver.h"
 
 #include "convert/tokenizer_json.h"
