@@ -1,11 +1,13 @@
-// product_prefill - Y = X W' for many vectors: the kernel of prefill, on the same weights as decode.
+// product_prefill - Y = X W' for many vectors: the kernel of prefill, on the same weights as
+// decode.
 //
-// Bound by arithmetic. A block computes ROWS_TILE x TOKENS_TILE of the result; 8 warps, stages of 64
-// or 128 columns, STAGES deep through cp.async. Weights are turned into binary16 A operands (scale *
-// (q - zero), rounded once) in registers; the vectors are B operands as rows.cuh lays them out.
+// Bound by arithmetic. A block computes ROWS_TILE x TOKENS_TILE of the result; 8 warps, stages of
+// 64 or 128 columns, STAGES deep through cp.async. Weights are turned into binary16 A operands
+// (scale * (q - zero), rounded once) in registers; the vectors are B operands as rows.cuh lays them
+// out.
 //
-//   shared memory of a stage: the units of the tile as they lie in memory, then the vectors' tiles of
-//   64 columns as they lie in memory.
+//   shared memory of a stage: the units of the tile as they lie in memory, then the vectors' tiles
+//   of 64 columns as they lie in memory.
 //
 // With two LIMBS the product is as good as in binary32: what binary16 leaves out of vectors and of
 // weights takes part too.
@@ -30,17 +32,18 @@ struct GemmArgs {
     const u16 *rest;    // with two LIMBS: another, what binary16 leaves out of the vectors
     const float *scale; // [tokens], readable to the end of the last tile
     void *out;          // [tokens][ROWS] binary32, or an operand
-    const float *each;  // of every row what is added (TO_VECTORS), what it is divided by (TO_OPERAND);
-                        // or null
-    u8 *exponents;      // TO_OPERAND: see settle_operand
+    const float
+        *each;     // of every row what is added (TO_VECTORS), what it is divided by (TO_OPERAND);
+                   // or null
+    u8 *exponents; // TO_OPERAND: see settle_operand
     int *highest;
     int tokens;
 };
 
 // ---- results ----
 
-// A warp's 16 x 8 COLUMNS results of a row block: acc[4 j + c] is row lane / 4 and token first + 8 j
-// + 2 (lane % 4) + c, acc[4 j + c + 2] the same of row lane / 4 + 8.
+// A warp's 16 x 8 COLUMNS results of a row block: acc[4 j + c] is row lane / 4 and token first + 8
+// j + 2 (lane % 4) + c, acc[4 j + c + 2] the same of row lane / 4 + 8.
 template <int ROWS, int COLUMNS, int OUT>
 __device__ __forceinline__ void store_vectors(const GemmArgs &args, const float (&acc)[4 * COLUMNS],
                                               int block, int first) {
@@ -77,8 +80,8 @@ __device__ __forceinline__ void store_vectors(const GemmArgs &args, const float 
     }
 }
 
-// Brings eight numbers of each of two tokens below 2^15 and notes by how much, as settle_operand wants
-// it. t: the first of the two.
+// Brings eight numbers of each of two tokens below 2^15 and notes by how much, as settle_operand
+// wants it. t: the first of the two.
 template <int WIDTH>
 __device__ __forceinline__ void bring_down(const GemmArgs &args, float *v, int eight, int t) {
 #pragma unroll
@@ -145,7 +148,8 @@ __device__ __forceinline__ void store_operand(const GemmArgs &args, float (&acc)
     store_eight<WIDTH, COLUMNS>(args, acc, GATED ? block : 2 * block, first);
     if constexpr (!GATED) {
 #pragma unroll
-        for (int j = 0; j < COLUMNS; j++) acc[4 * j] = acc[4 * j + 2], acc[4 * j + 1] = acc[4 * j + 3];
+        for (int j = 0; j < COLUMNS; j++)
+            acc[4 * j] = acc[4 * j + 2], acc[4 * j + 1] = acc[4 * j + 3];
         store_eight<WIDTH, COLUMNS>(args, acc, 2 * block + 1, first);
     }
 }
@@ -193,7 +197,7 @@ template <int K_, int GROUP_> struct W4Tile {
     static constexpr int K = K_, GROUP = GROUP_, UNIT_BYTES = 8 * GROUP + 64;
     static constexpr int STAGE_COLUMNS = GROUP < 64 ? 64 : GROUP;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
-    static constexpr bool EXACT = false; // in binary16
+    static constexpr bool EXACT = false;                                   // in binary16
 
     // Copies the units of `blocks` row blocks at stage k; row blocks past the end repeat the last.
     static __device__ void copy(u32 shared, const u8 *weights, int first, int blocks, int last,
@@ -203,7 +207,8 @@ template <int K_, int GROUP_> struct W4Tile {
             const int b = c / CHUNKS, at = c % CHUNKS;
             if (K % STAGE_COLUMNS && k * UNITS + at * 16 / UNIT_BYTES >= K / GROUP) continue;
             const i64 unit = (i64)min(first + b, last) * (K / GROUP) + k * UNITS;
-            copy_async_16(shared + b * BLOCK_BYTES + 16 * at, weights + unit * UNIT_BYTES + 16 * at);
+            copy_async_16(shared + b * BLOCK_BYTES + 16 * at,
+                          weights + unit * UNIT_BYTES + 16 * at);
         }
     }
     // The A operands of the row block at `shared`, columns 32 s to 32 s + 31 of the stage: a and
@@ -286,8 +291,8 @@ __device__ __forceinline__ void product_prefill(const GemmArgs &args) {
 #pragma unroll
             for (int c = threadIdx.x; c < TOKENS_TILE * 8; c += 256)
                 copy_async_16(b_at + stage + i * (128 * TOKENS_TILE) + 16 * c,
-                              (i < S::TILES ? args.in : args.rest) + from +
-                                  i % S::TILES * 8192 + 8 * c);
+                              (i < S::TILES ? args.in : args.rest) + from + i % S::TILES * 8192 +
+                                  8 * c);
     };
     wait_for_previous();
     launch_dependents();

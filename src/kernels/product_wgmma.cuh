@@ -2,23 +2,23 @@
 //
 // A tile of the result is 128 rows x TOKENS tokens. Three warpgroups: the first brings stages of
 // columns into a ring, the other two multiply, 64 rows each. Weights become binary16 A operands
-// (scale * (q - zero), rounded once) in registers while the tensor cores work on the operands before;
-// the vectors are B operands in shared memory, laid out by rows.cuh so that a stage is copied as it
-// lies. The multiplying warpgroups run apart by up to the depth of the ring: one stores its results
-// while the other has the tensor cores.
+// (scale * (q - zero), rounded once) in registers while the tensor cores work on the operands
+// before; the vectors are B operands in shared memory, laid out by rows.cuh so that a stage is
+// copied as it lies. The multiplying warpgroups run apart by up to the depth of the ring: one
+// stores its results while the other has the tensor cores.
 //
-// product_wgmma, for many tokens, is bound by arithmetic. Its blocks go from tile to tile; those of a
-// cluster take neighbouring rows and share the tokens: each copies its share of the vectors into all.
+// product_wgmma, for many tokens, is bound by arithmetic. Its blocks go from tile to tile; those of
+// a cluster take neighbouring rows and share the tokens: each copies its share of the vectors into
+// all.
 // Launch: clusters of CLUSTER blocks of 384 threads, at most one block per SM, SMEM bytes.
 // Bytes moved: W once per token tile, X once per 128 CLUSTER rows (mostly from L2), Y once.
 //
-// product_few, for few tokens, is bound by reading W. A block has one tile and, of SPLITS blocks in a
-// cluster, its part of the columns; the ring begins to fill with weights before the kernel waits for
-// its predecessor. The parts are added in the order of the columns: the same input always gives the
-// same bits.
-// With two LIMBS it is as good as in binary32, as product_prefill is.
-// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM (with two LIMBS one),
-// SMEM bytes. Bytes moved: W once per token tile, X once per 128 rows (from L2), Y once.
+// product_few, for few tokens, is bound by reading W. A block has one tile and, of SPLITS blocks in
+// a cluster, its part of the columns; the ring begins to fill with weights before the kernel waits
+// for its predecessor. The parts are added in the order of the columns: the same input always gives
+// the same bits. With two LIMBS it is as good as in binary32, as product_prefill is.
+// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM (with two LIMBS
+// one), SMEM bytes. Bytes moved: W once per token tile, X once per 128 rows (from L2), Y once.
 
 #ifndef TC_PRODUCT_WGMMA
 #define TC_PRODUCT_WGMMA
@@ -35,14 +35,15 @@ template <int K_, int GROUP_> struct W4Slices {
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
     static constexpr int COPY_BYTES = 8 * BLOCK_BYTES; // that come as bulk copies
     static constexpr bool EXACT = false;               // in binary16
-    static constexpr int UNITS = GROUP == 32 ? 2 : 1; // that 64 columns touch
+    static constexpr int UNITS = GROUP == 32 ? 2 : 1;  // that 64 columns touch
 
     struct Raw {
         u32 q[4];
         uint2 scales[UNITS];
     };
-    // A copying thread's part of stage k of eight row blocks: each of the four warps copies two. Those
-    // past the end repeat the last. With the last stage that may be more than there is of a row.
+    // A copying thread's part of stage k of eight row blocks: each of the four warps copies two.
+    // Those past the end repeat the last. With the last stage that may be more than there is of a
+    // row.
     static __device__ __forceinline__ void copy(u32 shared, const u8 *weights, int first, int last,
                                                 int k, u32 barrier) {
         if (!elect_one()) return;
@@ -105,7 +106,8 @@ template <int K_, int GROUP_> struct F16Slices {
 #pragma unroll 2
         for (int r = threadIdx.x >> 3; r < 128; r += 16) {
             const i64 row = (i64)min(first + r / 16, last) * 16 + r % 16;
-            copy_async_16(shared + r * ROW_BYTES + 16 * at, weights + (row * K + k * 64 + 8 * at) * 2);
+            copy_async_16(shared + r * ROW_BYTES + 16 * at,
+                          weights + (row * K + k * 64 + 8 * at) * 2);
         }
         copy_async_arrive(barrier);
     }
@@ -125,8 +127,8 @@ template <int K_, int GROUP_> struct F16Slices {
     }
 };
 
-// A ring that holds stages of 128 rows and TOKENS tokens (LIMBS times), in BYTES of shared memory; the
-// vectors of a stage go to SHARERS blocks.
+// A ring that holds stages of 128 rows and TOKENS tokens (LIMBS times), in BYTES of shared memory;
+// the vectors of a stage go to SHARERS blocks.
 template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct WgmmaRing {
     typedef M_ M;
     static constexpr int TOKENS = TOKENS_, LIMBS = LIMBS_, SHARERS = SHARERS_;
@@ -170,7 +172,8 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
     // For a multiplying warp: gives the slot back.
     __device__ __forceinline__ void release(int slot) const {
         const u32 lane = threadIdx.x & 31;
-        if (lane < SHARERS) barrier_arrive_at(empty + 8 * slot, SHARERS > 1 ? lane : cluster_rank());
+        if (lane < SHARERS)
+            barrier_arrive_at(empty + 8 * slot, SHARERS > 1 ? lane : cluster_rank());
     }
 };
 
@@ -182,8 +185,9 @@ __device__ __forceinline__ void wgmma(float (&d)[TOKENS / 2], const u32 *a, u64 
     if constexpr (TOKENS == 16) wgmma_64x16x16(d, a, b);
 }
 
-// A multiplying warp's work on one tile: acc = row block `row` of the tile (0 to 7) times the vectors,
-// over the next 2 * pairs slices of 64 columns, and one more with `tail`. There is one at least.
+// A multiplying warp's work on one tile: acc = row block `row` of the tile (0 to 7) times the
+// vectors, over the next 2 * pairs slices of 64 columns, and one more with `tail`. There is one at
+// least.
 template <class Ring>
 __device__ __forceinline__ void wgmma_tile(Ring &ring, int row, int pairs, bool tail,
                                            float (&acc)[Ring::TOKENS / 2]) {
@@ -259,8 +263,8 @@ template <int ROWS, int TOKENS, int CLUSTER> struct WgmmaTiles {
     __device__ __forceinline__ int token() const { return tile % column_tiles * TOKENS; }
 };
 
-// The copying threads: this block's rows of the weights, and its share of the vectors into all blocks
-// of the cluster.
+// The copying threads: this block's rows of the weights, and its share of the vectors into all
+// blocks of the cluster.
 template <class M, int ROWS, int TOKENS, int CLUSTER>
 __device__ __forceinline__ void wgmma_copy(const GemmArgs &args,
                                            WgmmaShape<M, TOKENS, CLUSTER> &ring) {
@@ -315,7 +319,8 @@ __device__ __forceinline__ void product_wgmma(const GemmArgs &args) {
 
 // With two limbs a block needs the registers, and has the shared memory, of an SM.
 template <class M, int TOKENS, int LIMBS>
-using FewShape = WgmmaRing<M, TOKENS, LIMBS, 1, LIMBS == 2 ? SHARED_LIMIT : SHARED_LIMIT / 2 - 1024>;
+using FewShape =
+    WgmmaRing<M, TOKENS, LIMBS, 1, LIMBS == 2 ? SHARED_LIMIT : SHARED_LIMIT / 2 - 1024>;
 
 // A block's columns, in pairs of slices: the last block has the odd slice.
 template <class M, int SPLITS> struct FewColumns {
@@ -363,8 +368,8 @@ __device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKEN
 
 // Adds the parts of the blocks of a cluster: each stores the sums of some of the tokens.
 template <int ROWS, int TOKENS, int SPLITS, int OUT>
-__device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room, const float (&acc)[TOKENS / 2],
-                                        int block, int token) {
+__device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room,
+                                        const float (&acc)[TOKENS / 2], int block, int token) {
     constexpr int COLUMNS = TOKENS / 8, PARTS = COLUMNS < SPLITS ? COLUMNS : SPLITS;
     constexpr int PART = COLUMNS / PARTS;
     static_assert(COLUMNS % PARTS == 0, "equal parts");

@@ -45,13 +45,16 @@ __device__ __forceinline__ void embed_rows(const EmbedArgs &args, int hidden, bo
 
 // ---- the vectors of a prefill as B operands ----
 //
-// Binary16 in tiles of 128 vectors x 64 columns (16 KB), for ldmatrix and wgmma alike: tile
-// (t / 128, c / 64) of vector t and column c is number t / 128 * operand_slices(columns) + c / 64. A
+// Binary16 in tiles of 128 vectors x 64 columns (16 KB), for ldmatrix and wgmma alike: tile (t /
+// 128, c / 64) of vector t and column c is number t / 128 * operand_slices(columns) + c / 64. A
 // vector has 128 bytes of a tile, as eight chunks of 16 bytes; chunk i lies at i ^ (t & 7), so that
-// eight vectors' chunks i lie in different banks. Within 32 columns the order is that of the words of
-// a W4 unit (docs/format.md): a lane's eight neighbouring columns are its parts of two steps of mma.
+// eight vectors' chunks i lie in different banks. Within 32 columns the order is that of the words
+// of a W4 unit (docs/format.md): a lane's eight neighbouring columns are its parts of two steps of
+// mma.
 
-__device__ constexpr int operand_slices(int columns) { return (columns + 63) / 64; }
+__device__ constexpr int operand_slices(int columns) {
+    return (columns + 63) / 64;
+}
 
 // The place of column c of vector t; c + 1 lies beside it when c is even.
 __device__ __forceinline__ u16 *operand_at(u16 *operand, int columns, int t, int c) {
@@ -65,7 +68,9 @@ __device__ __forceinline__ int operand_exponent(float top) {
     const int e = (int)(__float_as_uint(top) >> 23) - 127 - 14;
     return min(max(e, 0), 110);
 }
-__device__ __forceinline__ float power_of_two(int e) { return __uint_as_float((u32)(127 + e) << 23); }
+__device__ __forceinline__ float power_of_two(int e) {
+    return __uint_as_float((u32)(127 + e) << 23);
+}
 
 // What two numbers rounded to binary16 leave out.
 __device__ __forceinline__ u32 rest_of_f16x2(float x, float y, u32 rounded) {
@@ -111,7 +116,8 @@ template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs 
         const float mean = block_sum(sum, sums) / K;
 #pragma unroll
         for (int p = 0; p < PARTS; p++)
-            if (first + 1024 * p < K) v[p].x -= mean, v[p].y -= mean, v[p].z -= mean, v[p].w -= mean;
+            if (first + 1024 * p < K)
+                v[p].x -= mean, v[p].y -= mean, v[p].z -= mean, v[p].w -= mean;
     }
     float square = 0;
 #pragma unroll
@@ -154,17 +160,17 @@ template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs 
 }
 
 struct SettleArgs {
-    u16 *operand;   // of K columns
-    u8 *exponents;  // [tokens][K / 8]
-    int *highest;   // [tokens]
-    float *scale;   // [tokens]
+    u16 *operand;  // of K columns
+    u8 *exponents; // [tokens][K / 8]
+    int *highest;  // [tokens]
+    float *scale;  // [tokens]
     int tokens;
 };
 
 // A product that writes an operand cannot know a vector's largest number before the whole vector is
 // there. It writes numbers as they are, except that eight neighbours with one from 2^15 on are
-// brought below by a power of two of their own, 2^exponent, and `highest` is the largest exponent of
-// the vector. Here such vectors, which are rare, get one scale. Exponents are left zero.
+// brought below by a power of two of their own, 2^exponent, and `highest` is the largest exponent
+// of the vector. Here such vectors, which are rare, get one scale. Exponents are left zero.
 // Launch: blocks of 256 threads, a warp per vector. Bytes moved: 8 per vector.
 template <int K> __device__ __forceinline__ void settle_operand(const SettleArgs &args) {
     const int t = blockIdx.x * 8 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
@@ -201,8 +207,8 @@ __device__ __forceinline__ void bf16_to_f16(const WidenArgs &args) {
 }
 
 struct FillArgs {
-    u64 *data;                         // a tensor
-    u64 first, count;                  // its first word in the block of all tensors; its words
+    u64 *data;                          // a tensor
+    u64 first, count;                   // its first word in the block of all tensors; its words
     u64 unit, random, mask, bits, tail; // tc__pattern, src/shapes.h
 };
 
