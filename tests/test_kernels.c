@@ -232,8 +232,8 @@ static int model_open(const model *m, tc__model_file *file, tc__weights *weights
     return code;
 }
 
-/* Whether a model is compiled for an architecture. With TINYCHAT_ALL_KERNELS in the environment each
- * one is for each. */
+/* Whether a model is compiled for an architecture. With TINYCHAT_ALL_KERNELS in the environment
+ * each one is for each. */
 static bool model_wants(const model *m, const struct arch *arch) {
     if (FEW) return m == models && arch->number == 86;
     return m->where == EVERYWHERE || getenv("TINYCHAT_ALL_KERNELS") || arch->number == 86 ||
