@@ -3,7 +3,7 @@
 
 #include "chat_template.h"
 #include "plan.h"
-#include "tokenizer_import.h"
+#include "tokenizer_folder.h"
 
 #include <math.h>
 #include <sys/stat.h>
@@ -553,10 +553,10 @@ static bool convert_is_file(const char *path, const struct stat *other) {
 /* Whether it is one of the folder's small files that convert or transformers reads. */
 static bool convert_is_in_folder(const char *dir, const struct stat *file) {
     static const char *const names[] = {
-        "config.json",         "generation_config.json",  "tokenizer.model",
-        "tokenizer.json",      "tokenizer_config.json",   "added_tokens.json",
-        "chat_template.jinja", "chat_template.json",      "special_tokens_map.json",
-        "quant_config.json",   "quantize_config.json",    "model.safetensors.index.json",
+        "config.json",         "generation_config.json",      "tokenizer.model",
+        "tokenizer.json",      "tokenizer_config.json",       "added_tokens.json",
+        "chat_template.jinja", "chat_template.json",          "special_tokens_map.json",
+        "quant_config.json",   "quantize_config.json",        "model.safetensors.index.json",
         "vocab.json",          "pytorch_model.bin.index.json"};
     bool found = false;
     for (size_t i = 0; i < TC_COUNT(names) && !found; i++) {
@@ -577,8 +577,8 @@ static int convert_check_output(const convert_job *job) {
     if (!S_ISREG(out.st_mode))
         return tc__fail(job->err, TC_ERR_ARGUMENT,
                         "%s: is not a regular file; give -o another name", path);
-    bool input = convert_is_in_folder(job->options->hf, &out) ||
-                 (search && convert_is_file(search, &out));
+    bool input =
+        convert_is_in_folder(job->options->hf, &out) || (search && convert_is_file(search, &out));
     const char *last = NULL;
     for (size_t i = 0; i < job->ckpt.count && !input; i++) {
         const char *file = job->ckpt.tensors[i].file;
@@ -615,7 +615,7 @@ static int convert_open(convert_job *job) {
         code = plan_make(&job->config, &job->ckpt, o->search || o->quantise ? &how : NULL, &job->p,
                          &job->notes, job->err);
     if (code || o->no_tokenizer) return code;
-    code = tokenizer_import_read(o->hf, job->config.vocab_size, &job->tokenizer, &job->notes,
+    code = tokenizer_folder_read(o->hf, job->config.vocab_size, &job->tokenizer, &job->notes,
                                  job->err);
     job->has_tokenizer = !code;
     return code;
