@@ -84,7 +84,7 @@ amalgamate:
 
 ## format         clang-format over everything hand-written
 format:
-	clang-format -i main.c tinychat.h src/*.[ch] convert/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] examples/*.c
+	clang-format -i main.c tinychat.h src/*.[ch] convert/*.[ch] tests/*.[ch] tests/fuzz/*.[ch] bench/*.c examples/*.c
 
 ## install        PREFIX=/usr/local DESTDIR=
 install: all

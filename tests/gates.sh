@@ -35,7 +35,7 @@ generated_files_are_fresh() {
 # Modules, amalgamation, converter and tests without a single warning.
 no_warnings() { # no_warnings COMPILER
     flags="-std=c99 -pedantic -Wall -Wextra -Werror -O2 -I. -Isrc -Iconvert -Itests"
-    for file in main.c tinychat.c src/*.c convert/*.c tests/*.c tests/fuzz/*.c examples/*.c; do
+    for file in main.c tinychat.c src/*.c convert/*.c tests/*.c tests/fuzz/*.c bench/*.c examples/*.c; do
         [ -e "$file" ] && echo "$file"
     done | xargs -P "$jobs" -I{} sh -c "$1 $flags -c {} -o \$(mktemp $work/XXXXXX) || exit 255"
 }

@@ -28,6 +28,9 @@ TEST(models_and_tokens_refuse_null) {
     NEEDS(tc_model_open_shape(NULL, NULL, 0, NULL, &opened, &err), "name");
     NEEDS(tc_model_open_shape("tiny", NULL, 0, NULL, NULL, &err), "model");
     NEEDS(tc_model_verify(NULL, NULL, NULL, &err), "model");
+    NEEDS(tc_model_export_kernels(NULL, path, &err), "model");
+    NEEDS(tc_model_export_kernels(model, NULL, &err), "path");
+    NEEDS(tc_selftest(NULL, NULL, NULL, NULL, &err), "row");
     NEEDS(tc_read_bandwidth(NULL, 1, &rate, &err), "model");
     NEEDS(tc_read_bandwidth(model, 1, NULL, &err), "bytes_per_second");
     NEEDS(tc_tokenize(NULL, "a", 1, 0, ids, 4, &n, &err), "model");
