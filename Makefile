@@ -59,7 +59,8 @@ test: all tests
 	@sh tests/run.sh $(BUILD) $(TESTS)
 tests: $(TESTS)
 
-## check          test, then the gates: generated files, warnings of gcc and clang, sanitizers, symbols
+## check          test, then the gates: generated files, warnings of gcc and clang, sanitizers,
+##                fuzz targets, symbols, another processor
 check: test gates
 gates:
 	@sh tests/gates.sh
