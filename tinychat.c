@@ -79,7 +79,8 @@ TC_INTERNAL void *tc__calloc(size_t count, size_t size);
 TC_INTERNAL void *tc__alloc_aligned(size_t bytes);
 TC_INTERNAL void tc__free_aligned(void *memory);
 
-/* Bytes of memory that the system could give without swapping; all there is where it does not say. */
+/* Bytes of memory that the system could give without swapping; all there is where it does
+ * not say. */
 TC_INTERNAL size_t tc__available_memory(void);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
@@ -167,8 +168,8 @@ typedef struct tc__map {
 
 /* Errors: IO (with the system's reason; directories and special files are refused). */
 TC_INTERNAL int tc__map_open(const char *path, tc__map *map, tc_error *err);
-/* The same, and leaves the file open for reading beside the mapping (pread), to be closed by the caller;
- * -1 if the file is empty. */
+/* The same, and leaves the file open for reading beside the mapping (pread), to be closed by the
+ * caller; -1 if the file is empty. */
 TC_INTERNAL int tc__map_open_fd(const char *path, tc__map *map, int *fd, tc_error *err);
 TC_INTERNAL void tc__map_close(tc__map *map);
 
@@ -320,8 +321,8 @@ TC_INTERNAL bool tc__next_string(tc__cursor *cursor, const char **text, size_t *
 #define TC_ARCH_H
 
 
-/* What a block computes is data: no code asks for a family's name. The values are those of the model
- * file's keys (docs/format.md). */
+/* What a block computes is data: no code asks for a family's name. The values are those of the
+ * model file's keys (docs/format.md). */
 enum { TC__NORM_RMS, TC__NORM_LAYER };
 enum { TC__POSITION_ROPE, TC__POSITION_ALIBI };
 enum { TC__ACT_SILU, TC__ACT_GELU };
@@ -403,8 +404,8 @@ TC_INTERNAL void tc__precision_name(const tc__weights *weights, char *text, size
  *
  *     i % unit < random ? (hash(n) & mask) | bits : tail
  *
- * where hash(n) is the output of SplitMix64 in the state n * 0x9e3779b97f4a7c15, for n >= 1 thus its
- * n-th output when started at 0.
+ * where hash(n) is the output of SplitMix64 in the state n * 0x9e3779b97f4a7c15, for n >= 1 thus
+ * its n-th output when started at 0.
  * One rule for all types, so that the GPU needs one kernel:
  *     *_bias       both signs, 2^-4 <= magnitude < 2^-3
  *     binary32     the others: 1 <= value < 1.25
@@ -459,8 +460,8 @@ TC_INTERNAL int tc__shape_open(const char *name, const char *precision, int grou
 #define TC_UNICODE_H
 
 
-/* Classes of characters: \p{L}, \p{N}, and punctuation as the tokenizers package has it (\p{P} of an
- * older Unicode, and all of ASCII's). Spaces are Unicode's White_Space. */
+/* Classes of characters: \p{L}, \p{N}, and punctuation as the tokenizers package has it (\p{P} of
+ * an older Unicode, and all of ASCII's). Spaces are Unicode's White_Space. */
 enum {
     TC__CHAR_OTHER = 0,
     TC__CHAR_LETTER = 1,
@@ -2044,7 +2045,8 @@ typedef struct tc__backend {
 
     /* For people: "CPU (AVX-512, 8 threads)". Lives as long as the device. */
     const char *(*name)(const tc__device *device);
-    /* For people, what figures depend on besides: "driver 580.65 (CUDA 13.0), up to 1980 MHz"; "". */
+    /* For people, what figures depend on besides: "driver 580.65 (CUDA 13.0), up to 1980
+     * MHz"; "". */
     const char *(*details)(const tc__device *device);
 
     /* Bytes of KV cache per position, and bytes of everything else a session needs with this
@@ -2064,7 +2066,8 @@ typedef struct tc__backend {
      * when it is raised. */
     int (*eval)(tc__cache *cache, const int32_t *ids, size_t n, size_t pos, tc__logits_fn each,
                 void *user, const tc__flag *cancel, tc_error *err);
-    /* The logits [vocab_size] of the last position evaluated, in host memory until the next call. */
+    /* The logits [vocab_size] of the last position evaluated, in host memory until the
+     * next call. */
     const float *(*logits)(tc__cache *cache);
     /* Chooses the next token from those logits: context and u as in tc__sample. */
     int (*sample)(tc__cache *cache, const tc_sampling *sampling, const int32_t *context,
@@ -2293,9 +2296,10 @@ typedef struct tc__jit_program {
 TC_INTERNAL int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
                         const tc_model_params *progress, tc_error *err);
 
-/* Kernels carried in a file to a machine without NVRTC. `what` tells people whose they are: version,
- * architecture, model. They fit the same sources, sizes and architecture, under any driver.
- * tc__jit_export writes the programs' images (tc__jit has made them). Errors: IO, MEMORY. */
+/* Kernels carried in a file to a machine without NVRTC. `what` tells people whose they are:
+ * version, architecture, model. They fit the same sources, sizes and architecture, under any
+ * driver. tc__jit_export writes the programs' images (tc__jit has made them). Errors:
+ * IO, MEMORY. */
 TC_INTERNAL int tc__jit_export(const char *path, const char *what, const tc__jit_program *programs,
                                size_t n, const tc__jit_target *target, tc_error *err);
 /* tc__jit_import takes all images from the file. Errors: IO, FORMAT (no such file, damaged),
@@ -2798,8 +2802,8 @@ void tc__map_close(tc__map *map) {
     memset(map, 0, sizeof *map);
 }
 
-/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary, which has
- * `room` bytes. */
+/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary, which
+ * has `room` bytes. */
 static int base_create_beside(tc__replace *replace, size_t room) {
     for (int attempt = 0; attempt < 100; attempt++) {
         snprintf(replace->temporary, room, "%s.tmp-%ld-%d", replace->path, (long)getpid(), attempt);
@@ -2875,8 +2879,8 @@ void tc__unit_place(unsigned group_size, unsigned row, unsigned column, unsigned
     unsigned lane = (row & 7) * 4 + (column >> 3 & 3);
     unsigned word = (column >> 5) * 2 + (column >> 2 & 1);
     unsigned nibble = (row >> 3) + 2 * (column >> 1 & 1) + 4 * (column & 1);
-    unsigned at = group_size == 32 ? 8 * lane + 4 * word
-                                   : 512 * (word >> 2) + 16 * lane + 4 * (word & 3);
+    unsigned at =
+        group_size == 32 ? 8 * lane + 4 * word : 512 * (word >> 2) + 16 * lane + 4 * (word & 3);
     *byte_offset = at + nibble / 2;
     *shift = 4 * (nibble & 1);
 }
@@ -2901,8 +2905,8 @@ size_t tc__tensor_bytes(uint32_t type, uint32_t group_size, size_t rows, size_t 
 
 /* "path: what" as a FORMAT error. */
 static int model_file_bad(const char *path, const char *what, tc_error *err) {
-    return tc__fail(err, TC_ERR_FORMAT, "%s: damaged model file: %s; convert or copy it again", path,
-                    what);
+    return tc__fail(err, TC_ERR_FORMAT, "%s: damaged model file: %s; convert or copy it again",
+                    path, what);
 }
 
 static size_t model_file_meta_bytes(uint32_t type, uint64_t count, tc__cursor rest) {
@@ -3412,7 +3416,7 @@ static int arch_check_tensor(const tc__tensor *tensor, const char *name, const a
 }
 
 /* Finds and checks the parts of `owner`: of a layer, or with layer < 0 of the weights beside them.
- * What layer 0, `first`, has or lacks, the others must have or lack. `used` notes what was found. */
+ * What layer 0, `first`, has or lacks, the others must have or lack. `used` notes what is found. */
 static int arch_find(const tc__model_file *file, long layer, const arch_part *parts, size_t count,
                      void *owner, const void *first, bool *used, tc_error *err) {
     for (size_t k = 0; k < count; k++) {
@@ -7773,8 +7777,8 @@ static void cpu_silu(const tc__kernels *kernels, float *v, size_t n) {
     for (size_t i = 0; i < n; i++) v[i] /= 1 + e[i];
 }
 
-/* gelu(v) = v / 2 (1 + erf(v / sqrt(2))) = max(v, 0) - |v| / 2 erfc(|v| / sqrt(2)), where erfc(x) is
- * exp(-x^2) times a polynomial in t = 1 / (1 + 0.3275911 x) (Abramowitz and Stegun, 7.1.26: the
+/* gelu(v) = v / 2 (1 + erf(v / sqrt(2))) = max(v, 0) - |v| / 2 erfc(|v| / sqrt(2)), where erfc(x)
+ * is exp(-x^2) times a polynomial in t = 1 / (1 + 0.3275911 x) (Abramowitz and Stegun, 7.1.26: the
  * error is below 1.5e-7); n <= TC__LANES_MAX. */
 static void cpu_gelu(const tc__kernels *kernels, float *v, size_t n) {
     float e[TC__LANES_MAX] = {0};
@@ -8599,8 +8603,8 @@ static void jit_tell(const jit_job *job, const tc_model_params *params) {
     params->log(params->user, line);
 }
 
-/* Jobs for a few threads, each of which takes the next one. The compiler holds about 30 MB for each:
- * so few that a machine with many processors does not need a GB. */
+/* Jobs for a few threads, each of which takes the next one. The compiler holds about 30 MB for
+ * each: so few that a machine with many processors does not need a GB. */
 typedef struct jit_queue {
     jit_job *jobs[JIT_MAX_PROGRAMS];
     size_t n, next, done;
