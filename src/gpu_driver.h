@@ -37,23 +37,23 @@ typedef struct tc__cu_launch_config {
 } tc__cu_launch_config;
 
 enum { /* numbers of the driver's enumerations */
-    TC__CU_OUT_OF_MEMORY = 2,
-    TC__CU_NO_DEVICE = 100,
-    TC__CU_DRIVER_MISMATCH = 803,
-    TC__CU_NOT_READY = 600,
-    TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
-    TC__CU_ATTRIBUTE_SM_COUNT = 16,
-    TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
-    TC__CU_ATTRIBUTE_INTEGRATED = 18,
-    TC__CU_ATTACH_GLOBAL = 1, /* managed memory: any stream may use it */
-    TC__CU_ATTACH_HOST = 2,   /* no stream uses it; the CPU may while kernels run */
-    TC__CU_ATTRIBUTE_MAJOR = 75,
-    TC__CU_ATTRIBUTE_MINOR = 76,
-    TC__CU_FUNCTION_LOCAL_BYTES = 3,
-    TC__CU_FUNCTION_REGISTERS = 4,
-    TC__CU_FUNCTION_MAX_DYNAMIC_SHARED = 8,
-    TC__CU_FUNCTION_CARVEOUT = 9, /* per cent of L1 that is shared memory */
-    TC__CU_LAUNCH_PROGRAMMATIC = 6 /* programmatic stream serialization */
+       TC__CU_OUT_OF_MEMORY = 2,
+       TC__CU_NO_DEVICE = 100,
+       TC__CU_DRIVER_MISMATCH = 803,
+       TC__CU_NOT_READY = 600,
+       TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
+       TC__CU_ATTRIBUTE_SM_COUNT = 16,
+       TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
+       TC__CU_ATTRIBUTE_INTEGRATED = 18,
+       TC__CU_ATTACH_GLOBAL = 1, /* managed memory: any stream may use it */
+       TC__CU_ATTACH_HOST = 2,   /* no stream uses it; the CPU may while kernels run */
+       TC__CU_ATTRIBUTE_MAJOR = 75,
+       TC__CU_ATTRIBUTE_MINOR = 76,
+       TC__CU_FUNCTION_LOCAL_BYTES = 3,
+       TC__CU_FUNCTION_REGISTERS = 4,
+       TC__CU_FUNCTION_MAX_DYNAMIC_SHARED = 8,
+       TC__CU_FUNCTION_CARVEOUT = 9,  /* per cent of L1 that is shared memory */
+       TC__CU_LAUNCH_PROGRAMMATIC = 6 /* programmatic stream serialization */
 };
 
 #define TC__CU_FUNCTIONS(F)                                                                        \
@@ -64,11 +64,12 @@ enum { /* numbers of the driver's enumerations */
     F(device_name, "cuDeviceGetName", (char *name, int len, tc__cu_device device))                 \
     F(device_attribute, "cuDeviceGetAttribute", (int *value, int attribute, tc__cu_device device)) \
     F(device_memory, "cuDeviceTotalMem_v2", (size_t * bytes, tc__cu_device device))                \
-    F(context_retain, "cuDevicePrimaryCtxRetain", (tc__cu_context * context, tc__cu_device device)) \
+    F(context_retain, "cuDevicePrimaryCtxRetain",                                                  \
+      (tc__cu_context * context, tc__cu_device device))                                            \
     F(context_release, "cuDevicePrimaryCtxRelease_v2", (tc__cu_device device))                     \
     F(context_push, "cuCtxPushCurrent_v2", (tc__cu_context context))                               \
     F(context_pop, "cuCtxPopCurrent_v2", (tc__cu_context * context))                               \
-    F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t *total))                        \
+    F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t * total))                       \
     F(allocate, "cuMemAlloc_v2", (tc__cu_ptr * pointer, size_t bytes))                             \
     F(allocate_managed, "cuMemAllocManaged", (tc__cu_ptr * pointer, size_t bytes, unsigned flags)) \
     F(release, "cuMemFree_v2", (tc__cu_ptr pointer))                                               \
@@ -95,8 +96,8 @@ enum { /* numbers of the driver's enumerations */
       (float *milliseconds, tc__cu_event start, tc__cu_event end))                                 \
     F(module_load, "cuModuleLoadData", (tc__cu_module * module, const void *image))                \
     F(module_unload, "cuModuleUnload", (tc__cu_module module))                                     \
-    F(module_global, "cuModuleGetGlobal_v2",                                                          \
-      (tc__cu_ptr * pointer, size_t *bytes, tc__cu_module module, const char *name))               \
+    F(module_global, "cuModuleGetGlobal_v2",                                                       \
+      (tc__cu_ptr * pointer, size_t * bytes, tc__cu_module module, const char *name))              \
     F(module_function, "cuModuleGetFunction",                                                      \
       (tc__cu_function * function, tc__cu_module module, const char *name))                        \
     F(function_set, "cuFuncSetAttribute", (tc__cu_function function, int attribute, int value))    \
@@ -105,7 +106,7 @@ enum { /* numbers of the driver's enumerations */
       (const tc__cu_launch_config *config, tc__cu_function function, void **arguments,             \
        void **extra))                                                                              \
     F(capture_begin, "cuStreamBeginCapture_v2", (tc__cu_stream stream, int mode))                  \
-    F(capture_end, "cuStreamEndCapture", (tc__cu_stream stream, tc__cu_graph *graph))              \
+    F(capture_end, "cuStreamEndCapture", (tc__cu_stream stream, tc__cu_graph * graph))             \
     F(graph_instantiate, "cuGraphInstantiateWithFlags",                                            \
       (tc__cu_graph_exec * exec, tc__cu_graph graph, unsigned long long flags))                    \
     F(graph_destroy, "cuGraphDestroy", (tc__cu_graph graph))                                       \
@@ -144,11 +145,11 @@ typedef struct tc__nvrtc_program_ *tc__nvrtc_program;
     F(destroy, "nvrtcDestroyProgram", (tc__nvrtc_program * program))                               \
     F(compile, "nvrtcCompileProgram",                                                              \
       (tc__nvrtc_program program, int count, const char *const *options))                          \
-    F(log_size, "nvrtcGetProgramLogSize", (tc__nvrtc_program program, size_t *size))               \
+    F(log_size, "nvrtcGetProgramLogSize", (tc__nvrtc_program program, size_t * size))              \
     F(log, "nvrtcGetProgramLog", (tc__nvrtc_program program, char *text))                          \
-    F(cubin_size, "nvrtcGetCUBINSize", (tc__nvrtc_program program, size_t *size))                  \
+    F(cubin_size, "nvrtcGetCUBINSize", (tc__nvrtc_program program, size_t * size))                 \
     F(cubin, "nvrtcGetCUBIN", (tc__nvrtc_program program, char *image))                            \
-    F(ptx_size, "nvrtcGetPTXSize", (tc__nvrtc_program program, size_t *size))                      \
+    F(ptx_size, "nvrtcGetPTXSize", (tc__nvrtc_program program, size_t * size))                     \
     F(ptx, "nvrtcGetPTX", (tc__nvrtc_program program, char *image))
 
 typedef struct tc__nvrtc {

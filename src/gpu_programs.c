@@ -6,7 +6,9 @@ static const char *const programs_roles[TC__ROLES] = {"qkv", "o", "gate_up", "do
 static const char *const programs_to[TC__ROLES] = {"TO_VECTORS", "TO_RESIDUAL", "TO_OPERAND",
                                                    "TO_RESIDUAL"};
 
-const char *tc__role_name(int role) { return programs_roles[role]; }
+const char *tc__role_name(int role) {
+    return programs_roles[role];
+}
 
 const tc__tensor *tc__role_matrix(const tc__layer *layer, int role) {
     const tc__tensor *matrices[TC__ROLES] = {layer->qkv, layer->o, layer->gate_up, layer->down};
@@ -38,8 +40,9 @@ static int programs_add(tc__kinds *kinds, int role, const tc__tensor *matrix, tc
     int code = programs_check(matrix, err), n = kinds->count[role];
     if (code || tc__kind_of(kinds, role, matrix) >= 0) return code;
     if (n == TC__MAX_KINDS)
-        return tc__fail(err, TC_ERR_UNSUPPORTED, "the model mixes more than %d kinds of %s matrices",
-                        TC__MAX_KINDS, programs_roles[role]);
+        return tc__fail(err, TC_ERR_UNSUPPORTED,
+                        "the model mixes more than %d kinds of %s matrices", TC__MAX_KINDS,
+                        programs_roles[role]);
     kinds->kind[role][n].type = programs_type(matrix);
     kinds->kind[role][n].group_size = matrix->group_size;
     kinds->count[role]++;
@@ -76,7 +79,8 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    arch->position == TC__POSITION_ALIBI, weights->layers[0].q_norm != NULL,
                    (double)arch->rope_scale);
     tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
-                   arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS", (double)arch->norm_eps);
+                   arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS",
+                   (double)arch->norm_eps);
     tc__buf_printf(text, "#define ACTIVATION %s\n#define GATED %d\n#define CLIP_QKV %.9ef\n",
                    arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU", arch->gated,
                    (double)arch->clip_qkv);
@@ -115,8 +119,8 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                        (unsigned)kinds->kind[role][i].group_size, name, i);
     else
         tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
-    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name, i,
-                   matrix->rows, how[role].side, how[role].in, how[role].out);
+    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
+                   i, matrix->rows, how[role].side, how[role].in, how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -130,24 +134,24 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
                    "typedef F16<%zu> head_matrix;\n"
                    "typedef EachPick<head_matrix, %zu> each_pick;\n",
                    head->columns, head->rows);
-    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n", head->rows,
-                   norm);
+    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
+                   head->rows, norm);
     tc__buf_printf(text,
                    "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, 0, %s, OUT_STORE)\n",
                    head->rows, norm);
-    tc__buf_str(text,
-                "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
-                "LAUNCH(embed, 1, 256, 0)\n"
-                "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
-                "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
-                "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
-                "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
-                "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
-                "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
-                "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"
-                "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n"
-                "KERNEL(random_fill, 512, 1, FillArgs, random_fill_words(args))\n"
-                "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
+    tc__buf_str(
+        text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
+              "LAUNCH(embed, 1, 256, 0)\n"
+              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
+              "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
+              "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
+              "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
+              "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
+              "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
+              "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"
+              "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n"
+              "KERNEL(random_fill, 512, 1, FillArgs, random_fill_words(args))\n"
+              "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
 }
 
 /* "PREFILL_PRODUCT(t128_qkv_0, W4, 4096, 128, 12288, 128, TO_VECTORS)" and the like. */
