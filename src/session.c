@@ -22,7 +22,7 @@ static size_t session_kv_bytes(const tc_model *model, int ctx_size) {
 }
 
 static bool session_fits(const tc_model *model, int ctx_size, size_t room) {
-    size_t bytes;
+    size_t bytes = 0;
     return tc__add(session_kv_bytes(model, ctx_size), session_workspace_bytes(model, ctx_size),
                    &bytes) &&
            bytes <= room;
