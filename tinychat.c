@@ -2127,23 +2127,23 @@ typedef struct tc__cu_launch_config {
 } tc__cu_launch_config;
 
 enum { /* numbers of the driver's enumerations */
-    TC__CU_OUT_OF_MEMORY = 2,
-    TC__CU_NO_DEVICE = 100,
-    TC__CU_DRIVER_MISMATCH = 803,
-    TC__CU_NOT_READY = 600,
-    TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
-    TC__CU_ATTRIBUTE_SM_COUNT = 16,
-    TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
-    TC__CU_ATTRIBUTE_INTEGRATED = 18,
-    TC__CU_ATTACH_GLOBAL = 1, /* managed memory: any stream may use it */
-    TC__CU_ATTACH_HOST = 2,   /* no stream uses it; the CPU may while kernels run */
-    TC__CU_ATTRIBUTE_MAJOR = 75,
-    TC__CU_ATTRIBUTE_MINOR = 76,
-    TC__CU_FUNCTION_LOCAL_BYTES = 3,
-    TC__CU_FUNCTION_REGISTERS = 4,
-    TC__CU_FUNCTION_MAX_DYNAMIC_SHARED = 8,
-    TC__CU_FUNCTION_CARVEOUT = 9, /* per cent of L1 that is shared memory */
-    TC__CU_LAUNCH_PROGRAMMATIC = 6 /* programmatic stream serialization */
+       TC__CU_OUT_OF_MEMORY = 2,
+       TC__CU_NO_DEVICE = 100,
+       TC__CU_DRIVER_MISMATCH = 803,
+       TC__CU_NOT_READY = 600,
+       TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
+       TC__CU_ATTRIBUTE_SM_COUNT = 16,
+       TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
+       TC__CU_ATTRIBUTE_INTEGRATED = 18,
+       TC__CU_ATTACH_GLOBAL = 1, /* managed memory: any stream may use it */
+       TC__CU_ATTACH_HOST = 2,   /* no stream uses it; the CPU may while kernels run */
+       TC__CU_ATTRIBUTE_MAJOR = 75,
+       TC__CU_ATTRIBUTE_MINOR = 76,
+       TC__CU_FUNCTION_LOCAL_BYTES = 3,
+       TC__CU_FUNCTION_REGISTERS = 4,
+       TC__CU_FUNCTION_MAX_DYNAMIC_SHARED = 8,
+       TC__CU_FUNCTION_CARVEOUT = 9,  /* per cent of L1 that is shared memory */
+       TC__CU_LAUNCH_PROGRAMMATIC = 6 /* programmatic stream serialization */
 };
 
 #define TC__CU_FUNCTIONS(F)                                                                        \
@@ -2154,11 +2154,12 @@ enum { /* numbers of the driver's enumerations */
     F(device_name, "cuDeviceGetName", (char *name, int len, tc__cu_device device))                 \
     F(device_attribute, "cuDeviceGetAttribute", (int *value, int attribute, tc__cu_device device)) \
     F(device_memory, "cuDeviceTotalMem_v2", (size_t * bytes, tc__cu_device device))                \
-    F(context_retain, "cuDevicePrimaryCtxRetain", (tc__cu_context * context, tc__cu_device device)) \
+    F(context_retain, "cuDevicePrimaryCtxRetain",                                                  \
+      (tc__cu_context * context, tc__cu_device device))                                            \
     F(context_release, "cuDevicePrimaryCtxRelease_v2", (tc__cu_device device))                     \
     F(context_push, "cuCtxPushCurrent_v2", (tc__cu_context context))                               \
     F(context_pop, "cuCtxPopCurrent_v2", (tc__cu_context * context))                               \
-    F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t *total))                        \
+    F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t * total))                       \
     F(allocate, "cuMemAlloc_v2", (tc__cu_ptr * pointer, size_t bytes))                             \
     F(allocate_managed, "cuMemAllocManaged", (tc__cu_ptr * pointer, size_t bytes, unsigned flags)) \
     F(release, "cuMemFree_v2", (tc__cu_ptr pointer))                                               \
@@ -2185,8 +2186,8 @@ enum { /* numbers of the driver's enumerations */
       (float *milliseconds, tc__cu_event start, tc__cu_event end))                                 \
     F(module_load, "cuModuleLoadData", (tc__cu_module * module, const void *image))                \
     F(module_unload, "cuModuleUnload", (tc__cu_module module))                                     \
-    F(module_global, "cuModuleGetGlobal_v2",                                                          \
-      (tc__cu_ptr * pointer, size_t *bytes, tc__cu_module module, const char *name))               \
+    F(module_global, "cuModuleGetGlobal_v2",                                                       \
+      (tc__cu_ptr * pointer, size_t * bytes, tc__cu_module module, const char *name))              \
     F(module_function, "cuModuleGetFunction",                                                      \
       (tc__cu_function * function, tc__cu_module module, const char *name))                        \
     F(function_set, "cuFuncSetAttribute", (tc__cu_function function, int attribute, int value))    \
@@ -2195,7 +2196,7 @@ enum { /* numbers of the driver's enumerations */
       (const tc__cu_launch_config *config, tc__cu_function function, void **arguments,             \
        void **extra))                                                                              \
     F(capture_begin, "cuStreamBeginCapture_v2", (tc__cu_stream stream, int mode))                  \
-    F(capture_end, "cuStreamEndCapture", (tc__cu_stream stream, tc__cu_graph *graph))              \
+    F(capture_end, "cuStreamEndCapture", (tc__cu_stream stream, tc__cu_graph * graph))             \
     F(graph_instantiate, "cuGraphInstantiateWithFlags",                                            \
       (tc__cu_graph_exec * exec, tc__cu_graph graph, unsigned long long flags))                    \
     F(graph_destroy, "cuGraphDestroy", (tc__cu_graph graph))                                       \
@@ -2234,11 +2235,11 @@ typedef struct tc__nvrtc_program_ *tc__nvrtc_program;
     F(destroy, "nvrtcDestroyProgram", (tc__nvrtc_program * program))                               \
     F(compile, "nvrtcCompileProgram",                                                              \
       (tc__nvrtc_program program, int count, const char *const *options))                          \
-    F(log_size, "nvrtcGetProgramLogSize", (tc__nvrtc_program program, size_t *size))               \
+    F(log_size, "nvrtcGetProgramLogSize", (tc__nvrtc_program program, size_t * size))              \
     F(log, "nvrtcGetProgramLog", (tc__nvrtc_program program, char *text))                          \
-    F(cubin_size, "nvrtcGetCUBINSize", (tc__nvrtc_program program, size_t *size))                  \
+    F(cubin_size, "nvrtcGetCUBINSize", (tc__nvrtc_program program, size_t * size))                 \
     F(cubin, "nvrtcGetCUBIN", (tc__nvrtc_program program, char *image))                            \
-    F(ptx_size, "nvrtcGetPTXSize", (tc__nvrtc_program program, size_t *size))                      \
+    F(ptx_size, "nvrtcGetPTXSize", (tc__nvrtc_program program, size_t * size))                     \
     F(ptx, "nvrtcGetPTX", (tc__nvrtc_program program, char *image))
 
 typedef struct tc__nvrtc {
@@ -8854,7 +8855,9 @@ static const char *const programs_roles[TC__ROLES] = {"qkv", "o", "gate_up", "do
 static const char *const programs_to[TC__ROLES] = {"TO_VECTORS", "TO_RESIDUAL", "TO_OPERAND",
                                                    "TO_RESIDUAL"};
 
-const char *tc__role_name(int role) { return programs_roles[role]; }
+const char *tc__role_name(int role) {
+    return programs_roles[role];
+}
 
 const tc__tensor *tc__role_matrix(const tc__layer *layer, int role) {
     const tc__tensor *matrices[TC__ROLES] = {layer->qkv, layer->o, layer->gate_up, layer->down};
@@ -8886,8 +8889,9 @@ static int programs_add(tc__kinds *kinds, int role, const tc__tensor *matrix, tc
     int code = programs_check(matrix, err), n = kinds->count[role];
     if (code || tc__kind_of(kinds, role, matrix) >= 0) return code;
     if (n == TC__MAX_KINDS)
-        return tc__fail(err, TC_ERR_UNSUPPORTED, "the model mixes more than %d kinds of %s matrices",
-                        TC__MAX_KINDS, programs_roles[role]);
+        return tc__fail(err, TC_ERR_UNSUPPORTED,
+                        "the model mixes more than %d kinds of %s matrices", TC__MAX_KINDS,
+                        programs_roles[role]);
     kinds->kind[role][n].type = programs_type(matrix);
     kinds->kind[role][n].group_size = matrix->group_size;
     kinds->count[role]++;
@@ -8924,7 +8928,8 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
                    arch->position == TC__POSITION_ALIBI, weights->layers[0].q_norm != NULL,
                    (double)arch->rope_scale);
     tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
-                   arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS", (double)arch->norm_eps);
+                   arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS",
+                   (double)arch->norm_eps);
     tc__buf_printf(text, "#define ACTIVATION %s\n#define GATED %d\n#define CLIP_QKV %.9ef\n",
                    arch->activation == TC__ACT_GELU ? "ACT_GELU" : "ACT_SILU", arch->gated,
                    (double)arch->clip_qkv);
@@ -8963,8 +8968,8 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                        (unsigned)kinds->kind[role][i].group_size, name, i);
     else
         tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
-    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name, i,
-                   matrix->rows, how[role].side, how[role].in, how[role].out);
+    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
+                   i, matrix->rows, how[role].side, how[role].in, how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -8978,24 +8983,24 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
                    "typedef F16<%zu> head_matrix;\n"
                    "typedef EachPick<head_matrix, %zu> each_pick;\n",
                    head->columns, head->rows);
-    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n", head->rows,
-                   norm);
+    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
+                   head->rows, norm);
     tc__buf_printf(text,
                    "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, 0, %s, OUT_STORE)\n",
                    head->rows, norm);
-    tc__buf_str(text,
-                "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
-                "LAUNCH(embed, 1, 256, 0)\n"
-                "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
-                "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
-                "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
-                "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
-                "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
-                "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
-                "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"
-                "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n"
-                "KERNEL(random_fill, 512, 1, FillArgs, random_fill_words(args))\n"
-                "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
+    tc__buf_str(
+        text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
+              "LAUNCH(embed, 1, 256, 0)\n"
+              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
+              "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
+              "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
+              "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
+              "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
+              "LAUNCH(widen, 4 * SM_COUNT, 256, 0)\n"
+              "KERNEL(read_loop, 512, 1, ReadArgs, read_all(args))\n"
+              "LAUNCH(read_loop, 4 * SM_COUNT, 512, 0)\n"
+              "KERNEL(random_fill, 512, 1, FillArgs, random_fill_words(args))\n"
+              "LAUNCH(random_fill, 4 * SM_COUNT, 512, 0)\n");
 }
 
 /* "PREFILL_PRODUCT(t128_qkv_0, W4, 4096, 128, 12288, 128, TO_VECTORS)" and the like. */
@@ -9077,7 +9082,7 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
-#define CUDA_MODULES 16 /* parts of all programs, at most */
+#define CUDA_MODULES 16  /* parts of all programs, at most */
 enum { CUDA_SIZES = 4 }; /* of the tiles of a prefill's products: 16, 64, 128 and 256 tokens */
 
 typedef struct cuda_kernel {
@@ -9103,8 +9108,9 @@ typedef struct cuda_programs {
 
 typedef struct cuda_device {
     tc__cu cu;
-    bool opened;     /* cu */
-    bool integrated; /* the GPU has no memory of its own: the weights lie in memory that it shares */
+    bool opened; /* cu */
+    bool
+        integrated; /* the GPU has no memory of its own: the weights lie in memory that it shares */
     tc__cu_device ordinal;
     tc__cu_context context;
     char name[256], details[128], gpu_name[128];
@@ -9138,7 +9144,8 @@ typedef struct cuda_cache {
     tc__cu_ptr x, qkv, attention, act, parts, arrived;
     /* Prefill: residual; operand of the next product and its scales; the same of the MLP's inner
      * vectors; queries; attention's inputs. */
-    tc__cu_ptr wide_x, wide_in, wide_rest, wide_scale, wide_mid, mid_scale, mid_exponents, mid_highest;
+    tc__cu_ptr wide_x, wide_in, wide_rest, wide_scale, wide_mid, mid_scale, mid_exponents,
+        mid_highest;
     tc__cu_ptr wide_q, wide_qkv;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
@@ -9211,7 +9218,9 @@ typedef struct cuda_sample_args {
 
 /* ---- the device ---- */
 
-static void cuda_enter(const cuda_device *device) { device->cu.context_push(device->context); }
+static void cuda_enter(const cuda_device *device) {
+    device->cu.context_push(device->context);
+}
 
 static void cuda_leave(const cuda_device *device) {
     tc__cu_context previous;
@@ -9250,7 +9259,8 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
         int number = 0;
         if (sscanf(asked, "compute_%d", &number) != 1 || number < 80 || number > arch)
             return tc__fail(err, TC_ERR_DEVICE,
-                            "TINYCHAT_ARCH is '%s'; expected compute_80 to compute_%d", asked, arch);
+                            "TINYCHAT_ARCH is '%s'; expected compute_80 to compute_%d", asked,
+                            arch);
         arch = number;
         device->target.as_ptx = true;
         if (cuda_shared_limit(arch) < limit) limit = cuda_shared_limit(arch);
@@ -9273,8 +9283,8 @@ static int cuda_part_of(const cuda_programs *all, int program, const char *name)
     return part;
 }
 
-static int cuda_load_kernel(cuda_device *device, int program, const char *name,
-                            cuda_kernel *kernel, tc_error *err) {
+static int cuda_load_kernel(cuda_device *device, int program, const char *name, cuda_kernel *kernel,
+                            tc_error *err) {
     tc__cu_module module = device->modules[cuda_part_of(device->programs, program, name)];
     tc__cu *cu = &device->cu;
     char global[80];
@@ -9347,7 +9357,8 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     };
     int code = cuda_load_products(device, err);
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
-        code = cuda_load_kernel(device, kernels[i].program, kernels[i].name, kernels[i].kernel, err);
+        code =
+            cuda_load_kernel(device, kernels[i].program, kernels[i].name, kernels[i].kernel, err);
     /* one block of attention per SM: more would wait for each other's room */
     if (!code) device->splits = device->sm_count / device->attention.grid;
     if (device->splits < 1) device->splits = 1;
@@ -9397,7 +9408,8 @@ static void cuda_describe_kernels(const cuda_device *device, char *text, size_t 
     const tc__arch *arch = &device->weights->arch;
     char precision[48];
     tc__precision_name(device->weights, precision, sizeof precision);
-    snprintf(text, size, "tinychat %s, %s_%d%s with %d SMs, %s, hidden size %u, MLP %u, %u/%u heads",
+    snprintf(text, size,
+             "tinychat %s, %s_%d%s with %d SMs, %s, hidden size %u, MLP %u, %u/%u heads",
              TC_VERSION, device->target.as_ptx ? "compute" : "sm", device->target.arch,
              device->target.specific ? "a" : "", device->sm_count, precision,
              (unsigned)arch->hidden_size, (unsigned)arch->intermediate_size, (unsigned)arch->heads,
@@ -9413,9 +9425,9 @@ static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_e
     cuda_describe_kernels(device, what, sizeof what);
     const int n = all.first[CUDA_PROGRAMS];
     if (!code)
-        code = params->kernels
-                   ? tc__jit_import(params->kernels, what, all.parts, (size_t)n, &device->target, err)
-                   : tc__jit(all.parts, (size_t)n, &device->target, params, err);
+        code = params->kernels ? tc__jit_import(params->kernels, what, all.parts, (size_t)n,
+                                                &device->target, err)
+                               : tc__jit(all.parts, (size_t)n, &device->target, params, err);
     for (int i = 0; i < n && !code; i++)
         code = tc__cu_check(&device->cu,
                             device->cu.module_load(&device->modules[i], all.parts[i].image.data),
@@ -9474,7 +9486,9 @@ static size_t cuda_kv_bytes(const tc__device *handle) {
     return (size_t)arch->layers * 2 * arch->kv_heads * arch->head_dim * 2;
 }
 
-static size_t cuda_align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+static size_t cuda_align(size_t bytes) {
+    return (bytes + 255) & ~(size_t)255;
+}
 
 /* Where a tensor lies in GPU memory: the file's order and alignment. */
 static tc__cu_ptr cuda_tensor(const cuda_device *device, const tc__tensor *tensor) {
@@ -9634,14 +9648,15 @@ static int cuda_fill_all(cuda_device *device, tc_error *err) {
     for (uint32_t l = 0; l < weights->arch.layers && !code; l++) {
         const tc__layer *layer = &weights->layers[l];
         const tc__tensor *tensors[] = {
-            layer->attn_norm, layer->attn_norm_bias, layer->qkv,      layer->qkv_bias,
-            layer->q_norm,    layer->k_norm,         layer->o,        layer->mlp_norm,
+            layer->attn_norm, layer->attn_norm_bias, layer->qkv,        layer->qkv_bias,
+            layer->q_norm,    layer->k_norm,         layer->o,          layer->mlp_norm,
             layer->gate_up,   layer->mlp_norm_bias,  layer->act_scales, layer->down};
         for (size_t i = 0; i < TC_COUNT(tensors) && !code; i++)
             code = cuda_fill(device, tensors[i], err);
     }
     if (!code)
-        code = tc__cu_check(&device->cu, device->cu.stream_wait(NULL), "making random weights", err);
+        code =
+            tc__cu_check(&device->cu, device->cu.stream_wait(NULL), "making random weights", err);
     return code;
 }
 
@@ -9652,9 +9667,10 @@ static int cuda_widen(cuda_device *device, const tc__tensor *tensor, tc_error *e
         unsigned long long count;
     } args = {cuda_tensor(device, tensor), tensor->rows * tensor->columns};
     if (tensor->type != TC__BF16) return TC_OK;
-    return tc__cu_check(&device->cu,
-                        cuda_launch(device, &device->widen, 4 * device->sm_count, 1, &args, NULL, false),
-                        "converting bfloat16", err);
+    return tc__cu_check(
+        &device->cu,
+        cuda_launch(device, &device->widen, 4 * device->sm_count, 1, &args, NULL, false),
+        "converting bfloat16", err);
 }
 
 static int cuda_widen_all(cuda_device *device, tc_error *err) {
@@ -9687,8 +9703,8 @@ static int cuda_load_positions(cuda_device *device, tc_error *err) {
         }
         from = turns;
     }
-    tc__cu_result result = device->cu.copy_to_device(device->positions, from,
-                                                     cuda_position_bytes(arch), NULL);
+    tc__cu_result result =
+        device->cu.copy_to_device(device->positions, from, cuda_position_bytes(arch), NULL);
     return tc__cu_check(&device->cu, result, "copying RoPE's frequencies or ALiBi's slopes", err);
 }
 
@@ -9733,9 +9749,9 @@ static int cuda_load(cuda_device *device, const tc_model_params *params, tc_erro
     int code = cuda_allocate(device, err);
     if (!code && !random) code = cuda_load_data(device, params, err);
     if (!code && device->integrated) /* from here on the GPU's */
-        code = tc__cu_check(
-            &device->cu, device->cu.stream_attach(NULL, device->memory, 0, TC__CU_ATTACH_GLOBAL),
-            "sharing memory", err);
+        code = tc__cu_check(&device->cu,
+                            device->cu.stream_attach(NULL, device->memory, 0, TC__CU_ATTACH_GLOBAL),
+                            "sharing memory", err);
     if (!code) code = cuda_load_positions(device, err);
     if (code) return code;
     return random ? cuda_fill_all(device, err) : cuda_widen_all(device, err);
@@ -9802,8 +9818,8 @@ static void cuda_write_details(cuda_device *device) {
         at += length;
     }
     device->cu.device_attribute(&khz, TC__CU_ATTRIBUTE_CLOCK_KHZ, device->ordinal);
-    snprintf(device->details, sizeof device->details, "driver %s(CUDA %d.%d), up to %d MHz", release,
-             version / 1000, version % 1000 / 10, khz / 1000);
+    snprintf(device->details, sizeof device->details, "driver %s(CUDA %d.%d), up to %d MHz",
+             release, version / 1000, version % 1000 / 10, khz / 1000);
 }
 
 static int cuda_open(const tc__weights *weights, const tc_model_params *params, tc__device **out,
@@ -9875,16 +9891,19 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
     cache->logits = cuda_cut(base, &at, 4 * CUDA_EACH * (size_t)arch->vocab_size);
     cache->keys = cuda_cut(base, &at, 4 * (size_t)arch->vocab_size);
-    cache->segments = cuda_cut(base, &at, 16 * (size_t)(device->sample.grid * device->sample.threads / 32));
+    cache->segments =
+        cuda_cut(base, &at, 16 * (size_t)(device->sample.grid * device->sample.threads / 32));
     cache->sample_arrived = cuda_cut(base, &at, 4);
     cache->x = cuda_cut(base, &at, 4 * hidden);
     cache->qkv = cuda_cut(base, &at, 4 * qkv);
     cache->attention = cuda_cut(base, &at, 4 * heads);
     cache->act = cuda_cut(base, &at, 4 * inner);
-    cache->parts = cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 8 * (arch->head_dim + 2));
+    cache->parts =
+        cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 8 * (arch->head_dim + 2));
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
     cache->wide_x = cuda_cut(base, &at, 4 * tokens * hidden);
-    cache->wide_in = cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
+    cache->wide_in =
+        cuda_cut(base, &at, cuda_operand_bytes(tokens, hidden > heads ? hidden : heads));
     cache->wide_rest = cuda_cut(base, &at, cuda_operand_bytes(CUDA_PRECISE, hidden));
     cache->wide_scale = cuda_cut(base, &at, 4 * tokens);
     cache->mid_scale = cuda_cut(base, &at, 4 * tokens);
@@ -9905,8 +9924,8 @@ static int cuda_chunk(const cuda_device *device, int ctx) {
     size_t fixed = cuda_layout(&cache, device, 0, ctx, 0);
     int chunk = 2048;
     while (chunk - CUDA_PIECE >= ctx) chunk -= CUDA_PIECE;
-    while (chunk > CUDA_PIECE &&
-           cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192 << 20)
+    while (chunk > CUDA_PIECE && cuda_layout(&cache, device, 0, ctx, chunk) - fixed > (size_t)192
+                                                                                          << 20)
         chunk -= CUDA_PIECE;
     return chunk;
 }
@@ -9984,17 +10003,27 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : layer->attn_norm_bias;
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     tc__cu_ptr k = cache->kv + l * layer_kv;
-    cuda_product_args qkv = {0, cache->x, cuda_tensor(device, layer->attn_norm),
+    cuda_product_args qkv = {0,
+                             cache->x,
+                             cuda_tensor(device, layer->attn_norm),
                              cuda_vector(device, layer->attn_norm_bias),
-                             cuda_vector(device, layer->qkv_bias), cache->qkv, 0};
+                             cuda_vector(device, layer->qkv_bias),
+                             cache->qkv,
+                             0};
     cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0};
-    cuda_product_args up = {0, cache->x, cuda_tensor(device, mlp_norm),
-                            cuda_vector(device, mlp_bias), cuda_vector(device, layer->act_scales),
-                            cache->act, 0};
+    cuda_product_args up = {0,
+                            cache->x,
+                            cuda_tensor(device, mlp_norm),
+                            cuda_vector(device, mlp_bias),
+                            cuda_vector(device, layer->act_scales),
+                            cache->act,
+                            0};
     cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
-    cuda_decode_attention_args attention = {cache->qkv, k, k + layer_kv / 2, cache->attention,
-                                            cache->parts, cache->arrived, cache->state,
-                                            cuda_head_of(device, layer), cache->ctx};
+    cuda_decode_attention_args attention = {cache->qkv,       k,
+                                            k + layer_kv / 2, cache->attention,
+                                            cache->parts,     cache->arrived,
+                                            cache->state,     cuda_head_of(device, layer),
+                                            cache->ctx};
     tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv);
     if (!result && arch->parallel)
         result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
@@ -10051,8 +10080,7 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
     if (!result) result = cu->host_allocate((void **)&cache->host_token, sizeof(int), 0);
     if (!result) result = cu->stream_create(&cache->stream, 1 /* does not wait for stream 0 */);
     if (!result) result = cu->event_create(&cache->sampled, 2 /* no timing */);
-    if (!result)
-        result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
+    if (!result) result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
     int code = tc__cu_check(cu, result, "allocating the KV cache and workspace", err);
     for (int row = 0; row < 2 && !code; row++) code = cuda_record(cache, row, err);
     cuda_leave(device);
@@ -10100,16 +10128,19 @@ static tc__cu_result cuda_gemm(cuda_cache *cache, int role, const tc__tensor *ma
 static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const tc__tensor *bias,
                                int tokens) {
     cuda_device *device = cache->device;
-    cuda_rows_args args = {cache->wide_x, cuda_tensor(device, gamma), cuda_vector(device, bias),
-                           cache->wide_in, tokens <= CUDA_PRECISE ? cache->wide_rest : 0,
+    cuda_rows_args args = {cache->wide_x,
+                           cuda_tensor(device, gamma),
+                           cuda_vector(device, bias),
+                           cache->wide_in,
+                           tokens <= CUDA_PRECISE ? cache->wide_rest : 0,
                            cache->wide_scale};
     return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
 /* Into how many parts blocks share a prefill's keys: as many as bring two blocks to every SM, have
  * CUDA_SPLIT_KEYS keys each, and fit where the projections were. */
-static int cuda_prefill_splits(const cuda_cache *cache, const tc__layer *layer, int tokens, int tiles,
-                               size_t pos) {
+static int cuda_prefill_splits(const cuda_cache *cache, const tc__layer *layer, int tokens,
+                               int tiles, size_t pos) {
     const tc__arch *arch = &cache->device->weights->arch;
     const size_t floats = (size_t)tokens * arch->heads * (arch->head_dim + 2); /* of a part */
     const size_t most = (size_t)cache->chunk * layer->qkv->rows / floats;
@@ -10127,34 +10158,40 @@ static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int t
     size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     const tc__layer *layer = &device->weights->layers[l];
     tc__cu_ptr k = cache->kv + l * layer_kv;
-    cuda_gemm_args qkv = {0, cache->wide_in, cache->wide_rest, cache->wide_scale, cache->wide_qkv,
-                          0, 0, 0, tokens};
+    cuda_gemm_args qkv = {
+        0, cache->wide_in, cache->wide_rest, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
     cuda_gemm_args o = {0, cache->wide_in, 0, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
     cuda_prefill_attention_args args = {
-        cache->wide_qkv,   cache->wide_q,   k,            k + layer_kv / 2,            cache->wide_in,
-        cache->wide_scale, cache->wide_qkv, cache->state, cuda_head_of(device, layer), cache->ctx,
-        tokens,            1};
+        cache->wide_qkv,  cache->wide_q,  k,
+        k + layer_kv / 2, cache->wide_in, cache->wide_scale,
+        cache->wide_qkv,  cache->state,   cuda_head_of(device, layer),
+        cache->ctx,       tokens,         1};
     const int tile = device->attention_prefill.tokens, tiles = (tokens + tile - 1) / tile;
     args.splits = cuda_prefill_splits(cache, layer, tokens, tiles, pos);
     qkv.each = cuda_vector(device, layer->qkv_bias);
     tc__cu_result result = cuda_gemm(cache, TC__QKV, layer->qkv, &qkv);
-    if (!result)
-        result = cuda_launch(device, &device->rope, 0, tokens, &args, cache->stream, true);
+    if (!result) result = cuda_launch(device, &device->rope, 0, tokens, &args, cache->stream, true);
     if (!result)
         result = cuda_launch(device, &device->attention_prefill, (int)arch->heads * args.splits,
                              tiles, &args, cache->stream, true);
     if (!result && args.splits > 1)
-        result = cuda_launch(device, &device->attention_parts, (tokens * (int)arch->heads + 7) / 8, 1,
-                             &args, cache->stream, true);
+        result = cuda_launch(device, &device->attention_parts, (tokens * (int)arch->heads + 7) / 8,
+                             1, &args, cache->stream, true);
     return result ? result : cuda_gemm(cache, TC__O, layer->o, &o);
 }
 
 /* From the normed vectors in wide_in: the MLP's inner vectors in wide_mid. */
 static tc__cu_result cuda_prefill_up(cuda_cache *cache, const tc__layer *layer, int tokens) {
     cuda_device *device = cache->device;
-    cuda_gemm_args up = {0, cache->wide_in, 0, cache->wide_scale, cache->wide_mid,
-                         cuda_vector(device, layer->act_scales), cache->mid_exponents,
-                         cache->mid_highest, tokens};
+    cuda_gemm_args up = {0,
+                         cache->wide_in,
+                         0,
+                         cache->wide_scale,
+                         cache->wide_mid,
+                         cuda_vector(device, layer->act_scales),
+                         cache->mid_exponents,
+                         cache->mid_highest,
+                         tokens};
     cuda_settle_args settle = {cache->wide_mid, cache->mid_exponents, cache->mid_highest,
                                cache->mid_scale, tokens};
     tc__cu_result result = cuda_gemm(cache, TC__GATE_UP, layer->gate_up, &up);
@@ -10197,16 +10234,17 @@ static int cuda_each(cuda_cache *cache, int tokens, size_t pos, tc__logits_fn ea
     for (int t = 0; t < tokens; t += step) {
         int n = tokens - t < step ? tokens - t : step;
         size_t bytes = 4 * (size_t)n * arch->vocab_size;
-        tc__cu_result result = cuda_head(cache, &cache->device->head_each,
-                                         cache->wide_x + 4 * (size_t)t * arch->hidden_size, n, 0, false);
+        tc__cu_result result =
+            cuda_head(cache, &cache->device->head_each,
+                      cache->wide_x + 4 * (size_t)t * arch->hidden_size, n, 0, false);
         if (!result)
             result = cu->copy_to_host(cache->host_logits, cache->logits, bytes, cache->stream);
         if (!result) result = cu->stream_wait(cache->stream);
         if (result) return tc__cu_check(cu, result, "computing logits", err);
         cache->logits_row = n - 1;
         for (int i = 0; i < n; i++)
-            if (each(user, pos + (size_t)(t + i),
-                     cache->host_logits + (size_t)i * arch->vocab_size, (int)arch->vocab_size))
+            if (each(user, pos + (size_t)(t + i), cache->host_logits + (size_t)i * arch->vocab_size,
+                     (int)arch->vocab_size))
                 return tc__fail(err, TC_ERR_CANCELLED, "cancelled by the caller");
     }
     return TC_OK;
@@ -10235,8 +10273,10 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
     tc__cu_result result = cu->copy_to_device(cache->state, &begin, sizeof begin, cache->stream);
     if (!result)
         result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * (size_t)n, cache->stream);
-    if (!result) result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
-    for (uint32_t l = 0; l < arch->layers && !result; l++) result = cuda_prefill_layer(cache, l, n, pos);
+    if (!result)
+        result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
+    for (uint32_t l = 0; l < arch->layers && !result; l++)
+        result = cuda_prefill_layer(cache, l, n, pos);
     if (!result && each) {
         int code = cuda_each(cache, n, pos, each, user, err);
         if (code) return code;
@@ -10251,7 +10291,9 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
 }
 
 /* Where an evaluation ahead puts its logits, so that those it was sampled from stay. */
-static int cuda_other_row(const cuda_cache *cache) { return cache->logits_row == 0 ? 1 : 0; }
+static int cuda_other_row(const cuda_cache *cache) {
+    return cache->logits_row == 0 ? 1 : 0;
+}
 
 static int cuda_decode(cuda_cache *cache, int32_t id, size_t pos, tc_error *err) {
     tc__cu *cu = &cache->device->cu;
@@ -10274,8 +10316,9 @@ static const float *cuda_logits(tc__cache *handle) {
     size_t bytes = 4 * (size_t)cache->device->weights->arch.vocab_size;
     if (cache->logits_on_host) return cache->host_logits;
     cuda_enter(cache->device);
-    tc__cu_result result = cu->copy_to_host(
-        cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes, bytes, cache->stream);
+    tc__cu_result result =
+        cu->copy_to_host(cache->host_logits, cache->logits + (size_t)cache->logits_row * bytes,
+                         bytes, cache->stream);
     if (!result) result = cu->stream_wait(cache->stream);
     cuda_leave(cache->device);
     cache->logits_on_host = !result;
@@ -10292,8 +10335,8 @@ static int cuda_hand_over(cuda_cache *cache, size_t pos, tc__logits_fn each, voi
     return TC_OK;
 }
 
-static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos, tc__logits_fn each,
-                     void *user, const tc__flag *cancel, tc_error *err) {
+static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos,
+                     tc__logits_fn each, void *user, const tc__flag *cancel, tc_error *err) {
     cuda_cache *cache = (cuda_cache *)handle;
     int code = TC_OK;
     cuda_enter(cache->device);
@@ -10328,10 +10371,21 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     cuda_device *device = cache->device;
     tc__cu *cu = &device->cu;
     size_t row = 4 * (size_t)cache->logits_row * device->weights->arch.vocab_size;
-    cuda_sample_args args = {cache->logits + row, cache->keys, cache->segments,
-                             cache->sample_arrived, cache->ids, cache->state, 0,
-                             (int)n_context, cache->ctx, sampling->top_k, sampling->temperature,
-                             sampling->top_p, sampling->min_p, sampling->repeat_penalty, u};
+    cuda_sample_args args = {cache->logits + row,
+                             cache->keys,
+                             cache->segments,
+                             cache->sample_arrived,
+                             cache->ids,
+                             cache->state,
+                             0,
+                             (int)n_context,
+                             cache->ctx,
+                             sampling->top_k,
+                             sampling->temperature,
+                             sampling->top_p,
+                             sampling->min_p,
+                             sampling->repeat_penalty,
+                             u};
     (void)context; /* the device holds the same ids */
     cuda_enter(device);
     tc__cu_result result = cu->host_device_pointer(&args.host, cache->host_token, 0);
@@ -10396,9 +10450,9 @@ static int cuda_read_bandwidth(tc__device *handle, size_t bytes, double *rate, t
 
 const tc__backend *tc__cuda_backend(void) {
     static const tc__backend backend = {
-        cuda_open,      cuda_close,       cuda_name, cuda_details, cuda_kv_bytes, cuda_workspace, cuda_free_bytes,
-        cuda_cache_open, cuda_cache_close, cuda_eval, cuda_logits,   cuda_sample,
-        cuda_read_bandwidth, cuda_export_kernels,
+        cuda_open,      cuda_close,      cuda_name,           cuda_details,        cuda_kv_bytes,
+        cuda_workspace, cuda_free_bytes, cuda_cache_open,     cuda_cache_close,    cuda_eval,
+        cuda_logits,    cuda_sample,     cuda_read_bandwidth, cuda_export_kernels,
     };
     return &backend;
 }
@@ -10428,7 +10482,7 @@ static size_t session_kv_bytes(const tc_model *model, int ctx_size) {
 }
 
 static bool session_fits(const tc_model *model, int ctx_size, size_t room) {
-    size_t bytes;
+    size_t bytes = 0;
     return tc__add(session_kv_bytes(model, ctx_size), session_workspace_bytes(model, ctx_size),
                    &bytes) &&
            bytes <= room;
