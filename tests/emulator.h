@@ -37,6 +37,9 @@ struct float2 {
 struct __align__(16) float4 {
     float x, y, z, w;
 };
+struct uint2 {
+    u32 x, y;
+};
 struct uint4 {
     u32 x, y, z, w;
 };
@@ -48,6 +51,7 @@ using std::min;
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
 
 /* ---- fibers ---- */
 
