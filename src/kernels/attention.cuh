@@ -127,11 +127,6 @@ __device__ __forceinline__ void copy_rows(u32 to, const u16 *from, int stride, i
             copy_async_16_or_zero(to + 2 * r * HEAD_STRIDE, from + r * stride, r < left);
 }
 
-// What binary16 leaves out of two numbers, as binary16: high + low has 22 bits.
-__device__ __forceinline__ u32 f16x2_rest(float x, float y, u32 high) {
-    return f32_to_f16x2(x - f16_to_f32((u16)high), y - f16_to_f32((u16)(high >> 16)));
-}
-
 // ---- decode: one token ----
 
 struct DecodeAttentionArgs {
@@ -195,7 +190,7 @@ __device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, 
         const float a = x[c].x * scale, b = x[c].y * scale;
         u32 *to = q[c / 2] + 2 * (c & 1);
         to[0] = f32_to_f16x2(a, b);
-        to[1] = f16x2_rest(a, b, to[0]);
+        to[1] = rest_of_f16x2(a, b, to[0]);
     }
 }
 
@@ -249,7 +244,7 @@ struct DecodeSoftmax {
             const float x = exp2_fast(s[n][0] - t), y = exp2_fast(s[n][1] - t);
             sum += x + y;
             p[2 * n] = f32_to_f16x2(x, y);
-            p[2 * n + 1] = f16x2_rest(x, y, p[2 * n]);
+            p[2 * n + 1] = rest_of_f16x2(x, y, p[2 * n]);
         }
     }
     // out += P V for the 16 values in a slot.

@@ -124,19 +124,9 @@ __device__ __forceinline__ u32 keep(u32 v) {
     return v;
 }
 
-// Brings the line of global memory into L2.
-__device__ __forceinline__ void prefetch_l2(const void *p) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-}
-
 // Starts a copy of 16 bytes from global to shared memory (both 16-byte aligned), past L1.
 __device__ __forceinline__ void copy_async_16(u32 shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
-}
-
-// The same for 8 bytes (8-byte aligned; goes through L1, which has no 8-byte bypass).
-__device__ __forceinline__ void copy_async_8(u32 shared, const void *global) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared), "l"(global) : "memory");
 }
 
 // 16 bytes, or 16 zero bytes when `valid` is false (then nothing is read).
