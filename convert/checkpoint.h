@@ -18,9 +18,9 @@
  * A checkpoint belongs to one thread at a time.
  *
  * Errors, everywhere: IO (a file that cannot be read), FORMAT (damaged, cut short, contradicting
- * itself or without some of its files), UNSUPPORTED (intact, but not something that holds usable weights, or
- * with contents that the readers refuse: the message names it), MEMORY. The messages start with
- * the file's path.
+ * itself or without some of its files), UNSUPPORTED (intact, but not something that holds usable
+ * weights, or with contents that the readers refuse: the message names it), MEMORY. The messages
+ * start with the file's path.
  */
 #ifndef CKPT_CHECKPOINT_H
 #define CKPT_CHECKPOINT_H

@@ -553,10 +553,10 @@ static bool convert_is_file(const char *path, const struct stat *other) {
 /* Whether it is one of the folder's small files that convert or transformers reads. */
 static bool convert_is_in_folder(const char *dir, const struct stat *file) {
     static const char *const names[] = {
-        "config.json",         "generation_config.json",  "tokenizer.model",
-        "tokenizer.json",      "tokenizer_config.json",   "added_tokens.json",
-        "chat_template.jinja", "chat_template.json",      "special_tokens_map.json",
-        "quant_config.json",   "quantize_config.json",    "model.safetensors.index.json",
+        "config.json",         "generation_config.json",      "tokenizer.model",
+        "tokenizer.json",      "tokenizer_config.json",       "added_tokens.json",
+        "chat_template.jinja", "chat_template.json",          "special_tokens_map.json",
+        "quant_config.json",   "quantize_config.json",        "model.safetensors.index.json",
         "vocab.json",          "pytorch_model.bin.index.json"};
     bool found = false;
     for (size_t i = 0; i < TC_COUNT(names) && !found; i++) {
@@ -577,8 +577,8 @@ static int convert_check_output(const convert_job *job) {
     if (!S_ISREG(out.st_mode))
         return tc__fail(job->err, TC_ERR_ARGUMENT,
                         "%s: is not a regular file; give -o another name", path);
-    bool input = convert_is_in_folder(job->options->hf, &out) ||
-                 (search && convert_is_file(search, &out));
+    bool input =
+        convert_is_in_folder(job->options->hf, &out) || (search && convert_is_file(search, &out));
     const char *last = NULL;
     for (size_t i = 0; i < job->ckpt.count && !input; i++) {
         const char *file = job->ckpt.tensors[i].file;

@@ -28,7 +28,8 @@ uint32_t repack_band(const repack_matrix *m);
 size_t repack_bytes(const repack_matrix *m, uint32_t blocks);
 
 /* Writes units `unit` .. unit + count - 1 of each of the row blocks first .. first + blocks - 1 to
- * their places in out[repack_bytes(m, blocks)]. The parts are open, packed, and of one group size. */
+ * their places in out[repack_bytes(m, blocks)]. The parts are open, packed, and of one
+ * group size. */
 void repack_blocks(const repack_matrix *m, uint32_t first, uint32_t blocks, uint32_t unit,
                    uint32_t count, uint8_t *out);
 

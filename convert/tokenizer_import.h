@@ -59,7 +59,8 @@ typedef struct tokenizer_metas {
 
 void tokenizer_import_metas(const tokenizer_import *import, tokenizer_metas *metas);
 
-/* The engine's tokenizer out of it, which must outlive that. Errors: those of tc__tokenizer_open. */
+/* The engine's tokenizer out of it, which must outlive that. Errors: those
+ * of tc__tokenizer_open. */
 int tokenizer_import_open(const tokenizer_import *import, uint32_t vocab_size,
                           tc__tokenizer **tokenizer, tc_error *err);
 

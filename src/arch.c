@@ -240,7 +240,7 @@ static int arch_check_tensor(const tc__tensor *tensor, const char *name, const a
 }
 
 /* Finds and checks the parts of `owner`: of a layer, or with layer < 0 of the weights beside them.
- * What layer 0, `first`, has or lacks, the others must have or lack. `used` notes what was found. */
+ * What layer 0, `first`, has or lacks, the others must have or lack. `used` notes what is found. */
 static int arch_find(const tc__model_file *file, long layer, const arch_part *parts, size_t count,
                      void *owner, const void *first, bool *used, tc_error *err) {
     for (size_t k = 0; k < count; k++) {

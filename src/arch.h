@@ -5,8 +5,8 @@
 
 #include "model_file.h"
 
-/* What a block computes is data: no code asks for a family's name. The values are those of the model
- * file's keys (docs/format.md). */
+/* What a block computes is data: no code asks for a family's name. The values are those of the
+ * model file's keys (docs/format.md). */
 enum { TC__NORM_RMS, TC__NORM_LAYER };
 enum { TC__POSITION_ROPE, TC__POSITION_ALIBI };
 enum { TC__ACT_SILU, TC__ACT_GELU };

@@ -20,7 +20,8 @@ typedef struct tc__backend {
 
     /* For people: "CPU (AVX-512, 8 threads)". Lives as long as the device. */
     const char *(*name)(const tc__device *device);
-    /* For people, what figures depend on besides: "driver 580.65 (CUDA 13.0), up to 1980 MHz"; "". */
+    /* For people, what figures depend on besides: "driver 580.65 (CUDA 13.0), up to 1980
+     * MHz"; "". */
     const char *(*details)(const tc__device *device);
 
     /* Bytes of KV cache per position, and bytes of everything else a session needs with this
@@ -40,7 +41,8 @@ typedef struct tc__backend {
      * when it is raised. */
     int (*eval)(tc__cache *cache, const int32_t *ids, size_t n, size_t pos, tc__logits_fn each,
                 void *user, const tc__flag *cancel, tc_error *err);
-    /* The logits [vocab_size] of the last position evaluated, in host memory until the next call. */
+    /* The logits [vocab_size] of the last position evaluated, in host memory until the
+     * next call. */
     const float *(*logits)(tc__cache *cache);
     /* Chooses the next token from those logits: context and u as in tc__sample. */
     int (*sample)(tc__cache *cache, const tc_sampling *sampling, const int32_t *context,

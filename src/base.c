@@ -370,8 +370,8 @@ void tc__map_close(tc__map *map) {
     memset(map, 0, sizeof *map);
 }
 
-/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary, which has
- * `room` bytes. */
+/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary, which
+ * has `room` bytes. */
 static int base_create_beside(tc__replace *replace, size_t room) {
     for (int attempt = 0; attempt < 100; attempt++) {
         snprintf(replace->temporary, room, "%s.tmp-%ld-%d", replace->path, (long)getpid(), attempt);

@@ -70,7 +70,8 @@ TC_INTERNAL void *tc__calloc(size_t count, size_t size);
 TC_INTERNAL void *tc__alloc_aligned(size_t bytes);
 TC_INTERNAL void tc__free_aligned(void *memory);
 
-/* Bytes of memory that the system could give without swapping; all there is where it does not say. */
+/* Bytes of memory that the system could give without swapping; all there is where it does
+ * not say. */
 TC_INTERNAL size_t tc__available_memory(void);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
@@ -158,8 +159,8 @@ typedef struct tc__map {
 
 /* Errors: IO (with the system's reason; directories and special files are refused). */
 TC_INTERNAL int tc__map_open(const char *path, tc__map *map, tc_error *err);
-/* The same, and leaves the file open for reading beside the mapping (pread), to be closed by the caller;
- * -1 if the file is empty. */
+/* The same, and leaves the file open for reading beside the mapping (pread), to be closed by the
+ * caller; -1 if the file is empty. */
 TC_INTERNAL int tc__map_open_fd(const char *path, tc__map *map, int *fd, tc_error *err);
 TC_INTERNAL void tc__map_close(tc__map *map);
 

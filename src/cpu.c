@@ -403,8 +403,8 @@ static void cpu_silu(const tc__kernels *kernels, float *v, size_t n) {
     for (size_t i = 0; i < n; i++) v[i] /= 1 + e[i];
 }
 
-/* gelu(v) = v / 2 (1 + erf(v / sqrt(2))) = max(v, 0) - |v| / 2 erfc(|v| / sqrt(2)), where erfc(x) is
- * exp(-x^2) times a polynomial in t = 1 / (1 + 0.3275911 x) (Abramowitz and Stegun, 7.1.26: the
+/* gelu(v) = v / 2 (1 + erf(v / sqrt(2))) = max(v, 0) - |v| / 2 erfc(|v| / sqrt(2)), where erfc(x)
+ * is exp(-x^2) times a polynomial in t = 1 / (1 + 0.3275911 x) (Abramowitz and Stegun, 7.1.26: the
  * error is below 1.5e-7); n <= TC__LANES_MAX. */
 static void cpu_gelu(const tc__kernels *kernels, float *v, size_t n) {
     float e[TC__LANES_MAX] = {0};

@@ -260,8 +260,8 @@ static void jit_tell(const jit_job *job, const tc_model_params *params) {
     params->log(params->user, line);
 }
 
-/* Jobs for a few threads, each of which takes the next one. The compiler holds about 30 MB for each:
- * so few that a machine with many processors does not need a GB. */
+/* Jobs for a few threads, each of which takes the next one. The compiler holds about 30 MB for
+ * each: so few that a machine with many processors does not need a GB. */
 typedef struct jit_queue {
     jit_job *jobs[JIT_MAX_PROGRAMS];
     size_t n, next, done;

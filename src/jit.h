@@ -33,9 +33,10 @@ typedef struct tc__jit_program {
 TC_INTERNAL int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
                         const tc_model_params *progress, tc_error *err);
 
-/* Kernels carried in a file to a machine without NVRTC. `what` tells people whose they are: version,
- * architecture, model. They fit the same sources, sizes and architecture, under any driver.
- * tc__jit_export writes the programs' images (tc__jit has made them). Errors: IO, MEMORY. */
+/* Kernels carried in a file to a machine without NVRTC. `what` tells people whose they are:
+ * version, architecture, model. They fit the same sources, sizes and architecture, under any
+ * driver. tc__jit_export writes the programs' images (tc__jit has made them). Errors:
+ * IO, MEMORY. */
 TC_INTERNAL int tc__jit_export(const char *path, const char *what, const tc__jit_program *programs,
                                size_t n, const tc__jit_target *target, tc_error *err);
 /* tc__jit_import takes all images from the file. Errors: IO, FORMAT (no such file, damaged),

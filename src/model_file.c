@@ -13,8 +13,8 @@ void tc__unit_place(unsigned group_size, unsigned row, unsigned column, unsigned
     unsigned lane = (row & 7) * 4 + (column >> 3 & 3);
     unsigned word = (column >> 5) * 2 + (column >> 2 & 1);
     unsigned nibble = (row >> 3) + 2 * (column >> 1 & 1) + 4 * (column & 1);
-    unsigned at = group_size == 32 ? 8 * lane + 4 * word
-                                   : 512 * (word >> 2) + 16 * lane + 4 * (word & 3);
+    unsigned at =
+        group_size == 32 ? 8 * lane + 4 * word : 512 * (word >> 2) + 16 * lane + 4 * (word & 3);
     *byte_offset = at + nibble / 2;
     *shift = 4 * (nibble & 1);
 }
@@ -39,8 +39,8 @@ size_t tc__tensor_bytes(uint32_t type, uint32_t group_size, size_t rows, size_t 
 
 /* "path: what" as a FORMAT error. */
 static int model_file_bad(const char *path, const char *what, tc_error *err) {
-    return tc__fail(err, TC_ERR_FORMAT, "%s: damaged model file: %s; convert or copy it again", path,
-                    what);
+    return tc__fail(err, TC_ERR_FORMAT, "%s: damaged model file: %s; convert or copy it again",
+                    path, what);
 }
 
 static size_t model_file_meta_bytes(uint32_t type, uint64_t count, tc__cursor rest) {

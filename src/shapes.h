@@ -15,8 +15,8 @@
  *
  *     i % unit < random ? (hash(n) & mask) | bits : tail
  *
- * where hash(n) is the output of SplitMix64 in the state n * 0x9e3779b97f4a7c15, for n >= 1 thus its
- * n-th output when started at 0.
+ * where hash(n) is the output of SplitMix64 in the state n * 0x9e3779b97f4a7c15, for n >= 1 thus
+ * its n-th output when started at 0.
  * One rule for all types, so that the GPU needs one kernel:
  *     *_bias       both signs, 2^-4 <= magnitude < 2^-3
  *     binary32     the others: 1 <= value < 1.25

@@ -8,8 +8,8 @@
 
 #include "base.h"
 
-/* Classes of characters: \p{L}, \p{N}, and punctuation as the tokenizers package has it (\p{P} of an
- * older Unicode, and all of ASCII's). Spaces are Unicode's White_Space. */
+/* Classes of characters: \p{L}, \p{N}, and punctuation as the tokenizers package has it (\p{P} of
+ * an older Unicode, and all of ASCII's). Spaces are Unicode's White_Space. */
 enum {
     TC__CHAR_OTHER = 0,
     TC__CHAR_LETTER = 1,

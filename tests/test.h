@@ -20,8 +20,8 @@ static int test_bad_, test_skip_;                     /* state of the running te
 /* Reports and goes on, so that one run shows every failure. */
 #define CHECK(condition)                                                                           \
     ((condition) ? (void)0                                                                         \
-                 : (void)(test_bad_++, fprintf(stderr, "%s:%d: CHECK(%s)\n", __FILE__, __LINE__,   \
-                                               #condition)))
+                 : (void)(test_bad_++,                                                             \
+                          fprintf(stderr, "%s:%d: CHECK(%s)\n", __FILE__, __LINE__, #condition)))
 
 /* CHECK with the facts: CHECK_MSG(a == b, "a %d, b %d", a, b). */
 #define CHECK_MSG(condition, ...)                                                                  \

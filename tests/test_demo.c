@@ -1,5 +1,6 @@
-/* The demo model answers its held-out questions, through the chat as a user has it: a fixed third of
- * models/questions.tsv, greedy, the model's own first reply standing before a second question. */
+/* The demo model answers its held-out questions, through the chat as a user has it: a fixed third
+ * of models/questions.tsv, greedy, the model's own first reply standing before a
+ * second question. */
 #include "test.h"
 #include "tinychat.h"
 

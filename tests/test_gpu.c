@@ -1617,7 +1617,8 @@ static void set_row(const patch *p, const char *name, size_t row, const double *
         memcpy(at + unit_scale(t, row, k / group) + 2, &zero, 2);
         at += (row / TC__UNIT_ROWS * (t->columns / group) + k / group) * TC__UNIT_BYTES(group);
         for (size_t i = 0; i < group; i++) {
-            unsigned offset, shift, q = (unsigned)lrint(8 + (top > 0 ? 7 * values[k + i] / top : 0));
+            unsigned offset, shift,
+                q = (unsigned)lrint(8 + (top > 0 ? 7 * values[k + i] / top : 0));
             tc__unit_place((unsigned)group, (unsigned)(row % TC__UNIT_ROWS), (unsigned)i, &offset,
                            &shift);
             at[offset] = (uint8_t)((at[offset] & ~(15u << shift)) | q << shift);
@@ -1788,8 +1789,9 @@ static void check_planted(const void *item) {
     patch_write(&p, path);
     for (;; ids[0]++) { /* a first token that does it */
         largest = first_layer(&p, &tiny, ids[0]);
-        if (ids[0] == 60 || (largest.act >= plant->expect.act && largest.down >= plant->expect.down &&
-                             largest.residual >= plant->expect.residual))
+        if (ids[0] == 60 ||
+            (largest.act >= plant->expect.act && largest.down >= plant->expect.down &&
+             largest.residual >= plant->expect.residual))
             break;
     }
     CHECK_MSG(ids[0] < 60, "%s: no token is massive enough", plant->what);

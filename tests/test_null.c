@@ -1,4 +1,5 @@
-/* NULL in every place of the public functions where something is needed: an error, never a crash. */
+/* NULL in every place of the public functions where something is needed: an error, never
+ * a crash. */
 #include "program.h"
 #include "test.h"
 #include "tiny_model.h"

@@ -363,8 +363,8 @@ TEST(mixes_generated_and_written_replies) {
     spm_close(&spm);
 }
 
-/* A thought goes with the ids that spell it once the reply is history; a reply without one keeps its
- * ids; the beginning that a template gives a reply is for the one being generated only. */
+/* A thought goes with the ids that spell it once the reply is history; a reply without one keeps
+ * its ids; the beginning that a template gives a reply is for the one being generated only. */
 TEST(thoughts_are_not_history) {
     static const int32_t generated[] = {300, 301, 302};
     tokenizer_import import;
