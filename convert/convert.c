@@ -3,7 +3,7 @@
 
 #include "chat_template.h"
 #include "plan.h"
-#include "tokenizer_import.h"
+#include "tokenizer_folder.h"
 
 #include <math.h>
 #include <sys/stat.h>
@@ -615,7 +615,7 @@ static int convert_open(convert_job *job) {
         code = plan_make(&job->config, &job->ckpt, o->search || o->quantise ? &how : NULL, &job->p,
                          &job->notes, job->err);
     if (code || o->no_tokenizer) return code;
-    code = tokenizer_import_read(o->hf, job->config.vocab_size, &job->tokenizer, &job->notes,
+    code = tokenizer_folder_read(o->hf, job->config.vocab_size, &job->tokenizer, &job->notes,
                                  job->err);
     job->has_tokenizer = !code;
     return code;

@@ -1,15 +1,6 @@
-/* tokenizer_import - the tokenizer of a Hugging Face folder: tokenizer.model (a SentencePiece
- * ModelProto, read here), or where there is none tokenizer.json (tokenizer_json.h), with
- * tokenizer_config.json and added_tokens.json.
- *
- * Only what src/tokenizer.c does exactly is accepted. Of SentencePiece: BPE, identity
- * normalisation, escaped white space; unigram models, character maps, extra-space removal are
- * refused by name.
- *
- * Reading rules for tokenizer.model (transformers' LlamaTokenizer): add_bos_token defaults to true,
- * legacy to true; the dummy prefix is the SentencePiece model's own when legacy, else
- * add_prefix_space (default true). A tokenizer.json says all that itself; of the configuration only
- * add_bos_token counts, for the classes that heed it.
+/* tokenizer_import - a tokenizer on its way from a checkpoint to a model file: what the readers
+ * (tokenizer_spm.h, tokenizer_json.h) fill, and its metadata. They accept only what src/tokenizer.c
+ * does exactly. tokenizer_folder.h reads a whole one.
  */
 #ifndef CONVERT_TOKENIZER_IMPORT_H
 #define CONVERT_TOKENIZER_IMPORT_H
@@ -37,18 +28,16 @@ typedef struct tokenizer_import {
     tc__buf unk_surface;
 } tokenizer_import;
 
-/* Reads the tokenizer of the folder and has the engine's tokenizer try it. Ids that are not below
- * vocab_size, the rows of the embedding, are left out with a remark in `notes`; pieces beyond it
- * are an error.
- * Errors: IO, FORMAT, UNSUPPORTED (also: no tokenizer in the folder), MEMORY. */
-int tokenizer_import_read(const char *dir, uint32_t vocab_size, tokenizer_import *import,
-                          tc__buf *notes, tc_error *err);
 void tokenizer_import_free(tokenizer_import *import);
 
-/* For tokenizer_json.c and here: adds a token, unless it is there already; with a remark if its id
- * lies outside the model. Errors: FORMAT (a second id for the text), MEMORY. */
+/* Adds a token, unless it is there already; with a remark if its id lies outside the model. Errors:
+ * FORMAT (a second id for the text), MEMORY. */
 int tokenizer_import_add(tokenizer_import *import, uint32_t vocab_size, int64_t id,
                          const tc__buf *text, uint8_t flags, tc__buf *notes, tc_error *err);
+
+/* The id that a text has as an added token or a piece; -1 if it is none. */
+int64_t tokenizer_import_lookup(const tokenizer_import *import, const tc__buf *text);
+bool tokenizer_import_is_added(const tokenizer_import *import, const tc__buf *text);
 
 /* The metadata tokenizer.* in memory; the values live here and in the tokenizer. */
 typedef struct tokenizer_metas {
@@ -59,8 +48,8 @@ typedef struct tokenizer_metas {
 
 void tokenizer_import_metas(const tokenizer_import *import, tokenizer_metas *metas);
 
-/* The engine's tokenizer out of it, which must outlive that. Errors: those
- * of tc__tokenizer_open. */
+/* The engine's tokenizer out of it, which must outlive that. Errors: those of
+ * tc__tokenizer_open. */
 int tokenizer_import_open(const tokenizer_import *import, uint32_t vocab_size,
                           tc__tokenizer **tokenizer, tc_error *err);
 

@@ -16,7 +16,7 @@
 #include "src/arch.h"
 #include "src/tokenizer.h"
 #include "test.h"
-#include "tokenizer_import.h"
+#include "tokenizer_folder.h"
 #include "writer.h"
 
 #include <math.h>
@@ -1451,7 +1451,7 @@ TEST(tokenizers_that_would_differ_are_refused) {
         tokenizer_import import;
         tc__buf bytes = proto_model(cases[i].trainer, cases[i].normalizer);
         CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len));
-        int code = tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err);
+        int code = tokenizer_folder_read(r.folder, 40, &import, &r.notes, &r.err);
         if (!cases[i].message) {
             CHECK_MSG(code == TC_OK, "%s", r.err.message);
             CHECK(import.count == 6 && import.bos_id == 1 && import.eos_id == 2 &&
@@ -1466,7 +1466,7 @@ TEST(tokenizers_that_would_differ_are_refused) {
     tokenizer_import import;
     const char *pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\n";
     CHECK(write_file(r.folder, "tokenizer.model", pointer, strlen(pointer)));
-    CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_UNSUPPORTED);
+    CHECK(tokenizer_folder_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_UNSUPPORTED);
     CHECK(strstr(r.err.message, "git-LFS pointer") != NULL);
     char path[2 * PROGRAM_PATH];
     json_doc doc;
@@ -1474,22 +1474,22 @@ TEST(tokenizers_that_would_differ_are_refused) {
     CHECK(json_open(path, &doc, &r.err) == TC_ERR_UNSUPPORTED &&
           strstr(r.err.message, "tokenizer.model: is a git-LFS pointer"));
     CHECK(write_file(r.folder, "tokenizer.model", "IQ== 0\nIg== 1\n", 14)); /* a tiktoken file */
-    CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
+    CHECK(tokenizer_folder_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
     tc__buf bytes = proto_model(proto_bpe, proto_identity);
     CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len));
-    CHECK(tokenizer_import_read(r.folder, 5, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
+    CHECK(tokenizer_folder_read(r.folder, 5, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
     CHECK(strstr(r.err.message, "6 pieces") != NULL);
     size_t piece = 0; /* what the engine refuses is refused here */
     while (memcmp(bytes.data + piece, "\n\2ab", 4)) piece++;
     bytes.data[piece + 2] = '\xff';
     CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len));
-    CHECK(tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
+    CHECK(tokenizer_folder_read(r.folder, 40, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
     CHECK_MSG(strstr(r.err.message, "tokenizer.model: ") && strstr(r.err.message, "UTF-8"), "%s",
               r.err.message);
     bytes.data[piece + 2] = 'a';
     for (size_t len = 0; len < bytes.len; len++) { /* cut short: an error or fewer pieces */
         CHECK(write_file(r.folder, "tokenizer.model", bytes.data, len));
-        if (tokenizer_import_read(r.folder, 40, &import, &r.notes, &r.err) == TC_OK) {
+        if (tokenizer_folder_read(r.folder, 40, &import, &r.notes, &r.err) == TC_OK) {
             CHECK(import.count <= 6);
             tokenizer_import_free(&import);
         }
@@ -1616,7 +1616,7 @@ TEST(a_tokenizer_json_is_imported) {
         REQUIRE(copy_tokenizer(&r, path));
         CHECK(write_file(r.folder, "tokenizer_config.json", cases[i].config,
                          strlen(cases[i].config)));
-        int code = tokenizer_import_read(r.folder, 1000, &import, &r.notes, &r.err);
+        int code = tokenizer_folder_read(r.folder, 1000, &import, &r.notes, &r.err);
         CHECK_MSG(!code, "%s", r.err.message);
         if (code) continue;
         CHECK(import.has_merges && import.add_bos == cases[i].add_bos);
@@ -1624,17 +1624,17 @@ TEST(a_tokenizer_json_is_imported) {
                   "%s: bos %lld, eos %lld", cases[i].json, (long long)import.bos_id,
                   (long long)import.eos_id);
         tokenizer_import_free(&import);
-        CHECK(tokenizer_import_read(r.folder, 600, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
+        CHECK(tokenizer_folder_read(r.folder, 600, &import, &r.notes, &r.err) == TC_ERR_FORMAT);
         CHECK(strstr(r.err.message, "600 embeddings") != NULL);
     }
     tokenizer_import import;
     tc__buf bytes = proto_model(proto_bpe, proto_identity);
     CHECK(write_file(r.folder, "tokenizer.model", "IQ== 0\n", 7)); /* tiktoken's: no matter */
-    CHECK(!tokenizer_import_read(r.folder, 1000, &import, &r.notes, &r.err) && import.has_merges);
+    CHECK(!tokenizer_folder_read(r.folder, 1000, &import, &r.notes, &r.err) && import.has_merges);
     tokenizer_import_free(&import);
     CHECK(write_file(r.folder, "tokenizer.model", bytes.data, bytes.len)); /* SentencePiece's */
     CHECK(write_file(r.folder, "tokenizer_config.json", "{}", 2));
-    CHECK(!tokenizer_import_read(r.folder, 1000, &import, &r.notes, &r.err) && !import.has_merges);
+    CHECK(!tokenizer_folder_read(r.folder, 1000, &import, &r.notes, &r.err) && !import.has_merges);
     tokenizer_import_free(&import);
     tc__buf_free(&bytes);
     run_end(&r);

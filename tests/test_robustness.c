@@ -5,7 +5,7 @@
 #include "program.h"
 #include "convert/checkpoint.h"
 #include "convert/hf_config.h"
-#include "convert/tokenizer_import.h"
+#include "convert/tokenizer_folder.h"
 #include "src/model_file.h"
 #include "test.h"
 
@@ -523,7 +523,7 @@ static uint32_t try_tokenizer(const char *folder, int *code) {
     tc__buf notes = {0};
     uint32_t sum = 0;
     tc_error err;
-    *code = tokenizer_import_read(folder, 320, &import, &notes, &err);
+    *code = tokenizer_folder_read(folder, 320, &import, &notes, &err);
     if (*code == TC_OK) {
         sum = tc__crc32(sum, import.pieces.data, import.pieces.len);
         sum = tc__crc32(sum, import.scores.data, import.scores.len);
