@@ -1453,7 +1453,7 @@ static void append_table(const app *a, const benchmark *b, buffer *out) {
     }
     appendf(out, "\nms/token is the median; GB/s counts weights and KV cache, %% is of the read "
                  "loop;\nTTFT is the time to the first token; TFLOP/s counts the linear layers\n");
-    if (cached) appendf(out, "(more than the read loop: weights that fit into a cache)\n");
+    if (cached) appendf(out, "(more than the read loop: weights in a cache, or a busy machine)\n");
 }
 
 /* One timing: decode with each step, in their order. */
