@@ -23,6 +23,7 @@ enum {
     NO_BINARY = 209,
     INVALID_HANDLE = 400,
     ILLEGAL_ADDRESS = 700,
+    NOT_FOUND = 500,
     OUT_OF_RESOURCES = 701,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901
@@ -704,7 +705,7 @@ CALL(cuModuleGetFunction, (tc__cu_function * found, tc__cu_module m, const char 
     if (result) return result;
     for (function *f = m->functions; f; f = f->next)
         if (!strcmp(f->name, name)) return *found = f, 0;
-    return TC__CU_NOT_FOUND;
+    return wrong(NOT_FOUND, "there is no kernel '%s' in this module", name);
 }
 CALL(cuModuleGetGlobal_v2,
      (tc__cu_ptr * pointer, size_t *bytes, tc__cu_module m, const char *name),
@@ -713,7 +714,7 @@ CALL(cuModuleGetGlobal_v2,
     if (result) return result;
     for (const variable *v = m->variables; v; v = v->next)
         if (!strcmp(v->name, name)) return *pointer = v->at, *bytes = v->bytes, 0;
-    return TC__CU_NOT_FOUND;
+    return wrong(NOT_FOUND, "there is no variable '%s' in this module", name);
 }
 CALL(cuFuncSetAttribute, (tc__cu_function f, int attribute, int value), (f, attribute, value)) {
     tc__cu_result result = check(f, FUNCTION, "cuFuncSetAttribute");
@@ -779,15 +780,16 @@ static tc__cu_result check_size(const function *f, const tc__cu_launch_config *c
     return 0;
 }
 
-/* Words that are addresses in the GPU's space must be of memory there. The first parameter of each
- * kernel is one. */
+/* Words that are addresses in the GPU's space must be of memory there; an int of less than SMALL with
+ * what lay in the padding behind it is none. The first parameter of each kernel is one. */
+enum { SMALL = 1 << 24 };
 static tc__cu_result check_addresses(const function *f, const uint8_t *parameters) {
     for (int at = 0; at + 8 <= f->parameter_bytes; at += 8) {
         tc__cu_ptr word;
         memcpy(&word, parameters + at, 8);
         const bool inside = word >= (uintptr_t)space && word < (uintptr_t)(space + space_bytes);
         const block *b = find_block(word);
-        if (at && !inside) continue;
+        if (at && (!inside || (!b && (uint32_t)word < SMALL))) continue;
         if (!b || b->device != f->object.device)
             return wrong(ILLEGAL_ADDRESS, "%s: %#llx at byte %d of its parameters is no address",
                          f->name, word, at);
@@ -1052,7 +1054,7 @@ SAFE(cuCtxPopCurrent_v2, (tc__cu_context * c), (c)) {
 int cuGetExportTable(const void **export_table, const void *id);
 int cuGetExportTable(const void **export_table, const void *id) {
     *export_table = NULL;
-    return id ? TC__CU_NOT_FOUND : INVALID_VALUE;
+    return id ? NOT_FOUND : INVALID_VALUE;
 }
 
 tc__cu_result cuGetErrorString(tc__cu_result result, const char **text);
@@ -1071,7 +1073,7 @@ tc__cu_result cuGetErrorString(tc__cu_result result, const char **text) {
         {INVALID_CONTEXT, "invalid device context"},
         {NO_BINARY, "no kernel image is available for execution on the device"},
         {INVALID_HANDLE, "invalid resource handle"},
-        {TC__CU_NOT_FOUND, "named symbol not found"},
+        {NOT_FOUND, "named symbol not found"},
         {ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
         {OUT_OF_RESOURCES, "too many resources requested for launch"},
         {CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"},
