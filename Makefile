@@ -40,6 +40,14 @@ $(BUILD)/libconvert.a: $(CONVERT_OBJECTS)
 	rm -f $@ && ar rcs $@ $^
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/libconvert.a $(BUILD)/libtinychat.a
 	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
+# The driver and the compiler of tests that need no GPU.
+FAKES = $(BUILD)/tests/fake/libcuda.so.1 $(BUILD)/tests/fake/libnvrtc.so
+$(BUILD)/tests/fake/libcuda.so.1: tests/fake_cuda.c tests/fake_cuda.h
+$(BUILD)/tests/fake/libnvrtc.so: tests/fake_nvrtc.c
+$(FAKES): src/gpu_driver.h src/base.h
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -Itests -shared -fPIC -Wl,-soname,$(@F) $(filter %.c,$^) -ldl -lpthread -o $@
+$(BUILD)/tests/test_fake_gpu $(BUILD)/tests/test_loading: | $(FAKES)
 $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libconvert.a $(BUILD)/libtinychat.a
 	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
 $(BUILD)/bench/%.o: ALL_CFLAGS += -Iconvert
