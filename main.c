@@ -543,6 +543,8 @@ static int check_options(app *a) {
     if (o->json && !o->bench) return tell(a, USAGE, "--json belongs to --bench");
     if ((o->precision || o->group_size) && !o->shape)
         return tell(a, USAGE, "--precision and --group-size belong to the name of a shape");
+    if (o->kernels && strcmp(o->device, "cpu") == 0)
+        return tell(a, USAGE, "--kernels is for a GPU, not for --device cpu");
     if (o->kernels && o->selftest && !o->model)
         return tell(a, USAGE, "--kernels is for a model, not for the self-test without one");
     return GO_ON;

@@ -571,6 +571,7 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "-p", "x", "--file=y"}, "choose one of -p and -f"},
         {{"M", "--ids", "x"}, "--ids and --logits need each other"},
         {{"M", "--json"}, "--json belongs to --bench"},
+        {{"M", "--kernels", "x", "--device=cpu"}, "--kernels is for a GPU"},
         {{"tiny", "--precision", "w4a16"}, "belong to the name of a shape"},
         {{"M", "--selftest", "--bench"}, "choose one of"},
         {{"--selftest", "--kernels", "x"}, "--kernels is for a model"},
