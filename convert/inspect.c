@@ -24,6 +24,18 @@ static void inspect_text(FILE *out, const char *text, size_t len, size_t max) {
     fprintf(out, len > max ? "...\" (%zu bytes)" : "\"", len);
 }
 
+/* A name out of a model file, at most 256 bytes: control characters as '?', padded. */
+static void inspect_name(FILE *out, const char *name, size_t len, int width) {
+    char text[257];
+    size_t n = len < sizeof text ? len : sizeof text - 1;
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)name[i];
+        text[i] = c < 0x20 || c == 0x7f ? '?' : name[i];
+    }
+    text[n] = 0;
+    fprintf(out, "  %-*s ", width, text);
+}
+
 /* ---- model files ---- */
 
 #define INSPECT_ELEMENTS 8 /* of an array that are shown */
@@ -63,7 +75,7 @@ static bool inspect_is_text(const tc__meta *meta) {
 }
 
 static void inspect_meta(FILE *out, const tc__meta *meta) {
-    fprintf(out, "  %-28.*s ", (int)meta->key_len, meta->key);
+    inspect_name(out, meta->key, meta->key_len, 28);
     if (meta->type == TC__META_BYTES && inspect_is_text(meta))
         inspect_text(out, (const char *)meta->value, meta->size, 200);
     else if (meta->type == TC__META_BYTES)
@@ -84,9 +96,9 @@ static void inspect_model_tensor(FILE *out, const tc__model_file *file, const tc
              tensor->columns);
     snprintf(type, sizeof type, tensor->group_size ? "%s g%u" : "%s", types[tensor->type],
              (unsigned)tensor->group_size);
-    fprintf(out, "  %-24.*s %-8s %-18s %12zu bytes at %-12zu crc %08x\n", (int)tensor->name_len,
-            tensor->name, type, shape, tensor->size, (size_t)(tensor->data - file->map.data),
-            (unsigned)tensor->crc);
+    inspect_name(out, tensor->name, tensor->name_len, 24);
+    fprintf(out, "%-8s %-18s %12zu bytes at %-12zu crc %08x\n", type, shape, tensor->size,
+            (size_t)(tensor->data - file->map.data), (unsigned)tensor->crc);
 }
 
 static int inspect_model(const char *path, FILE *out, tc_error *err) {
