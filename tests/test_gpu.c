@@ -1718,8 +1718,7 @@ static void plant_token(const patch *p, const tiny_model *m, int32_t id) {
 /* Every token's channel 5 is massive, to an extent that is chance: a sum of random terms times 4e4.
  * All else is what is left beside it, so a position whose terms almost cancel hangs on their last
  * bits. Rounding only keys and values to binary16, as the KV cache does, moves its logits by 3e-3 of
- * their size, rounding all that goes through the tensor cores by 1e-2 (computed in binary64, this
- * model): no model that answers anything is like this, and TOLERANCE is not to be had. What must
+ * their size, rounding only activations by 1e-2 (computed in binary64, this model): no model that answers anything is like this, and TOLERANCE is not to be had. What must
  * hold is that everything stays finite and near. */
 static void plant_channel(const patch *p, const tiny_model *m, int32_t id) {
     (void)m, (void)id;
