@@ -337,7 +337,7 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct Prod
 
 // Brings the vectors into shared memory as M wants them. A warp takes chunks of 128 columns. With
 // one token all its loads are on their way before the first is used, and gamma and beta, which
-// depend on nothing, come before the wait. RMSNorm's factor is left for the end; LayerNorm is done
+// depend on nothing, come before the wait as far as there are registers for them. RMSNorm's factor is left for the end; LayerNorm is done
 // here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = (K + 127) / 128;
@@ -349,19 +349,22 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     // the moments' entries of a token: one for each warp or for each chunk
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
-    float4 gamma[EARLY ? STEPS : 1], beta[EARLY && IN == IN_LAYER ? STEPS : 1];
+    // steps whose gamma and beta come early
+    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 3 ? 2 : STEPS;
+    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 3 ? STEPS : 0;
+
+    float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
     static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
         if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
         return *(const float4 *)(from + i);
     }
     __device__ __forceinline__ void load_constants(const ProductArgs &args) {
-        if (!EARLY) return;
 #pragma unroll
-        for (int k = 0; k < STEPS; k++) {
+        for (int k = 0; k < GAMMAS; k++) {
             const int i = (threadIdx.x + k * WARPS * 32) * 4;
             gamma[k] = constant(args.gamma, i, 1);
-            if (IN == IN_LAYER) beta[k] = constant(args.beta, i, 0);
+            if (k < BETAS) beta[k] = constant(args.beta, i, 0);
         }
     }
     // Columns that entry e of a token's moments stands for.
@@ -442,9 +445,9 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                     shift(v[k], combined(moments + t * ENTRIES), inside(chunk));
                 if (IN != IN_PLAIN) {
                     const int i = some ? column_of(chunk) : K;
-                    affine(v[k], EARLY ? gamma[first + k] : constant(args.gamma, i, 1),
+                    affine(v[k], k < GAMMAS ? gamma[k] : constant(args.gamma, i, 1),
                            IN != IN_LAYER ? make_float4(0, 0, 0, 0)
-                           : EARLY        ? beta[first + k]
+                           : k < BETAS    ? beta[k]
                                           : constant(args.beta, i, 0));
                 }
                 placed[k] = M::template prepare<T>(v[k]);
