@@ -49,9 +49,15 @@ struct dim3 {
 using std::max;
 using std::min;
 
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline float2 make_float2(float x, float y) {
+    return {x, y};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+    return {x, y, z, w};
+}
+inline uint2 make_uint2(u32 x, u32 y) {
+    return {x, y};
+}
 
 /* ---- fibers ---- */
 
@@ -167,8 +173,12 @@ static void emulator_run(int threads, std::function<void()> kernel) {
 
 /* ---- what CUDA has ---- */
 
-inline void __syncthreads() { emulator_meet(emulator.block, emulator.alive); }
-inline void __syncwarp() { emulator_meet(emulator.warps[(size_t)emulator.running->warp], 32); }
+inline void __syncthreads() {
+    emulator_meet(emulator.block, emulator.alive);
+}
+inline void __syncwarp() {
+    emulator_meet(emulator.warps[(size_t)emulator.running->warp], 32);
+}
 inline void __threadfence() {}
 
 /* Every lane's number to all of them. */
@@ -186,8 +196,7 @@ template <class T> static T emulator_lane(int lane) {
 
 template <class T> static T __shfl_xor_sync(u32, T mine, int distance) {
     T other;
-    emulator_exchange(mine,
-                      [&] { other = emulator_lane<T>(emulator.running->lane ^ distance); });
+    emulator_exchange(mine, [&] { other = emulator_lane<T>(emulator.running->lane ^ distance); });
     return other;
 }
 static bool __any_sync(u32, bool mine) {
@@ -198,7 +207,9 @@ static bool __any_sync(u32, bool mine) {
     return any;
 }
 
-inline float rsqrtf(float x) { return 1 / sqrtf(x); }
+inline float rsqrtf(float x) {
+    return 1 / sqrtf(x);
+}
 inline void sincospif(float x, float *sine, float *cosine) {
     *sine = (float)sin(M_PI * (double)x), *cosine = (float)cos(M_PI * (double)x);
 }
@@ -230,8 +241,12 @@ static u16 f32_to_f16(float f) {
 inline u32 f32_to_f16x2(float low, float high) {
     return f32_to_f16(low) | (u32)f32_to_f16(high) << 16;
 }
-inline float bf16_to_f32(u16 b) { return __uint_as_float((u32)b << 16); }
-inline float exp2_fast(float x) { return x < -126 ? 0 : exp2f(x); }
+inline float bf16_to_f32(u16 b) {
+    return __uint_as_float((u32)b << 16);
+}
+inline float exp2_fast(float x) {
+    return x < -126 ? 0 : exp2f(x);
+}
 
 inline void emulator_aligned(const void *p, size_t bytes) {
     if ((size_t)p % bytes) emulator_fail("an address is not aligned");
@@ -248,10 +263,16 @@ inline float2 load_float2_l2(const float *p) {
     emulator_aligned(p, 8);
     return *(const float2 *)p;
 }
-inline float load_f32_l2(const float *p) { return *p; }
-inline u32 load_u32_l2(const u32 *p) { return *p; }
+inline float load_f32_l2(const float *p) {
+    return *p;
+}
+inline u32 load_u32_l2(const u32 *p) {
+    return *p;
+}
 
-inline u32 shared_address(const void *p) { return (u32)((const u8 *)p - smem); }
+inline u32 shared_address(const void *p) {
+    return (u32)((const u8 *)p - smem);
+}
 static void emulator_copy(const Copy &copy) {
     if (copy.to % 16 || copy.to + 16 > sizeof smem) emulator_fail("a bad address in shared memory");
     if (copy.valid)
@@ -278,7 +299,9 @@ template <int pending> static void copy_async_wait() {
 
 inline void wait_for_previous() {}
 inline void launch_dependents() {}
-inline u32 arrive(u32 *count) { return (*count)++; }
+inline u32 arrive(u32 *count) {
+    return (*count)++;
+}
 
 static float warp_sum(float v) {
     for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);

@@ -39,7 +39,8 @@ static tc__cu_result wrong(tc__cu_result result, const char *format, ...) TC_PRI
 static tc__cu_result wrong(tc__cu_result result, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    if (!fake_cuda.wrong++) vsnprintf(fake_cuda.complaint, sizeof fake_cuda.complaint, format, args);
+    if (!fake_cuda.wrong++)
+        vsnprintf(fake_cuda.complaint, sizeof fake_cuda.complaint, format, args);
     va_end(args);
     return result;
 }
@@ -79,7 +80,7 @@ typedef struct object {
 static object *objects;
 
 static const char *kind_name(int kind) {
-    static const char *const names[] = {"context", "module", "function", "stream",
+    static const char *const names[] = {"context", "module", "function",  "stream",
                                         "event",   "graph",  "graph exec"};
     return names[kind - CONTEXT];
 }
@@ -127,8 +128,7 @@ int fake_cuda_depth(void) {
 /* The device of the thread's context; -1 without one, which no caller may be. */
 static int current(const char *function) {
     stack *s = my_stack();
-    if (s->depth && s->at[s->depth - 1]->object.alive)
-        return s->at[s->depth - 1]->object.device;
+    if (s->depth && s->at[s->depth - 1]->object.alive) return s->at[s->depth - 1]->object.device;
     wrong(0, "%s without a context", function);
     return -1;
 }
@@ -274,7 +274,8 @@ SAFE(cuMemFree_v2, (tc__cu_ptr pointer), (pointer)) {
 SAFE(cuMemGetInfo_v2, (size_t * free_bytes, size_t *total), (free_bytes, total)) {
     if (current("cuMemGetInfo") < 0) return INVALID_CONTEXT;
     *total = fake_cuda.memory;
-    *free_bytes = fake_cuda.allocated < fake_cuda.memory ? fake_cuda.memory - fake_cuda.allocated : 0;
+    *free_bytes =
+        fake_cuda.allocated < fake_cuda.memory ? fake_cuda.memory - fake_cuda.allocated : 0;
     return 0;
 }
 
@@ -487,7 +488,7 @@ static int shared_limit(void) {
     const int arch = fake_cuda.arch;
     if (fake_cuda.shared) return fake_cuda.shared;
     if (arch < 80) return 64 << 10;
-    return arch == 80 || arch == 87                 ? 163 << 10
+    return arch == 80 || arch == 87                  ? 163 << 10
            : arch == 86 || arch == 89 || arch >= 120 ? 99 << 10
                                                      : 227 << 10;
 }
@@ -584,7 +585,7 @@ static tc__cu_result load_cubin(module *m, const uint8_t *bytes) {
     const Elf64_Shdr *sections = (const void *)(bytes + header->e_shoff);
     const cubin image = {bytes, header, sections,
                          (const char *)bytes + sections[header->e_shstrndx].sh_offset};
-    if (header->e_machine != 190) return INVALID_IMAGE; /* EM_CUDA */
+    if (header->e_machine != 190) return INVALID_IMAGE;          /* EM_CUDA */
     const int shift = header->e_ident[EI_OSABI] == 0x41 ? 8 : 0; /* as of CUDA 13 */
     const int arch = (int)(header->e_flags >> shift & 0xFF);
     if (arch / 10 != fake_cuda.arch / 10 || arch > fake_cuda.arch)
@@ -621,7 +622,8 @@ static bool ptx_variable(module *m, const char *line) {
     const char *type, *name = ptx_name(line, &type), *values;
     uint8_t bytes[4096] = {0};
     if (!name) return true;
-    const size_t size = ptx_size(type, name), len = strcspn(name, "[;= "), end = strcspn(name, "\n");
+    const size_t size = ptx_size(type, name), len = strcspn(name, "[;= "),
+                 end = strcspn(name, "\n");
     const size_t each = (size_t)atoi(type + 2) / 8;
     if (size > sizeof bytes) return true; /* none that anybody asks for */
     values = memchr(name, '{', end);
@@ -707,8 +709,7 @@ CALL(cuModuleGetFunction, (tc__cu_function * found, tc__cu_module m, const char 
         if (!strcmp(f->name, name)) return *found = f, 0;
     return wrong(NOT_FOUND, "there is no kernel '%s' in this module", name);
 }
-CALL(cuModuleGetGlobal_v2,
-     (tc__cu_ptr * pointer, size_t *bytes, tc__cu_module m, const char *name),
+CALL(cuModuleGetGlobal_v2, (tc__cu_ptr * pointer, size_t *bytes, tc__cu_module m, const char *name),
      (pointer, bytes, m, name)) {
     tc__cu_result result = check(m, MODULE, "cuModuleGetGlobal");
     if (result) return result;

@@ -30,7 +30,7 @@ typedef struct fake_driver {
     size_t largest_bytes;
     long launches, captured, graph_launches; /* kernels, kernels recorded, graphs */
     char last_cluster[64];                   /* the last kernel launched in clusters */
-    int wrong;          /* calls that a real driver would have refused, or worse */
+    int wrong;           /* calls that a real driver would have refused, or worse */
     char complaint[512]; /* about the first of them */
 } fake_driver;
 

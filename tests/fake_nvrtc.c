@@ -61,9 +61,8 @@ FUNCTION(nvrtcGetSupportedArchs, (int *archs)) {
     int count;
     return known(archs, &count);
 }
-FUNCTION(nvrtcCreateProgram,
-         (tc__nvrtc_program * program, const char *source, const char *name, int headers,
-          const char *const *texts, const char *const *names)) {
+FUNCTION(nvrtcCreateProgram, (tc__nvrtc_program * program, const char *source, const char *name,
+                              int headers, const char *const *texts, const char *const *names)) {
     return real.create(program, source, name, headers, texts, names);
 }
 FUNCTION(nvrtcDestroyProgram, (tc__nvrtc_program * program)) {

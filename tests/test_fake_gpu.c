@@ -19,9 +19,9 @@
 
 static fake_driver *fake;
 static fake_depth_fn *depth;
-static char fakes[1024];           /* the folder of the fake libraries */
-static char folder[PROGRAM_PATH];  /* for files */
-static char real_nvrtc[512];       /* "": there is none */
+static char fakes[1024];          /* the folder of the fake libraries */
+static char folder[PROGRAM_PATH]; /* for files */
+static char real_nvrtc[512];      /* "": there is none */
 static char why_not[sizeof((tc_error *)NULL)->message];
 
 #define NEEDS_NVRTC                                                                                \
@@ -104,10 +104,14 @@ static const struct small {
     {{"llama w16", "llama", SIZES(256, 512, 2, 2, 128), ROPE, .gated = 1}, "w16a16", 0, false},
     {{"falcon g32, two norms, head 80", "falcon", SIZES(480, 992, 6, 1, 80), ROPE, .norm = 1,
       .activation = 1, .parallel = 1, .norm_bias = true, .tied = true, .act_scales = true},
-     "w4a16", 32, false},
+     "w4a16",
+     32,
+     false},
     {{"mpt w16, clipped, head 256", "mpt", SIZES(512, 768, 2, 1, 256), .norm = 1, .position = 1,
       .activation = 1, .clip_qkv = 6, .tied = true},
-     "w16a16", 0, false},
+     "w16a16",
+     0,
+     false},
 };
 
 /* ---- a session ---- */
@@ -144,7 +148,7 @@ static void check_session(tc_session *session, size_t most) {
         if (pieces[i] <= most) check_eval(session, 0, pieces[i]);
     CHECK(fake->launches > launches && fake->graph_launches > graphs);
     if (most > 3000) check_eval(session, 2900, most - 2900); /* to the context's end */
-    check_eval(session, 3, 17); /* behind a few */
+    check_eval(session, 3, 17);                              /* behind a few */
     check_eval(session, tc_kv_length(session) - 7, 9);
     tc_kv_truncate(session, 4);
     for (int i = 0; i < 3; i++) { /* decode, and the token that was evaluated ahead */
@@ -154,8 +158,8 @@ static void check_session(tc_session *session, size_t most) {
         CHECK_MSG(tc_sample(session, &sampling, &id, &err) == TC_OK, "%s", err.message);
         sampling.temperature = 0;
     }
-    CHECK_MSG(tc_eval_all(session, ids, 20, count_logits, &seen, &err) == TC_OK && seen == 20, "%d: %s",
-              seen, err.message);
+    CHECK_MSG(tc_eval_all(session, ids, 20, count_logits, &seen, &err) == TC_OK && seen == 20,
+              "%d: %s", seen, err.message);
     CHECK(tc_eval_all(session, ids, 1, count_logits, &seen, &err) == TC_OK && seen == 21);
     check_state("a session");
 }
@@ -192,7 +196,8 @@ static void check_small(const struct small *small, int arch, bool machine_code) 
     if (code) return;
     snprintf(device, sizeof device, "Fake GPU (sm_%d%s, %d SMs)", arch, arch == 90 ? "a" : "",
              fake->sm_count);
-    CHECK_MSG(!strcmp(tc_model_get_info(model).device, device), "%s", tc_model_get_info(model).device);
+    CHECK_MSG(!strcmp(tc_model_get_info(model).device, device), "%s",
+              tc_model_get_info(model).device);
     check_model(model, small->spec.name);
     tc_model_close(model);
     check_nothing_held(small->spec.name);
@@ -261,8 +266,9 @@ static void check_budget(tc_model *model, const char *name) {
         const size_t kv = info.kv_bytes_per_token * (size_t)sizes[i];
         const double more = (double)fake->allocated - (double)info.weight_bytes - (double)kv;
         CHECK(session_info.kv_bytes == kv);
-        CHECK_MSG(more > 0 && more <= 256e6, "%s, %d positions: %.0f MB beside weights and KV cache",
-                  name, sizes[i], more / 1e6);
+        CHECK_MSG(more > 0 && more <= 256e6,
+                  "%s, %d positions: %.0f MB beside weights and KV cache", name, sizes[i],
+                  more / 1e6);
         CHECK_MSG(fake->pinned <= 8u << 20, "%zu bytes are pinned", fake->pinned);
         /* what was foretold is what was taken */
         const double foretold = (double)(session_info.workspace_bytes + kv);
@@ -379,7 +385,8 @@ static void *work(void *argument) {
     tc_model_params params = on_gpu();
     tc_error err;
     int32_t id;
-    if (!w->model) w->failures += tc_model_open_shape("tiny", NULL, 0, &params, &own, &err) != TC_OK;
+    if (!w->model)
+        w->failures += tc_model_open_shape("tiny", NULL, 0, &params, &own, &err) != TC_OK;
     tc_model *model = w->model ? w->model : own;
     w->failures += !model || tc_session_open(model, NULL, &session, &err) != TC_OK;
     for (int i = 0; i < 40 && session; i++) {
@@ -455,10 +462,11 @@ TEST(the_default_context_fits_into_what_is_free) {
     /* 6476 million weights of 4.25 bits and twice 131 million of 16 */
     fake->memory = (size_t)3 << 30;
     CHECK(tc_model_open_shape("llama-2-7b", NULL, 0, &params, &model, &err) == TC_ERR_MEMORY);
-    CHECK_MSG(!strcmp(err.message,
-                      "out of GPU memory: the weights alone need 3.69 GiB (and 1024 positions of KV "
-                      "cache 0.50 GiB); Fake GPU has 3.00 GiB free: no --max-seq-len fits"),
-              "%s", err.message);
+    CHECK_MSG(
+        !strcmp(err.message,
+                "out of GPU memory: the weights alone need 3.69 GiB (and 1024 positions of KV "
+                "cache 0.50 GiB); Fake GPU has 3.00 GiB free: no --max-seq-len fits"),
+        "%s", err.message);
     check_nothing_held("after running out of memory");
 }
 
@@ -505,7 +513,8 @@ TEST(architectures_are_asked_for) {
         use_gpu(cases[i].gpu, false);
         setenv("TINYCHAT_ARCH", cases[i].asked, 1);
         const char *found = device_of_tiny(remarks);
-        CHECK_MSG(!strcmp(found, cases[i].found), "%s on %d: %s", cases[i].asked, cases[i].gpu, found);
+        CHECK_MSG(!strcmp(found, cases[i].found), "%s on %d: %s", cases[i].asked, cases[i].gpu,
+                  found);
         CHECK(!*remarks);
     }
     unsetenv("TINYCHAT_ARCH");
@@ -517,8 +526,10 @@ TEST(nvrtc_older_than_the_gpu) {
         const char *newest;
         const char *found, *remark; /* parts */
     } cases[] = {
-        {130, "90", "Fake GPU (sm_130", "is older than the GPU: the kernels are made for compute_90 and"},
-        {90, "86", "Fake GPU (sm_90a", "is older than the GPU: the kernels are made for compute_86 and"},
+        {130, "90", "Fake GPU (sm_130",
+         "is older than the GPU: the kernels are made for compute_90 and"},
+        {90, "86", "Fake GPU (sm_90a",
+         "is older than the GPU: the kernels are made for compute_86 and"},
         {90, "75", "knows no architecture from 8.0 to the GPU's 9.0; install a newer one", ""},
     };
     char remarks[1024], cache[PROGRAM_PATH + 16];
@@ -561,29 +572,69 @@ TEST(what_the_program_says) {
         const char *message; /* part of stderr */
         bool nvrtc;
     } cases[] = {
-        {NULL, NULL, {"--device", "cuda:7", "--bench", "tiny"}, 4,
-         "chat: device 'cuda:7': there is no GPU 7: the driver shows 1", false},
-        {"FAKE_CUDA_DEVICES", "0", {"--bench", "tiny"}, 4, "there is no GPU 0: the driver shows 0",
+        {NULL,
+         NULL,
+         {"--device", "cuda:7", "--bench", "tiny"},
+         4,
+         "chat: device 'cuda:7': there is no GPU 7: the driver shows 1",
          false},
-        {"FAKE_CUDA_INIT", "100", {"--bench", "tiny"}, 4, "there is no NVIDIA GPU that the driver",
+        {"FAKE_CUDA_DEVICES",
+         "0",
+         {"--bench", "tiny"},
+         4,
+         "there is no GPU 0: the driver shows 0",
          false},
-        {"FAKE_CUDA_ARCH", "75", {"--bench", "tiny"}, 4,
-         "Fake GPU has compute capability 7.5; tinychat needs 8.0 or newer; use --device cpu", false},
-        {"FAKE_CUDA_DRIVER", "11080", {"--bench", "tiny"}, 4,
-         "is newer than what the driver runs, CUDA 11.8, and there is no other", true},
-        {"TINYCHAT_NVRTC", "/nonexistent", {"--bench", "llama-3-8b", "--precision", "w16a16"}, 4,
-         "TINYCHAT_NVRTC names /nonexistent, which is not a usable NVRTC", false},
-        {"FAKE_CUDA_FAIL", "cuDevicePrimaryCtxRetain:1", {"--bench", "tiny"}, 4,
-         "opening the GPU failed: told to fail (CUDA error 9999)", false},
+        {"FAKE_CUDA_INIT",
+         "100",
+         {"--bench", "tiny"},
+         4,
+         "there is no NVIDIA GPU that the driver",
+         false},
+        {"FAKE_CUDA_ARCH",
+         "75",
+         {"--bench", "tiny"},
+         4,
+         "Fake GPU has compute capability 7.5; tinychat needs 8.0 or newer; use --device cpu",
+         false},
+        {"FAKE_CUDA_DRIVER",
+         "11080",
+         {"--bench", "tiny"},
+         4,
+         "is newer than what the driver runs, CUDA 11.8, and there is no other",
+         true},
+        {"TINYCHAT_NVRTC",
+         "/nonexistent",
+         {"--bench", "llama-3-8b", "--precision", "w16a16"},
+         4,
+         "TINYCHAT_NVRTC names /nonexistent, which is not a usable NVRTC",
+         false},
+        {"FAKE_CUDA_FAIL",
+         "cuDevicePrimaryCtxRetain:1",
+         {"--bench", "tiny"},
+         4,
+         "opening the GPU failed: told to fail (CUDA error 9999)",
+         false},
         {NULL, NULL, {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
         {"TINYCHAT_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
         {"FAKE_CUDA_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
-        {"FAKE_CUDA_FAIL", "cuGraphLaunch:3", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 4,
-         "failed: told to fail (CUDA error 9999)", true},
-        {"FAKE_CUDA_FAIL", "cuLaunchKernelEx:90", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 4,
-         "failed: told to fail (CUDA error 9999)", true},
-        {"FAKE_CUDA_MEMORY", "1000000", {"models/demo.bin", "-p", "Hello"}, 5,
-         "out of GPU memory: the weights alone need", true},
+        {"FAKE_CUDA_FAIL",
+         "cuGraphLaunch:3",
+         {"models/demo.bin", "-p", "Hello", "-n", "8"},
+         4,
+         "failed: told to fail (CUDA error 9999)",
+         true},
+        {"FAKE_CUDA_FAIL",
+         "cuLaunchKernelEx:90",
+         {"models/demo.bin", "-p", "Hello", "-n", "8"},
+         4,
+         "failed: told to fail (CUDA error 9999)",
+         true},
+        {"FAKE_CUDA_MEMORY",
+         "1000000",
+         {"models/demo.bin", "-p", "Hello"},
+         5,
+         "out of GPU memory: the weights alone need",
+         true},
     };
     char messages[4096];
     use_gpu(90, false);
@@ -710,8 +761,8 @@ static void find_nvrtc(void) {
 }
 
 static bool begin(void) {
-    static const char *const unset[] = {"TINYCHAT_ARCH", "TINYCHAT_INTEGRATED", "CUDA_VISIBLE_DEVICES",
-                                        "TINYCHAT_KERNELS"};
+    static const char *const unset[] = {"TINYCHAT_ARCH", "TINYCHAT_INTEGRATED",
+                                        "CUDA_VISIBLE_DEVICES", "TINYCHAT_KERNELS"};
     for (size_t i = 0; i < TC_COUNT(unset); i++) unsetenv(unset[i]);
     fake = fake_cuda_open();
     void *library = fake ? dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL) : NULL;

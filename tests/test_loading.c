@@ -243,7 +243,8 @@ int main(void) {
     tc__nvrtc nvrtc;
     tc_error err;
     if (tc__nvrtc_open(&nvrtc, 0, &err)) {
-        printf("  skip   everything: %s (needs NVRTC)\n0 passed, 0 failed, 1 skipped\n", err.message);
+        printf("  skip   everything: %s (needs NVRTC)\n0 passed, 0 failed, 1 skipped\n",
+               err.message);
         return 0;
     }
     /* it stays open: what it keeps for good would look like a leak if it were unloaded */
