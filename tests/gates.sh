@@ -70,17 +70,18 @@ sanitizers_are_silent() {
         { tail -n 40 $work/build.log; return 1; }
     programs='' with_nvrtc=''
     for source in tests/test_*.c; do
-        name=$(basename "$source" .c)
-        case $name in
-        test_kernels | test_loading | test_fake_gpu) with_nvrtc="$with_nvrtc build/sanitize/tests/$name" ;;
-        *) programs="$programs build/sanitize/tests/$name" ;;
+        program=build/sanitize/tests/$(basename "$source" .c)
+        case $program in
+        */test_kernels | */test_loading | */test_fake_gpu) with_nvrtc="$with_nvrtc $program" ;;
+        *) programs="$programs $program" ;;
         esac
     done
     # shellcheck disable=SC2086
     sh tests/run.sh build/sanitize $programs || return 1
     # NVRTC leaks
     for program in $with_nvrtc; do
-        ASAN_OPTIONS=detect_leaks=0 "$program" || return 1
+        TINYCHAT_CHAT=build/sanitize/chat TINYCHAT_CONVERT=build/sanitize/convert/convert \
+            ASAN_OPTIONS=detect_leaks=0 "$program" || return 1
     done
 }
 
