@@ -392,8 +392,10 @@ static int pkl_read_dims(pkl_machine *m, const pkl_value *tuple, int64_t dims[CK
     return TC_OK;
 }
 
-/* Proves that the elements lie inside a storage of `numel` and are at most as many. */
+/* Proves that the elements lie inside a storage of `numel`, and that they are at most as many as it
+ * has from the tensor's offset on. */
 static int pkl_check_extent(pkl_machine *m, const pkl_tensor *tensor, uint64_t numel) {
+    static const char too_many[] = "a tensor that is larger than its storage, or repeats elements";
     uint64_t last = (uint64_t)tensor->offset, elements = 1;
     for (int i = 0; i < tensor->ndim; i++)
         if (tensor->shape[i] == 0)
@@ -401,13 +403,14 @@ static int pkl_check_extent(pkl_machine *m, const pkl_tensor *tensor, uint64_t n
     for (int i = 0; i < tensor->ndim; i++) {
         uint64_t size = (uint64_t)tensor->shape[i], stride = (uint64_t)tensor->stride[i];
         if (elements > numel / size || (size > 1 && stride > numel / (size - 1)))
-            return pkl_damaged(m, "a tensor that is larger than its storage, or repeats elements");
+            return pkl_damaged(m, too_many);
         elements *= size;
         last +=
             (size - 1) * stride; /* fits: last < 2^63, and the product is at most numel < 2^63 */
         if (last >= numel) break;
     }
-    return last < numel ? TC_OK : pkl_damaged(m, "a tensor outside its storage");
+    if (last >= numel) return pkl_damaged(m, "a tensor outside its storage");
+    return elements <= numel - (uint64_t)tensor->offset ? TC_OK : pkl_damaged(m, too_many);
 }
 
 /* REDUCE of _rebuild_tensor(storage, offset, size, stride) and of _rebuild_tensor_v2, which adds

@@ -61,7 +61,7 @@ typedef struct pkl_storage {
 } pkl_storage;
 
 /* A view of a storage; every element is proved to lie inside it, and the elements are no more than
- * it has (so none of the broadcast views that make a small file look huge). */
+ * it has from `offset` on (so none of the broadcast views that make a small file look huge). */
 typedef struct pkl_tensor {
     uint32_t storage; /* index into pkl->storages */
     int ndim;

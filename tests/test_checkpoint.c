@@ -464,7 +464,8 @@ TEST(contents_that_are_no_state_dict_are_refused) {
         {"! } 'w' tensor:../../x:Half:6:0:6:1 s .", TC_ERR_FORMAT, "'data/../../x' is missing"},
         {"! } 'w' tensor:0:Half:7:0:6:1 s .", TC_ERR_FORMAT, "member 'data/0' is too short"},
         {"! } 'w' tensor:0:Half:4611686018427387903:0:6:1 s .", TC_ERR_FORMAT, "is too short"},
-        {"! } 'w' tensor:0:Half:6:4:6:1 s .", TC_ERR_FORMAT, "a tensor outside its storage"}};
+        {"! } 'w' tensor:0:Half:6:4:6:1 s .", TC_ERR_FORMAT, "a tensor outside its storage"},
+        {"! } 'w' tensor:0:Half:6:4:3:0 s .", TC_ERR_FORMAT, "repeats elements"}};
     for (size_t i = 0; i < TC_COUNT(cases); i++)
         expect_error(write_torch(cases[i].pickle, two_storages, plain), cases[i].code,
                      cases[i].message);
