@@ -1300,7 +1300,7 @@ typedef struct benchmark {
     char cpu[128];
     double bandwidth; /* bytes per second, the better of one run before and one after decode */
     double per_token; /* seconds, of the fastest way so far; 0 = nothing measured */
-    timing timings[6];
+    timing timings[7];
 } benchmark;
 
 static int by_value(const void *a, const void *b) {
@@ -1516,7 +1516,7 @@ static void choose_ids(const app *a, benchmark *b) {
 
 static int run_bench(app *a, benchmark *b) {
     /* prefills first, so that it is known whether long contexts can be had in time */
-    static const size_t order[COUNT(b->timings)] = {0, 3, 4, 5, 1, 2};
+    static const size_t order[COUNT(b->timings)] = {0, 3, 4, 5, 6, 1, 2};
     buffer out = {0};
     int rc = b->ctx_size > b->timings[0].context
                  ? measure_bandwidth(a, b)
@@ -1537,6 +1537,7 @@ static int bench(app *a) {
     benchmark b = {.timings = {{.what = "decode", .context = 4, .tokens = 1},
                                {.what = "decode", .context = 512, .tokens = 1},
                                {.what = "decode", .context = 2048, .tokens = 1},
+                               {.what = "prefill", .tokens = 8},
                                {.what = "prefill", .tokens = 64},
                                {.what = "prefill", .tokens = 512},
                                {.what = "prefill", .tokens = BENCH_LONGEST}}};
