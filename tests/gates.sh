@@ -11,8 +11,9 @@ jobs=${JOBS:-$(nproc 2> /dev/null || echo 2)}
 gate() { # gate NAME COMMAND...
     name=$1
     shift
+    start=$(date +%s)
     if "$@" > $work/log 2>&1; then
-        echo "  ok     $name"
+        echo "  ok     $name, $(($(date +%s) - start)) s"
         passed=$((passed + 1))
     else
         cat $work/log
@@ -72,7 +73,7 @@ sanitizers_are_silent() {
     for source in tests/test_*.c; do
         program=build/sanitize/tests/$(basename "$source" .c)
         case $program in
-        */test_kernels | */test_loading | */test_fake_gpu) with_nvrtc="$with_nvrtc $program" ;;
+        */test_kernels | */test_jit | */test_loading | */test_fake_gpu) with_nvrtc="$with_nvrtc $program" ;;
         *) programs="$programs $program" ;;
         esac
     done
