@@ -264,9 +264,9 @@ static const struct {
     const char *name;
     int area;
 } own_constants[] = {
-    {"HEADS", ATTENTION},   {"KV_HEADS", ATTENTION}, {"HEAD_DIM", ATTENTION},
-    {"ALIBI", ATTENTION},   {"QK_NORM", ATTENTION},  {"ROPE_SCALE", ATTENTION},
-    {"VOCAB", SAMPLING},    {"HIDDEN", NONE},        {"INTERMEDIATE", NONE},
+    {"HEADS", ATTENTION}, {"KV_HEADS", ATTENTION}, {"HEAD_DIM", ATTENTION},
+    {"ALIBI", ATTENTION}, {"QK_NORM", ATTENTION},  {"ROPE_SCALE", ATTENTION},
+    {"VOCAB", SAMPLING},  {"HIDDEN", NONE},        {"INTERMEDIATE", NONE},
 };
 
 enum { LINE = 512 };
@@ -303,8 +303,8 @@ static void add_line(tc__buf *out, const char *program, const char *line) {
         bool found = false;
         n = word_length(line);
         while (n && !found && line_next(&at, other))
-            found = sscanf(other, "#define %63s %63[^\n]", name, value) == 2 &&
-                    strlen(name) == n && !memcmp(name, line, n);
+            found = sscanf(other, "#define %63s %63[^\n]", name, value) == 2 && strlen(name) == n &&
+                    !memcmp(name, line, n);
         if (!n) n = 1;
         tc__buf_add(out, found ? value : line, found ? strlen(value) : n);
     }
