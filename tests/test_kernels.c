@@ -310,19 +310,25 @@ static void add_line(tc__buf *out, const char *program, const char *line) {
     }
 }
 
-/* Appends what makes a kernel: the types that its line names, the line, and the LAUNCH that `next`
- * may begin with. */
-static void add_kernel(tc__buf *out, const char *program, const char *line, const char *next) {
-    const char *at = program;
-    char other[LINE];
-    while (line_next(&at, other)) {
-        if (strncmp(other, "typedef ", 8)) continue;
-        const char *end = strchr(other, ';'), *name = end;
+/* Appends the types that a line names and that stand before `end`, each behind those it names. */
+static void add_types(tc__buf *out, const char *program, const char *end, const char *line) {
+    char type[LINE];
+    for (const char *at = program, *begin = at; line_next(&at, type) && begin < end; begin = at) {
+        if (strncmp(type, "typedef ", 8)) continue;
+        const char *stop = strchr(type, ';'), *name = stop;
         while (word_length(name - 1)) name--;
-        if (has_word(line, name, (size_t)(end - name))) add_line(out, program, other);
+        if (!has_word(line, name, (size_t)(stop - name))) continue;
+        add_types(out, program, begin, type);
+        add_line(out, program, type);
     }
+}
+
+/* Appends what makes a kernel: its types, its line, and the LAUNCH that `next` may begin with. */
+static void add_kernel(tc__buf *out, const char *program, const char *line, const char *next) {
+    char launch[LINE];
+    add_types(out, program, next, line);
     add_line(out, program, line);
-    if (!strncmp(next, "LAUNCH", 6) && line_next(&next, other)) add_line(out, program, other);
+    if (!strncmp(next, "LAUNCH", 6) && line_next(&next, launch)) add_line(out, program, launch);
 }
 
 static int area_of(const char *line) {
