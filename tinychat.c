@@ -79,9 +79,12 @@ TC_INTERNAL void *tc__calloc(size_t count, size_t size);
 TC_INTERNAL void *tc__alloc_aligned(size_t bytes);
 TC_INTERNAL void tc__free_aligned(void *memory);
 
-/* Bytes of memory that the system could give without swapping; all there is where it does
- * not say. */
+/* Bytes of memory that the system could give without swapping, and the limits of a container
+ * leave; all there is where it does not say. */
 TC_INTERNAL size_t tc__available_memory(void);
+/* Bytes that the control groups leave which the file `groups` names (/proc/self/cgroup) and the
+ * folders under `root` describe (/sys/fs/cgroup); SIZE_MAX without a limit. */
+TC_INTERNAL size_t tc__group_memory(const char *groups, const char *root);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
  * later append is a no-op, so that callers check once at the end. data is NUL-terminated (not
@@ -1685,6 +1688,8 @@ TC_INTERNAL int tc__render(const tc__template *chat_template, const tc__tokenize
  * replies with that id. False if it has none. */
 TC_INTERNAL bool tc__template_closing(const tc__template *chat_template,
                                       const tc__tokenizer *tokenizer, int32_t *id);
+/* The same as text, such as </s>, whether the tokenizer knows it or not. NULL if there is none. */
+TC_INTERNAL const char *tc__template_closing_text(const tc__template *chat_template, size_t *len);
 
 #endif /* TC_TEMPLATE_H */
 
@@ -2502,6 +2507,59 @@ void tc__free_aligned(void *memory) {
     free(memory);
 }
 
+/* The number behind `key` in one of the files that control groups have: its whole text for "".
+ * False if there is none ("max"). */
+static bool base_group_number(const char *group, const char *name, const char *key,
+                              unsigned long long *number) {
+    char line[4096 + 64];
+    const size_t len = strlen(key);
+    bool found = false;
+    snprintf(line, sizeof line, "%s/%s", group, name);
+    FILE *file = fopen(line, "r");
+    if (!file) return false;
+    while (!found && fgets(line, sizeof line, file))
+        found = strncmp(line, key, len) == 0 && sscanf(line + len, "%llu", number) == 1;
+    fclose(file);
+    return found;
+}
+
+/* What one group leaves: its limit, less what is used and not cached files. */
+static size_t base_group_room(const char *group, bool unified) {
+    static const char *const stats[2][2] = {{"total_active_file ", "total_inactive_file "},
+                                            {"active_file ", "inactive_file "}};
+    unsigned long long limit, used, cached = 0, n;
+    if (!base_group_number(group, unified ? "memory.max" : "memory.limit_in_bytes", "", &limit) ||
+        !base_group_number(group, unified ? "memory.current" : "memory.usage_in_bytes", "", &used))
+        return SIZE_MAX;
+    for (int i = 0; i < 2; i++)
+        if (base_group_number(group, "memory.stat", stats[unified][i], &n)) cached += n;
+    used -= cached < used ? cached : used;
+    limit -= used < limit ? used : limit;
+    return limit < SIZE_MAX ? (size_t)limit : SIZE_MAX;
+}
+
+size_t tc__group_memory(const char *groups, const char *root) {
+    char line[4096], path[sizeof line + 512];
+    size_t least = SIZE_MAX;
+    FILE *file = fopen(groups, "r");
+    while (file && fgets(line, sizeof line, file)) { /* "4:memory:/a/b", of version 2 "0::/a/b" */
+        char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
+        if (!group) continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        const bool unified = names[1] == 0;
+        if (!unified && strcmp(names + 1, "memory")) continue;
+        for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
+            *end = 0; /* the group, and those around it */
+            snprintf(path, sizeof path, "%.500s%s%s", root, unified ? "" : "/memory", group);
+            const size_t room = base_group_room(path, unified);
+            if (room < least) least = room;
+        }
+    }
+    if (file) fclose(file);
+    return least;
+}
+
 size_t tc__available_memory(void) {
     unsigned long long bytes = 0, kib;
     FILE *file = fopen("/proc/meminfo", "r");
@@ -2517,7 +2575,8 @@ size_t tc__available_memory(void) {
         if (pages > 0 && size > 0) bytes = (unsigned long long)pages * (unsigned long)size;
     }
 #endif
-    return bytes < SIZE_MAX ? (size_t)bytes : SIZE_MAX;
+    const size_t room = tc__group_memory("/proc/self/cgroup", "/sys/fs/cgroup");
+    return bytes < room ? (size_t)bytes : room;
 }
 
 /* Makes room for `more` elements of `size` bytes after `len`; returns the new block or NULL. */
@@ -5519,6 +5578,20 @@ bool tc__template_closing(const tc__template *chat_template, const tc__tokenizer
     bool trimming;
     const char *behind = template_behind_reply(chat_template->reply, &trimming);
     return template_behind_special(tokenizer, behind, &trimming, id) != NULL;
+}
+
+const char *tc__template_closing_text(const tc__template *chat_template, size_t *len) {
+    bool trimming;
+    const char *behind = template_behind_reply(chat_template->reply, &trimming), *text;
+    int part;
+    while (template_next(&behind, &part, &text, len)) {
+        const char *mark = part == TEMPLATE_TEXT ? memchr(text, '<', *len) : NULL;
+        const char *end = mark ? memchr(mark, '>', *len - (size_t)(mark - text)) : NULL;
+        if (!end) continue;
+        *len = (size_t)(end + 1 - mark);
+        return mark;
+    }
+    return NULL;
 }
 
 /* A reply as it was generated, and what the pattern has behind it. */
@@ -9072,9 +9145,9 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 /* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
  * shapes, a token as one CUDA graph. */
 
-#define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
-#define CUDA_STAGES 4           /* staging buffers */
-#define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
+#define CUDA_STAGING (4u << 20) /* bytes of one pinned staging buffer */
+#define CUDA_STAGES 6           /* staging buffers */
+#define CUDA_READERS 16         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
@@ -9545,19 +9618,22 @@ static void cuda_stages_close(cuda_stages *stages) {
     tc__team_close(stages->team);
 }
 
-/* `buffers` as many as are needed. To be closed in any case. */
-static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, tc_error *err) {
+/* Without buffers, which come when they are needed. To be closed in any case. */
+static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, tc_error *err) {
     memset(stages, 0, sizeof *stages);
     stages->cu = cu;
     stages->workers = tc__processors() < CUDA_READERS ? tc__processors() : CUDA_READERS;
-    int code = tc__team_open(stages->workers, &stages->team, err);
-    for (int i = 0; i < buffers && !code; i++) {
-        code = tc__cu_check(cu, cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0),
-                            "allocating pinned memory", err);
-        if (!code)
-            code = tc__cu_check(cu, cu->event_create(&stages->copied[i], 2), "an event", err);
-    }
-    return code;
+    return tc__team_open(stages->workers, &stages->team, err);
+}
+
+/* Makes buffer i, while what the ones before it hold is on its way; or waits until it is free. */
+static int cuda_stages_ready(cuda_stages *stages, size_t i, tc_error *err) {
+    const tc__cu *cu = stages->cu;
+    if (stages->buffers[i])
+        return tc__cu_check(cu, cu->event_wait(stages->copied[i]), "copying weights", err);
+    tc__cu_result result = cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0);
+    if (!result) result = cu->event_create(&stages->copied[i], 2 /* no timing */);
+    return tc__cu_check(cu, result, "allocating pinned memory", err);
 }
 
 static int cuda_stages_fill(const cuda_stages *stages, const tc__weights *weights, size_t at,
@@ -9584,12 +9660,12 @@ static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_
     for (size_t at = 0, piece = 0; at < total && !code; piece++) {
         const size_t i = piece % CUDA_STAGES;
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        tc__cu_result result = piece < CUDA_STAGES ? 0 : cu->event_wait(stages->copied[i]);
-        code = tc__cu_check(cu, result, "copying weights", err);
+        code = cuda_stages_ready(stages, i, err);
         if (!code)
             code = cuda_stages_fill(stages, device->weights, at, bytes, stages->buffers[i], err);
         if (!code) {
-            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
+            tc__cu_result result =
+                cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
             if (!result) result = cu->event_record(stages->copied[i], NULL);
             code = tc__cu_check(cu, result, "copying weights", err);
         }
@@ -9618,11 +9694,9 @@ static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model
 /* Loads the tensor data that a file, or the caller's memory, holds. */
 static int cuda_load_data(cuda_device *device, const tc_model_params *params, tc_error *err) {
     cuda_stages stages;
-    const size_t pieces = (device->weights->data_bytes + CUDA_STAGING - 1) / CUDA_STAGING;
-    const int buffers = device->integrated ? 0 : pieces < CUDA_STAGES ? (int)pieces : CUDA_STAGES;
     int code = cuda_loaded(params, 0, 1, err);
     if (code) return code;
-    code = cuda_stages_open(&stages, &device->cu, buffers, err);
+    code = cuda_stages_open(&stages, &device->cu, err);
     if (!code)
         code = (device->integrated ? cuda_read_in : cuda_upload)(device, &stages, params, err);
     cuda_stages_close(&stages);
@@ -10820,6 +10894,22 @@ static int chat_find_template(tc_chat *chat, const char *name, tc_error *err) {
     return code;
 }
 
+/* A template that was made for another tokenizer: the model cannot say that its reply is over. */
+static int chat_check_template(const tc_chat *chat, tc_error *err) {
+    size_t len;
+    int32_t id;
+    const tc__template *own = &chat->model->chat_template, *chosen = chat->chat_template;
+    const char *mark = tc__template_closing_text(chosen, &len);
+    if (!mark || chat->stops[0] || strcmp(chosen->name, own->name) == 0 ||
+        tc__template_closing(chosen, chat->model->tokenizer, &id))
+        return TC_OK;
+    return tc__fail(
+        err, TC_ERR_ARGUMENT,
+        "chat template '%s' does not fit: it ends replies with '%.*s', and the tokenizer of "
+        "this model has no such special token; the model file's own template is '%s'",
+        chosen->name, (int)len, mark, own->name);
+}
+
 /* Adds copies of a NULL-terminated array's strings to chat->stops, which has room. */
 static bool chat_copy_stops(tc_chat *chat, size_t *n, const char *const *stops) {
     for (; stops && *stops; stops++) {
@@ -10856,6 +10946,7 @@ static int chat_open(tc_chat *chat, const tc_chat_params *params, tc_error *err)
                         params->context_policy);
     if (!code) code = chat_find_template(chat, params->template_name, err);
     if (!code) code = chat_set_stops(chat, params->stop, err);
+    if (!code) code = chat_check_template(chat, err);
     if (!code) code = tc_chat_set_system(chat, params->system, err);
     if (!code) code = tc_session_open(chat->model, &session_params, &chat->session, err);
     if (!code) tc_session_seed(chat->session, params->sampling.seed);
