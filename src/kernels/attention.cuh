@@ -398,8 +398,8 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
     // Before the wait: everything but the new token's projections. This kernel may start while
-    // others of its token still run, but none starts before embed_rows, the first, has written the
-    // position; and the cache of earlier positions comes from earlier tokens, which had finished
+    // others of its token still run, but none starts before the first, embed_rows or sample, has
+    // written the position; and the cache of earlier positions comes from earlier tokens, which had finished
     // before that.
     const int pos = (int)load_u32_l2((const u32 *)&args.state->pos);
     const int units = pos / UNIT_KEYS + 1;
