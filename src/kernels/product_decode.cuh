@@ -88,7 +88,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     __device__ __forceinline__ void copy(u32 slot) const {
 #pragma unroll
         for (int i = 0; i < UNIT_BYTES; i += 512)
-            if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
+            if (i + 512 <= UNIT_BYTES || (int)(threadIdx.x & 31) < (UNIT_BYTES - i) / 16)
                 copy_async_16_of_128(ring + slot + i, at + i);
     }
     // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
@@ -355,9 +355,12 @@ template <class M, int WARPS> struct WarpShare {
     static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS; // chunks of a range
     static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;  // of these a warp prepares
     static constexpr bool EVEN = STEPS * WARPS == CHUNKS;     // every warp has so many
+    static constexpr bool UNIFORM = M::K % (128 * PARTS) == 0; // all ranges have so many units:
+    static constexpr int UNITS = M::UNITS / PARTS;
 
     static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
     static __device__ __forceinline__ int first_unit(int part) {
+        if (UNIFORM) return UNITS * part;
         return min(first_chunk(part) * (128 / M::GROUP), M::UNITS);
     }
     // Of the chunks that a warp prepares, number `step`; CHUNKS: it has no more.
@@ -628,7 +631,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
     const int rows = S::ROW_BLOCKS * (block + 1) / BLOCKS - first_row;
     const int first_unit = Share::first_unit(part);
-    const int units = Share::first_unit(part + 1) - first_unit; // of a row block
+    const int units = // of a row block
+        Share::UNIFORM ? Share::UNITS : Share::first_unit(part + 1) - first_unit;
     int left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units; // to copy
     int of_row = units;                                                 // of these in the row block
     const int to_next_row = Share::TEAMS * M::UNITS * M::UNIT_BYTES - (units - 1) * M::STEP;
@@ -669,13 +673,14 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     else __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
+    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= 4 ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
 #pragma unroll 1
         for (int row = team; row < some; row += Share::TEAMS) {
             float sum[NUMBERS] = {};
-#pragma unroll 1
+#pragma unroll UNROLL
             for (int unit = 0; unit < units; unit++) {
                 copy_async_wait<RING - 1>();
                 __syncwarp();
