@@ -626,6 +626,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int part = warp % Share::PARTS, team = warp / Share::PARTS;
     const u32 base = shared_address(smem);
+    launch_dependents();
 
     // this block's row blocks and this warp's units of them
     const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
@@ -649,9 +650,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         }
         copy_async_commit();
     };
-    // Where kernels overlap, only 2 KB of a warp are on their way at once: a longer queue at the
+    // Where kernels overlap, only about 1 KB of a warp is on its way at once: a longer queue at the
     // memory would hold up the vector that the kernel before this one is just reading.
-    constexpr int AT_ONCE = (2 * 1088 + SLOT / 2) / SLOT;
+    constexpr int AT_ONCE = SLOT < 1088 ? (1088 + SLOT / 2) / SLOT : 1;
 #pragma unroll
     for (int i = 0; i < RING; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
@@ -664,7 +665,6 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
     float kept = 0; // what its sum meets
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
-    launch_dependents();
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
     if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
@@ -673,7 +673,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     else __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
-    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= 4 ? Share::UNITS : 1;
+    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= 2 ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
