@@ -409,6 +409,8 @@ inline void copy_async_16(u32 shared, const void *global) {
 inline void copy_async_8(u32 shared, const void *global) {
     emulated_copy_async({shared, global, 8});
 }
+inline void copy_async_16_of_128(u32 shared, const void *global) { copy_async_16(shared, global); }
+inline void copy_async_16_of_256(u32 shared, const void *global) { copy_async_16(shared, global); }
 inline void copy_async_16_or_zero(u32 shared, const void *global, bool valid) {
     emulated_copy_async({shared, valid ? global : nullptr, 16});
 }
