@@ -1,19 +1,20 @@
 // product_decode - y = W x for one activation vector (binary16 matrices: up to eight): the kernel
 // of decoding.
 //
-// Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
-// of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
-// ring of units in shared memory that cp.async keeps full. Weights depend on nothing, so the ring
-// is filled before the kernel waits for its predecessor: memory works on while one kernel ends and
-// the next prepares its vector.
+// Bound by reading W once. A block owns whole 16-row blocks of W, and each of its warps a range of
+// their columns (WarpShare). A warp goes through its units (16 rows x 128 columns, or fewer) row
+// block by row block; they come through its own ring in shared memory that cp.async keeps full.
+// Weights depend on nothing, so the ring is filled before the kernel waits for its predecessor:
+// memory works on while one kernel ends and the next prepares its vector. Of that a warp needs its
+// own columns only, which it prepares itself, so it waits for no other warp until its sums are done.
 //
 // A unit goes through the tensor cores, 16 rows as the A operand. 4-bit weights stay whole numbers:
 // the vectors become fixed-point numbers with a scale per group, three digits to base 256 (22 bits
 // and sign), and each digit is a column of B. All products and sums within a group are exact; the
 // zero point is taken off by the sum of the group's activations. Binary16 weights take each number
 // of a vector as a sum of two binary16 (22 bits), again in two columns.
-// Partial sums of the warps meet in shared memory and are added in the order of the warps: the same
-// input always gives the same bits.
+// Partial sums of the warps meet in shared memory and are added in the order of their columns: the
+// same input always gives the same bits.
 //
 // Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes.
 // Bytes moved: the matrix once; the vectors once per block (from L2).
@@ -154,12 +155,14 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     // Where this lane's columns of a chunk of 128 lie from the chunk's start on, and their group.
     static __device__ __forceinline__ u32 place() {
         const u32 at = 4 * (threadIdx.x & 31);
-        return at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 + at % 8;
+        return at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 +
+               at % 8;
     }
     static __device__ __forceinline__ u32 info_place() {
         return (threadIdx.x & 31) / LANES * 16;
     }
-    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
         if (DIGITS == 3) *(u32 *)x = p.first;
         *(u32 *)(x + (DIGITS - 2) * CHUNK) = p.middle;
         *(u32 *)(x + (DIGITS - 1) * CHUNK) = p.last;
@@ -167,9 +170,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         // an infinity or NaN stays such
         const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
         const float one = __uint_as_float(bits);
-        *(float4 *)info = DIGITS == 3
-                              ? make_float4(one * 256, -(float)p.high, one, -(float)p.low)
-                              : make_float4(one, -(float)p.low, 0, 0);
+        *(float4 *)info = DIGITS == 3 ? make_float4(one * 256, -(float)p.high, one, -(float)p.low)
+                                      : make_float4(one, -(float)p.low, 0, 0);
     }
 
   private:
@@ -328,11 +330,14 @@ template <int K_> struct F16 {
         return p;
     }
     // As of W4.
-    static __device__ __forceinline__ u32 place() { return 8 * (threadIdx.x & 31); }
+    static __device__ __forceinline__ u32 place() {
+        return 8 * (threadIdx.x & 31);
+    }
     static __device__ __forceinline__ u32 info_place() {
         return 4 * (threadIdx.x & 31) / GROUP * 4;
     }
-    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
         *(uint2 *)x = make_uint2(p.top01, p.top23);
         *(uint2 *)(x + PLANE) = make_uint2(p.rest01, p.rest23);
         if (4 * (threadIdx.x & 31) % GROUP == 0)
@@ -353,8 +358,7 @@ template <int T> __device__ __forceinline__ void store_part(float *part, const f
 
 // How the warps of a block share its row blocks: every warp has one of PARTS ranges of columns, whole
 // chunks of 128. With few columns there are fewer ranges than warps, and TEAMS of PARTS warps take
-// row blocks in turn. So a warp's units meet few columns of a vector, which that warp alone prepares
-// (with teams: one warp of each). It needs to wait for no other warp before it multiplies.
+// row blocks in turn; the warps of a range then share its chunks of the vector, too.
 template <class M, int WARPS> struct WarpShare {
     static constexpr int CHUNKS = (M::K + 127) / 128;
     static __device__ constexpr int parts() {
@@ -363,9 +367,9 @@ template <class M, int WARPS> struct WarpShare {
         return n;
     }
     static constexpr int PARTS = parts(), TEAMS = WARPS / PARTS;
-    static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS; // chunks of a range
-    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;  // of these a warp prepares
-    static constexpr bool EVEN = STEPS * WARPS == CHUNKS;     // every warp has so many
+    static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS;  // chunks of a range
+    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;   // of these a warp prepares
+    static constexpr bool EVEN = STEPS * WARPS == CHUNKS;      // every warp has so many
     static constexpr bool UNIFORM = M::K % (128 * PARTS) == 0; // all ranges have so many units:
     static constexpr int UNITS = M::UNITS / PARTS;
 
@@ -387,8 +391,10 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct Prod
     typedef WarpShare<M, WARPS> Share;
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-    // row blocks whose partial sums there is room for, 16 KB, before they are added up
-    static constexpr int MOST = 16 / T < Share::TEAMS ? Share::TEAMS : 16 / T / Share::TEAMS * Share::TEAMS;
+    // row blocks whose partial sums there is room for, about 16 KB, before they are added up: as
+    // many of each team
+    static constexpr int ROUNDS = 16 / T / Share::TEAMS;
+    static constexpr int MOST = Share::TEAMS * (ROUNDS ? ROUNDS : 1);
     static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
@@ -401,8 +407,8 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct Prod
 
 // Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads of
 // a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
-// come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left for the end;
-// LayerNorm is done here.
+// come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left
+// for the end; LayerNorm is done here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
     typedef WarpShare<M, WARPS> Share;
     static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
@@ -446,7 +452,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static __device__ __forceinline__ int columns_of(int e) {
         int columns = 0;
         if (T > 1) return min(128, K - 128 * e);
-        for (int k = 0; k < STEPS; k++) columns += max(min(128, K - 128 * Share::chunk_of(e, k)), 0);
+        for (int k = 0; k < STEPS; k++)
+            columns += max(min(128, K - 128 * Share::chunk_of(e, k)), 0);
         return columns;
     }
     // Mean and reciprocal deviation of a token out of its moments: (mean, squares about it) each.
@@ -516,7 +523,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                 if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
                 if (IN == IN_RMS && T > 1) {
                     squares = warp_sum(squares_of(v[k], 0));
-                    if (lane == 0 && some) moments[t * ENTRIES + first + nth * Share::TEAMS].x = squares;
+                    if (lane == 0 && some)
+                        moments[t * ENTRIES + first + nth * Share::TEAMS].x = squares;
                 }
                 if (IN == IN_LAYER && T > 1 && some)
                     shift(v[k], combined(moments + t * ENTRIES), inside(nth));
@@ -576,8 +584,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         __syncthreads();
         const float2 m = combined(moments);
 #pragma unroll
-        for (int k = 0; k < STRETCH; k++)
-            shift(v[k], m, inside(k));
+        for (int k = 0; k < STRETCH; k++) shift(v[k], m, inside(k));
     }
 };
 
@@ -649,8 +656,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     int of_row = units;                                                 // of these in the row block
     const int to_next_row = Share::TEAMS * M::UNITS * M::UNIT_BYTES - (units - 1) * M::STEP;
     M matrix;
-    matrix.open(args.weights, first_row + team, first_unit,
-                base + S::RINGS + warp * (RING * SLOT));
+    matrix.open(args.weights, first_row + team, first_unit, base + S::RINGS + warp * (RING * SLOT));
     // Copies the next unit, if there is one.
     auto refill = [&](u32 slot) {
         if (left > 0) {
@@ -680,8 +686,10 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int tokens = T == 1 ? 1 : args.tokens;
     if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
-    if (Share::TEAMS > 1) __syncthreads();
-    else __syncwarp();
+    if (Share::TEAMS > 1)
+        __syncthreads();
+    else
+        __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
     constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
