@@ -378,10 +378,20 @@ template <class M, int WARPS> struct WarpShare {
         if (UNIFORM) return UNITS * part;
         return min(first_chunk(part) * (128 / M::COLUMNS), M::UNITS);
     }
-    // Of the chunks that a warp prepares, number `step`; CHUNKS: it has no more.
-    static __device__ __forceinline__ int chunk_of(int warp, int step) {
-        const int part = warp % PARTS, chunk = first_chunk(part) + warp / PARTS + step * TEAMS;
-        return chunk < first_chunk(part + 1) ? chunk : CHUNKS;
+    static __device__ __forceinline__ int part_of(int warp) {
+        return TEAMS == 1 ? warp : warp % PARTS;
+    }
+    static __device__ __forceinline__ int team_of(int warp) {
+        return TEAMS == 1 ? 0 : warp / PARTS;
+    }
+    // Columns that a warp prepares.
+    static __device__ __forceinline__ int columns_of(int warp) {
+        const int part = part_of(warp), end = first_chunk(part + 1);
+        if (TEAMS == 1) return min(128 * end, M::K) - 128 * first_chunk(part);
+        int columns = 0;
+        for (int chunk = first_chunk(part) + team_of(warp); chunk < end; chunk += TEAMS)
+            columns += min(128, M::K - 128 * chunk);
+        return columns;
     }
 };
 
@@ -420,19 +430,18 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     // the moments' entries of a token: one for each warp or for each chunk
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
-    // steps whose gamma and beta come early
-    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 2 ? 2 : STEPS;
-    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 2 ? STEPS : 0;
+    // steps whose gamma and beta come early; with LayerNorm registers are scarce
+    static constexpr int LAYER_GAMMAS = WARPS <= 12 && STEPS <= 3 ? STEPS : STEPS > 3 ? 0 : 2;
+    static constexpr int GAMMAS = !EARLY ? 0 : IN != IN_LAYER || STEPS < 2 ? STEPS : LAYER_GAMMAS;
+    static constexpr int BETAS = EARLY && IN == IN_LAYER && GAMMAS == STEPS ? STEPS : 0;
 
     int first, end; // of this warp's chunks; they are TEAMS apart
-    int column;     // this lane's first
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
     __device__ __forceinline__ ProductVectors() {
-        const int warp = threadIdx.x >> 5, part = warp % Share::PARTS;
-        first = Share::first_chunk(part) + warp / Share::PARTS;
+        const int warp = threadIdx.x >> 5, part = Share::part_of(warp);
+        first = Share::first_chunk(part) + Share::team_of(warp);
         end = Share::first_chunk(part + 1);
-        column = 128 * first + 4 * (threadIdx.x & 31);
     }
     static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
         if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
@@ -450,11 +459,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     // Columns that entry e of a token's moments stands for.
     static __device__ __forceinline__ int columns_of(int e) {
-        int columns = 0;
-        if (T > 1) return min(128, K - 128 * e);
-        for (int k = 0; k < STEPS; k++)
-            columns += max(min(128, K - 128 * Share::chunk_of(e, k)), 0);
-        return columns;
+        return T == 1 ? Share::columns_of(e) : min(128, K - 128 * e);
     }
     // Mean and reciprocal deviation of a token out of its moments: (mean, squares about it) each.
     static __device__ __forceinline__ float2 combined(const float2 *moments) {
@@ -486,7 +491,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     // This lane's first column of a chunk, and whether it lies in the vector.
     __device__ __forceinline__ int column_of(int nth) const {
-        return column + 128 * Share::TEAMS * nth;
+        return 128 * (first + Share::TEAMS * nth) + 4 * (threadIdx.x & 31);
     }
     __device__ __forceinline__ bool inside(int nth) const {
         return (K % 128 == 0 || column_of(nth) < K) &&
@@ -642,7 +647,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int part = warp % Share::PARTS, team = warp / Share::PARTS;
+    const int part = Share::part_of(warp), team = Share::team_of(warp);
     const u32 base = shared_address(smem);
     launch_dependents();
 
@@ -675,17 +680,17 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
         refill(i * SLOT);
     }
-    // everything else that depends on nothing
     Vectors vectors;
-    vectors.load_constants(args);
-    const int own = first_row * 16 + threadIdx.x; // with one token: the row that this thread stores
-    const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
-    float kept = 0; // what its sum meets
-    if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
+    vectors.load_constants(args); // they, too, depend on nothing
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
-    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
+    // with one token: what the sum of this thread's row meets, in time for the end
+    const int own = first_row * 16 + threadIdx.x;
+    const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
+    float kept = 0;
+    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
+    if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     if (Share::TEAMS > 1)
         __syncthreads();
     else
