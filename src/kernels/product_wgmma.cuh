@@ -172,6 +172,7 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
     // For a multiplying warp: gives the slot back.
     __device__ __forceinline__ void release(int slot) const {
         const u32 lane = threadIdx.x & 31;
+        __syncwarp(); // all its lanes have read what they want
         if (lane < SHARERS)
             barrier_arrive_at(empty + 8 * slot, SHARERS > 1 ? lane : cluster_rank());
     }
