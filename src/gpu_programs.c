@@ -121,6 +121,16 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
         tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
     tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
                    i, matrix->rows, how[role].side, how[role].in, how[role].out);
+    if (kinds->kind[role][i].type == TC__W4)
+        tc__buf_printf(text, "typedef W4Short<%zu, %u> few_%s_%d_matrix;\n", matrix->columns,
+                       (unsigned)kinds->kind[role][i].group_size, name, i);
+    else
+        tc__buf_printf(text, "typedef F16Short<%zu> few_%s_%d_matrix;\n", matrix->columns, name, i);
+    tc__buf_printf(text,
+                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_matrix, %zu, "
+                   "(EachPick<few_%s_%d_matrix, %zu>::T), 0, %s, %s)\n",
+                   name, i, name, i, matrix->rows, name, i, matrix->rows, how[role].in,
+                   how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,

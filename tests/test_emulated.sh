@@ -13,7 +13,7 @@ if ! command -v "$cxx" > /dev/null; then
 fi
 rm -rf "$work"
 mkdir -p "$work"
-for file in rows product_decode product_prefill product_wgmma; do
+for file in rows product_decode product_prefill product_short product_wgmma; do
     sed 's/extern __shared__ .* smem\[\];/u8 *smem = emulated.now->block->shared;/' \
         "src/kernels/$file.cuh" > "$work/$file.cuh"
 done

@@ -486,6 +486,7 @@ struct PrefillAttentionArgs {
     u16 *q;           // [tokens][HEADS * HEAD_DIM] after RoPE, scaled
     u16 *k, *v;       // this layer's cache
     u16 *out;         // an operand of HEADS * HEAD_DIM columns (means of values: cannot overflow)
+    float *vectors;   // or null; then instead of out: [tokens][HEADS * HEAD_DIM]
     float *scale;     // [tokens] set to 1: out is ready for the next product
     float *parts; // [splits][tokens][HEADS][HEAD_DIM], then [splits][tokens][HEADS] of {top, sum}
     const State *state;
@@ -670,6 +671,8 @@ __device__ __forceinline__ void prefill_store(const PrefillAttentionArgs &args,
                 const int at = 8 * d + 2 * (lane & 3);
                 if (args.splits > 1)
                     *(float2 *)(args.parts + part * HEAD_DIM + at) = make_float2(x, y);
+                else if (args.vectors)
+                    *(float2 *)(args.vectors + row * HEAD_DIM + at) = make_float2(x, y);
                 else
                     *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, head * HEAD_DIM + at) =
                         f32_to_f16x2(x, y);
@@ -776,6 +779,10 @@ __device__ __forceinline__ void attention_merge(const PrefillAttentionArgs &args
         }
         const float4 o = all.result();
         const int t = (int)(row / HEADS), column = (int)(row % HEADS) * HEAD_DIM + d;
+        if (args.vectors) {
+            *(float4 *)(args.vectors + row * HEAD_DIM + d) = o;
+            continue;
+        }
         *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column) = f32_to_f16x2(o.x, o.y);
         *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column + 2) = f32_to_f16x2(o.z, o.w);
     }

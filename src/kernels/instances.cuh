@@ -8,6 +8,7 @@
 #include "attention.cuh"
 #include "product_decode.cuh"
 #include "product_prefill.cuh"
+#include "product_short.cuh"
 #include "product_wgmma.cuh"
 #include "rows.cuh"
 #include "sample.cuh"
@@ -64,12 +65,10 @@ template <class M, int ROWS, int T, int SIDE> struct DecodePick {
     extern "C" __device__ int name##_launch[4] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
                                                   name##_pick::SMEM, T};
 
-// As many vectors at once, up to 8, as shared memory holds.
+// As many vectors at once, up to 8, as shared memory holds beside rings of two units.
 template <class M, int ROWS> struct EachPick {
-    static constexpr int T = DecodePick<M, ROWS, 8, 0>::FITS   ? 8
-                             : DecodePick<M, ROWS, 4, 0>::FITS ? 4
-                             : DecodePick<M, ROWS, 2, 0>::FITS ? 2
-                                                               : 1;
+    template <int T> static constexpr bool HOLDS = DecodePick<M, ROWS, T, 0>::RING >= 2;
+    static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : 2;
 };
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----

@@ -1,0 +1,167 @@
+// product_short - the matrices of product_decode.cuh for up to eight vectors at once: short
+// prompts.
+//
+// Still bound by reading W once, and the same kernel, product_decode, reads it. Each vector is a
+// column of B, so the eight columns of one mma serve up to eight vectors. 4-bit weights become the
+// exact numbers q - zero in binary16; their scale meets the sums of a group in binary32. The
+// vectors' numbers have a power-of-two scale for every group, which brings the largest to 2^10 ..
+// 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22 bits), or one where
+// shared memory has no room for more.
+
+#ifndef TC_PRODUCT_SHORT
+#define TC_PRODUCT_SHORT
+
+#include "prelude.cuh"
+#include "product_decode.cuh"
+#include "product_prefill.cuh"
+#include "rows.cuh"
+
+// Vectors of K columns in groups. In shared memory a vector is a plane for each limb; lane l wants
+// vector l / 4 and, of each 32 columns, the eight from 8 (l % 4) on, as does the A operand.
+template <int K, int GROUP, int LIMBS> struct ShortVectors {
+    static constexpr int PLANE = 2 * K; // bytes
+    template <int T> struct Layout {
+        static constexpr int X = (LIMBS * PLANE + 127) / 128 * 128 + 64; // vectors differ in banks
+        static constexpr int INFO = 4 * (K / GROUP) + 4;
+    };
+    u32 x, scale0, scale1; // of this lane's vector; of the two of its results
+
+    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 scales, int tokens) {
+        const int lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
+        x = keep(vectors + min(column, tokens - 1) * Layout<T>::X + 16 * pair);
+        scale0 = keep(scales + min(2 * pair, tokens - 1) * Layout<T>::INFO);
+        scale1 = keep(scales + min(2 * pair + 1, tokens - 1) * Layout<T>::INFO);
+    }
+    // d and e += rows times 32 columns, number `part` of the vectors: two chains hide mma's latency.
+    __device__ __forceinline__ void step(int part, const u32 a[4], const u32 b[4], float d[4],
+                                         float e[4]) const {
+#pragma unroll
+        for (int limb = 0; limb < LIMBS; limb++) {
+            const uint4 v = load_shared_16(x + limb * PLANE + 64 * part);
+            mma_16x8x16(d, a, v.x, v.y);
+            mma_16x8x16(e, b, v.z, v.w);
+        }
+    }
+    // The sums of group `unit` with its vectors' scales, and those of the rows r and r + 8.
+    __device__ __forceinline__ void scale(int unit, float row, float row8, const float d[4],
+                                          const float e[4], float sum[4]) const {
+        const float f0 = load_shared_f32(scale0 + 4 * unit);
+        const float f1 = load_shared_f32(scale1 + 4 * unit);
+        sum[0] = row * f0 * (d[0] + e[0]), sum[1] = row * f1 * (d[1] + e[1]);
+        sum[2] = row8 * f0 * (d[2] + e[2]), sum[3] = row8 * f1 * (d[3] + e[3]);
+    }
+    template <int T> static __device__ __forceinline__ void finish(float *) {}
+
+    struct Placed {
+        u32 limbs[LIMBS][2];
+        int exponent;
+    };
+    template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
+        float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+        for (int o = GROUP / 8; o > 0; o >>= 1)
+            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+        Placed p;
+        p.exponent = min(max((int)(__float_as_uint(most) >> 23) - 127 - 10, -100), 117);
+        const float down = __uint_as_float((u32)(127 - p.exponent) << 23);
+        v.x *= down, v.y *= down, v.z *= down, v.w *= down;
+        p.limbs[0][0] = f32_to_f16x2(v.x, v.y), p.limbs[0][1] = f32_to_f16x2(v.z, v.w);
+        if constexpr (LIMBS == 2) {
+            p.limbs[1][0] = rest_of_f16x2(v.x, v.y, p.limbs[0][0]);
+            p.limbs[1][1] = rest_of_f16x2(v.z, v.w, p.limbs[0][1]);
+        }
+        return p;
+    }
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *scales) {
+        const int i = 128 * chunk + 4 * (threadIdx.x & 31);
+#pragma unroll
+        for (int limb = 0; limb < LIMBS; limb++)
+            *(uint2 *)(x + limb * PLANE + 2 * i) = make_uint2(p.limbs[limb][0], p.limbs[limb][1]);
+        if (i % GROUP == 0)
+            ((float *)scales)[i / GROUP] = __uint_as_float((u32)(127 + p.exponent) << 23);
+    }
+};
+
+template <int K_, int GROUP_, int LIMBS_ = 2>
+struct W4Short : ShortVectors<K_, GROUP_, LIMBS_> {
+    static constexpr int K = K_, GROUP = GROUP_, UNITS = K / GROUP, UNIT_BYTES = 8 * GROUP + 64;
+    typedef W4Short<K, GROUP, 1> Coarser;
+    typedef ShortVectors<K, GROUP, LIMBS_> Vectors;
+
+    const u8 *at; // of the next unit to copy, this lane's first bytes
+    u32 ring, words, scales;
+
+    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
+        const u32 lane = threadIdx.x & 31;
+        at = weights + (row_block * UNITS + unit) * UNIT_BYTES + 16 * lane;
+        ring = keep(to + 16 * lane);
+        words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
+        scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
+    }
+    __device__ __forceinline__ void copy(u32 slot) {
+#pragma unroll
+        for (int i = 0; i < UNIT_BYTES; i += 512)
+            if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
+                copy_async_16(ring + slot + i, at + i);
+        at += UNIT_BYTES;
+    }
+    template <int T>
+    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+        const W4Scales z(load_shared_8(scales + slot));
+        float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i += 2) {
+            u32 a[4], b[4];
+            uint4 q;
+            if (GROUP == 32) {
+                const uint2 v = load_shared_8(words + slot);
+                q.x = v.x, q.y = v.y;
+            } else {
+                q = load_shared_16(words + slot + 256 * i);
+            }
+            w4_to_f16x2(q.x, z.low, z.high, a);
+            w4_to_f16x2(q.y, z.low, z.high, b);
+            Vectors::step(unit * (GROUP / 32) + i, a, b, d, e);
+            if (GROUP == 32) continue;
+            w4_to_f16x2(q.z, z.low, z.high, a);
+            w4_to_f16x2(q.w, z.low, z.high, b);
+            Vectors::step(unit * (GROUP / 32) + i + 1, a, b, d, e);
+        }
+        Vectors::scale(unit, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
+    }
+};
+
+// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 32 columns.
+template <int K_, int LIMBS_ = 2> struct F16Short : ShortVectors<K_, 32, LIMBS_> {
+    static constexpr int K = K_, GROUP = 32, UNITS = K / GROUP, UNIT_BYTES = 32 * GROUP;
+    typedef F16Short<K, 1> Coarser;
+    typedef ShortVectors<K, 32, LIMBS_> Vectors;
+
+    const u8 *at; // this lane's bytes of the next unit
+    u32 own;
+    int left; // units to copy until the row block ends
+
+    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
+        const u32 lane = threadIdx.x & 31;
+        at = weights + ((row_block * 16 + (lane >> 2)) * K + unit * GROUP + 8 * (lane & 3)) * 2;
+        own = keep(to + 16 * lane);
+        left = UNITS - unit;
+    }
+    __device__ __forceinline__ void copy(u32 slot) {
+        copy_async_16(own + slot, at);
+        copy_async_16(own + slot + 512, at + 16LL * K);
+        at += 2 * GROUP;
+        if (--left == 0) left = UNITS, at += 15LL * 2 * K; // the next row block
+    }
+    template <int T>
+    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+        const uint4 r0 = load_shared_16(own + slot), r8 = load_shared_16(own + slot + 512);
+        const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, b[4] = {r0.z, r8.z, r0.w, r8.w};
+        float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+        Vectors::step(unit, a, b, d, e);
+        Vectors::scale(unit, 1, 1, d, e, sum);
+    }
+};
+
+#endif // TC_PRODUCT_SHORT
