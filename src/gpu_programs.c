@@ -122,15 +122,15 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
     tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
                    i, matrix->rows, how[role].side, how[role].in, how[role].out);
     if (kinds->kind[role][i].type == TC__W4)
-        tc__buf_printf(text, "typedef W4Short<%zu, %u> few_%s_%d_matrix;\n", matrix->columns,
-                       (unsigned)kinds->kind[role][i].group_size, name, i);
+        tc__buf_printf(text, "typedef EachPick<W4Short<%zu, %u>, ", matrix->columns,
+                       (unsigned)kinds->kind[role][i].group_size);
     else
-        tc__buf_printf(text, "typedef F16Short<%zu> few_%s_%d_matrix;\n", matrix->columns, name, i);
+        tc__buf_printf(text, "typedef EachPick<F16Short<%zu>, ", matrix->columns);
+    tc__buf_printf(text, "%s_%d_matrix, %zu> few_%s_%d_each;\n", name, i, matrix->rows, name, i);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_matrix, %zu, "
-                   "(EachPick<few_%s_%d_matrix, %zu>::T), 0, %s, %s)\n",
-                   name, i, name, i, matrix->rows, name, i, matrix->rows, how[role].in,
-                   how[role].out);
+                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, 0, "
+                   "%s, %s)\n",
+                   name, i, name, i, matrix->rows, name, i, how[role].in, how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -142,7 +142,7 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
         for (int i = 0; i < kinds->count[role]; i++) programs_decode(weights, kinds, role, i, text);
     tc__buf_printf(text,
                    "typedef F16<%zu> head_matrix;\n"
-                   "typedef EachPick<head_matrix, %zu> each_pick;\n",
+                   "typedef EachPick<head_matrix, head_matrix, %zu> each_pick;\n",
                    head->columns, head->rows);
     tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
                    head->rows, norm);

@@ -86,7 +86,7 @@ struct Case {
 
     Case(int pos, int tokens, int splits)
         : pos(pos), tokens(tokens), splits(splits), ctx(pos + tokens + 37),
-          qkv((size_t)tokens * QKV_ROWS), out(HEADS * HEAD_DIM, NAN), scale((size_t)tokens),
+          qkv((size_t)tokens * QKV_ROWS), out((size_t)tokens * HEADS * HEAD_DIM, NAN), scale((size_t)tokens),
           k((size_t)KV_HEADS * ctx * HEAD_DIM, 0x7e00), v(k), q((size_t)tokens * HEADS * HEAD_DIM),
           operand((size_t)(tokens + 127) / 128 * operand_slices(HEADS * HEAD_DIM) * 8192),
           parts((size_t)splits * max(tokens, 8) * HEADS * 8 * (HEAD_DIM + 2) / 4,
@@ -116,14 +116,16 @@ struct Case {
     }
     void prefill() {
         PrefillAttentionArgs args = {qkv.data(), q.data(), k.data(), v.data(), operand.data(),
-                                     scale.data(), parts_at(), &state, head(), ctx, tokens, splits};
+                                     as_vectors() ? out.data() : nullptr, scale.data(), parts_at(),
+                                     &state, head(), ctx, tokens, splits};
         const int tiles = (tokens + PREFILL_QUERIES - 1) / PREFILL_QUERIES;
         launch(ROPE_PARTS, tokens, 256, [&] { rope_write(args); });
         launch(HEADS * splits, tiles, PREFILL_THREADS, [&] { attention_prefill(args); });
         if (splits > 1) launch((tokens * HEADS + 7) / 8, 1, 256, [&] { attention_merge(args); });
     }
+    bool as_vectors() const { return tokens <= 8; } /* as a prefill of few tokens asks for */
     double result(bool prefill, int t, int head, int i) {
-        if (!prefill) return out[head * HEAD_DIM + i];
+        if (!prefill || as_vectors()) return out[((size_t)t * HEADS + head) * HEAD_DIM + i];
         return f16_to_f32(*operand_at(operand.data(), HEADS * HEAD_DIM, t, head * HEAD_DIM + i));
     }
     /* Numbers of the cache that are wrong; all others must be as they were. */

@@ -495,23 +495,34 @@ struct PrefillAttentionArgs {
 };
 
 constexpr int ROPE_VECTORS = HEADS + 2 * KV_HEADS; // queries, keys and values of a token
-constexpr int ROPE_PARTS = (ROPE_VECTORS + 23) / 24;
+constexpr int ROPE_EACH = 3;                       // of a warp
+constexpr int ROPE_PARTS = (ROPE_VECTORS + 8 * ROPE_EACH - 1) / (8 * ROPE_EACH);
 
-// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. Launch:
-// (ROPE_PARTS, tokens) blocks of 256 threads. Bytes moved: 6 for each number of qkv.
+// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. The position was
+// there before the first kernel of the prefill. Launch: (ROPE_PARTS, tokens) blocks of 256 threads.
+// Bytes moved: 6 for each number of qkv.
 __device__ __forceinline__ void rope_write(const PrefillAttentionArgs &args) {
+    __shared__ __align__(16) float2 angles[HALF];
+    const int t = blockIdx.y, lane = threadIdx.x & 31;
+    const int pos = (int)load_u32_l2((const u32 *)&args.state->pos) + t;
+    const int first = blockIdx.x * 8 + (threadIdx.x >> 5);
+    const float *in = args.qkv + (i64)t * QKV_ROWS;
+    rope_angles(args.head.turns, pos, angles);
     wait_for_previous();
     launch_dependents();
-    __shared__ __align__(16) float2 angles[HALF];
-    const int t = blockIdx.y, pos = args.state->pos + t, lane = threadIdx.x & 31;
-    const float *in = args.qkv + (i64)t * QKV_ROWS;
     if (blockIdx.x == 0 && threadIdx.x == 0) args.scale[t] = 1;
-    rope_angles(args.head.turns, pos, angles);
+    HeadVector vectors[ROPE_EACH];
+#pragma unroll
+    for (int i = 0; i < ROPE_EACH; i++)
+        if (first + i * ROPE_PARTS * 8 < ROPE_VECTORS)
+            vectors[i].load(in + (first + i * ROPE_PARTS * 8) * HEAD_DIM, lane);
     __syncthreads();
-    for (int h = blockIdx.x * 8 + (threadIdx.x >> 5); h < ROPE_VECTORS; h += ROPE_PARTS * 8) {
+#pragma unroll
+    for (int i = 0; i < ROPE_EACH; i++) {
+        const int h = first + i * ROPE_PARTS * 8;
+        if (h >= ROPE_VECTORS) break;
         const bool query = h < HEADS, key = !query && h < HEADS + KV_HEADS;
-        HeadVector x;
-        x.load(in + h * HEAD_DIM, lane);
+        HeadVector &x = vectors[i];
         if constexpr (QK_NORM)
             if (query || key) x.norm(query ? args.head.q_norm : args.head.k_norm, lane);
         if constexpr (!ALIBI)

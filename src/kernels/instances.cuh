@@ -65,10 +65,12 @@ template <class M, int ROWS, int T, int SIDE> struct DecodePick {
     extern "C" __device__ int name##_launch[4] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
                                                   name##_pick::SMEM, T};
 
-// As many vectors at once, up to 8, as shared memory holds beside rings of two units.
-template <class M, int ROWS> struct EachPick {
+// Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
+// no room for two, one by one with the matrix One.
+template <class M, class One, int ROWS> struct EachPick {
     template <int T> static constexpr bool HOLDS = DecodePick<M, ROWS, T, 0>::RING >= 2;
-    static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : 2;
+    static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
+    typedef typename Choose<(T > 1), M, One>::type Matrix;
 };
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
@@ -114,14 +116,22 @@ template <class M, int ROWS, int SIZE, int OUT> struct WgmmaProduct {
     }
 };
 
-// The columns are split where that leaves the fullest SM less to do.
+// The columns are split so that the blocks that follow each other in one place have least to do.
 template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
-    static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8;
-    template <int S> static constexpr int LOAD = (TILES * S + SM_COUNT - 1) / SM_COUNT * (12 / S);
-    static constexpr int SPLITS = M::K < 1024 || (LOAD<1> <= LOAD<2> && LOAD<1> <= LOAD<4>) ? 1
-                                  : LOAD<2> <= LOAD<4>                                      ? 2
-                                                                                            : 4;
     static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = LIMBS == 2 ? 1 : 2;
+    static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8, PAIRS = M::K / 128;
+    // In eighths of what 128 columns take; to begin and to end takes as long as three of them.
+    static __device__ constexpr int load(int splits) {
+        const int places = PER_SM * SM_COUNT;
+        return (TILES * splits + places - 1) / places * (8 * PAIRS / splits + 24);
+    }
+    static __device__ constexpr int best() {
+        int splits = 1;
+        for (int s = 2; s <= 8 && 2 * s <= PAIRS; s++)
+            if (load(s) < load(splits)) splits = s;
+        return splits;
+    }
+    static constexpr int SPLITS = best();
     static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = SPLITS;
     static constexpr int SMEM = FewShape<M, TOKENS, LIMBS>::SMEM, BLOCKS = TILES * SPLITS;
     static constexpr bool WALKS = false;

@@ -371,7 +371,8 @@ __device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKEN
 template <int ROWS, int TOKENS, int SPLITS, int OUT>
 __device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room,
                                         const float (&acc)[TOKENS / 2], int block, int token) {
-    constexpr int COLUMNS = TOKENS / 8, PARTS = COLUMNS < SPLITS ? COLUMNS : SPLITS;
+    constexpr int COLUMNS = TOKENS / 8; // of eight tokens
+    constexpr int PARTS = SPLITS >= COLUMNS ? COLUMNS : SPLITS >= 4 ? 4 : 2;
     constexpr int PART = COLUMNS / PARTS;
     static_assert(COLUMNS % PARTS == 0, "equal parts");
     const int thread = threadIdx.x - 128, rank = blockIdx.x % SPLITS;
