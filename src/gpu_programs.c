@@ -128,9 +128,10 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
         tc__buf_printf(text, "typedef EachPick<F16Short<%zu>, ", matrix->columns);
     tc__buf_printf(text, "%s_%d_matrix, %zu> few_%s_%d_each;\n", name, i, matrix->rows, name, i);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, 0, "
+                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, %d, "
                    "%s, %s)\n",
-                   name, i, name, i, matrix->rows, name, i, how[role].in, how[role].out);
+                   name, i, name, i, matrix->rows, name, i, how[role].side, how[role].in,
+                   how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,

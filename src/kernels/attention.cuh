@@ -721,9 +721,9 @@ __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &ar
     const int head = blockIdx.x % HEADS, split = blockIdx.x / HEADS, kv = head / GROUP_HEADS;
     const int first = (gridDim.y - 1 - blockIdx.y) * PREFILL_QUERIES; // the longest start first
     const int warp_first = first + warp * 16 * ROW_TILES;
+    const int pos = warp_uniform((int)load_u32_l2((const u32 *)&args.state->pos));
     wait_for_previous();
     launch_dependents();
-    const int pos = warp_uniform(args.state->pos);
     const int keys = pos + min(first + PREFILL_QUERIES, args.tokens);
     const int tiles = (keys + PREFILL_KEYS - 1) / PREFILL_KEYS;
     const int begin = tiles * split / args.splits * PREFILL_KEYS;
@@ -741,13 +741,21 @@ __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &ar
         HEADS * HEAD_DIM, args.tokens - first, place.row);
     copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + K_TILE, args.k + from, HEAD_DIM, left, place.row);
     copy_async_commit();
+    copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left, place.row);
+    copy_async_commit();
     PrefillSoftmax softmax;
     softmax.clear();
+    bool first_tile = true; // its values are on their way
     while (left > 0) {
-        copy_async_wait<0>();
+        if (first_tile)
+            copy_async_wait<1>();
+        else
+            copy_async_wait<0>();
         __syncthreads(); // the keys are there, and nobody reads the last values any more
-        copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left,
-                                                 place.row);
+        if (!first_tile)
+            copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left,
+                                                     place.row);
+        first_tile = false;
         copy_async_commit();
         float s[ROW_TILES][PREFILL_KEYS / 8][4];
         const bool seen = past < 16 * ROW_TILES; // by any query of this warp
