@@ -118,7 +118,7 @@ template <class M, int ROWS, int SIZE, int OUT> struct WgmmaProduct {
 
 // The columns are split so that the blocks that follow each other in one place have least to do.
 template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
-    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = LIMBS == 2 ? 1 : 2;
+    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = 2;
     static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8, PAIRS = M::K / 128;
     // In eighths of what 128 columns take; to begin and to end takes as long as three of them.
     static __device__ constexpr int load(int splits) {

@@ -459,8 +459,14 @@ template <int N> inline void emulated_wgmma(float (&d)[N / 2], const u32 *a, u64
         }
     }
 }
-inline void wgmma_64x16x16(float (&d)[8], const u32 *a, u64 b) { emulated_wgmma<16>(d, a, b); }
-inline void wgmma_64x64x16(float (&d)[32], const u32 *a, u64 b) { emulated_wgmma<64>(d, a, b); }
+template <int ADD = 1> inline void wgmma_64x16x16(float (&d)[8], const u32 *a, u64 b) {
+    for (int i = 0; i < 8 && !ADD; i++) d[i] = 0;
+    emulated_wgmma<16>(d, a, b);
+}
+template <int ADD = 1> inline void wgmma_64x64x16(float (&d)[32], const u32 *a, u64 b) {
+    for (int i = 0; i < 32 && !ADD; i++) d[i] = 0;
+    emulated_wgmma<64>(d, a, b);
+}
 inline void wgmma_64x128x16(float (&d)[64], const u32 *a, u64 b) { emulated_wgmma<128>(d, a, b); }
 inline void wgmma_64x256x16(float (&d)[128], const u32 *a, u64 b) { emulated_wgmma<256>(d, a, b); }
 
