@@ -114,6 +114,17 @@ __device__ __forceinline__ u32 load_u32_l2(const u32 *p) {
     return v;
 }
 
+// Host memory that the GPU can reach, past all caches.
+__device__ __forceinline__ u32 load_u32_host(const u32 *p) {
+    u32 v;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void store_u32_host(u32 *p, u32 v) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
 __device__ __forceinline__ u32 shared_address(const void *p) {
     return (u32)__cvta_generic_to_shared(p);
 }

@@ -213,11 +213,12 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     }
 };
 
-// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 32 columns. A vector in
-// shared memory is two planes: its numbers rounded to binary16, and what that leaves out; a scale
-// per 32 columns brings the largest to 2^10 .. 2^11, far from both ends of binary16.
+// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 64 columns, whole lines of
+// the cache, or 32 columns where 64 does not divide. A vector in shared memory is two planes: its
+// numbers rounded to binary16, and what that leaves out; a scale per unit's columns brings the
+// largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
-    static constexpr int K = K_, GROUP = 32, DIGITS = 2;
+    static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2;
     static constexpr int UNITS = K / GROUP;
     static constexpr int UNIT_BYTES = 32 * GROUP;
     typedef F16<K> Coarser;
@@ -248,21 +249,28 @@ template <int K_> struct F16 {
             keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
     }
     __device__ __forceinline__ void copy(u32 slot) const {
-        copy_async_16(own + slot, at);
-        copy_async_16(own + slot + 512, at + 16LL * K);
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i++) {
+            copy_async_16(own + slot + 1024 * i, at + 64 * i);
+            copy_async_16(own + slot + 1024 * i + 512, at + 64 * i + 16LL * K);
+        }
     }
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        const uint4 r0 = load_shared_16(own + slot), r8 = load_shared_16(own + slot + 512);
-        const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
-        const uint4 b = load_shared_16(x + 2 * GROUP * unit);
-        mma_16x8x16(d, a, b.x, b.y);
-        mma_16x8x16(e, c, b.z, b.w);
-        if (T > 1) {
-            const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit);
-            mma_16x8x16(d, a, rest.x, rest.y);
-            mma_16x8x16(e, c, rest.z, rest.w);
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i++) {
+            const uint4 r0 = load_shared_16(own + slot + 1024 * i);
+            const uint4 r8 = load_shared_16(own + slot + 1024 * i + 512);
+            const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
+            const uint4 b = load_shared_16(x + 2 * GROUP * unit + 64 * i);
+            mma_16x8x16(d, a, b.x, b.y);
+            mma_16x8x16(e, c, b.z, b.w);
+            if (T > 1) {
+                const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit + 64 * i);
+                mma_16x8x16(d, a, rest.x, rest.y);
+                mma_16x8x16(e, c, rest.z, rest.w);
+            }
         }
         const float f0 = load_shared_f32(scale0 + 4 * unit);
         if (T == 1) {

@@ -319,6 +319,9 @@ TEST(products_of_decode) {
     check_decode<W4<224, 32>, 96, 1, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 1);
     check_decode<F16<352>, 80, 1, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 1);
     check_decode<F16<352>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
+    check_decode<F16<320>, 80, 1, 16, 4, 5, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
+    check_decode<F16<2176>, 80, 2, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 2);
+    check_decode<W4<2176, 128>, 384, 1, 16, 4, 1, IN_RMS, OUT_QKV>("g128, one block", 128, 1);
 }
 
 TEST_MAIN(RUN(portable_products) RUN(products_for_few_tokens) RUN(products_for_many_tokens)
