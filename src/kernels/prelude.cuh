@@ -135,9 +135,24 @@ __device__ __forceinline__ u32 keep(u32 v) {
     return v;
 }
 
+// Brings the 16 bytes and what lies around them into L2.
+__device__ __forceinline__ void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 // Starts a copy of 16 bytes from global to shared memory (both 16-byte aligned), past L1.
 __device__ __forceinline__ void copy_async_16(u32 shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// The same; the memory may read the whole 128 or 256 bytes around them at once, for copies to come.
+__device__ __forceinline__ void copy_async_16_of_128(u32 shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_async_16_of_256(u32 shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+                 : "memory");
 }
 
 // 16 bytes, or 16 zero bytes when `valid` is false (then nothing is read).

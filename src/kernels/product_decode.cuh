@@ -89,7 +89,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 #pragma unroll
         for (int i = 0; i < UNIT_BYTES; i += 512)
             if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
-                copy_async_16(ring + slot + i, at + i);
+                copy_async_16_of_128(ring + slot + i, at + i);
     }
     // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
     template <int T>
@@ -251,8 +251,8 @@ template <int K_> struct F16 {
     __device__ __forceinline__ void copy(u32 slot) const {
 #pragma unroll
         for (int i = 0; i < GROUP / 32; i++) {
-            copy_async_16(own + slot + 1024 * i, at + 64 * i);
-            copy_async_16(own + slot + 1024 * i + 512, at + 64 * i + 16LL * K);
+            copy_async_16_of_256(own + slot + 1024 * i, at + 64 * i);
+            copy_async_16_of_256(own + slot + 1024 * i + 512, at + 64 * i + 16LL * K);
         }
     }
     template <int T>
@@ -371,7 +371,7 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct Prod
 
 // Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads of
 // a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
-// come before the wait as far as there are registers for them. RMSNorm's factor is left for the end;
+// come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left for the end;
 // LayerNorm is done here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
     typedef WarpShare<M, WARPS> Share;
@@ -385,8 +385,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
     // steps whose gamma and beta come early
-    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 3 ? 2 : STEPS;
-    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 3 ? STEPS : 0;
+    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 2 ? 2 : STEPS;
+    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 2 ? STEPS : 0;
 
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
@@ -396,10 +396,12 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     __device__ __forceinline__ void load_constants(const ProductArgs &args) {
 #pragma unroll
-        for (int k = 0; k < GAMMAS; k++) {
+        for (int k = 0; k < (EARLY ? STEPS : 0); k++) {
             const int i = column_of(Share::chunk_of(threadIdx.x >> 5, k));
-            gamma[k] = constant(args.gamma, i, 1);
+            if (k < GAMMAS) gamma[k] = constant(args.gamma, i, 1);
             if (k < BETAS) beta[k] = constant(args.beta, i, 0);
+            if (i < K && k >= GAMMAS) prefetch_l2(args.gamma + i);
+            if (i < K && k >= BETAS && args.beta) prefetch_l2(args.beta + i);
         }
     }
     // Columns that entry e of a token's moments stands for.
@@ -463,7 +465,6 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
 #pragma unroll 1
         for (int first = 0; first < STEPS; first += STRETCH) {
             float4 v[STRETCH];
-            typename M::Placed placed[STRETCH];
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, first + k, tokens);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
@@ -485,13 +486,9 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                            : k < BETAS    ? beta[k]
                                           : constant(args.beta, i, 0));
                 }
-                placed[k] = M::template prepare<T>(v[k]);
-            }
-#pragma unroll
-            for (int k = 0; k < STRETCH; k++) {
-                int t, chunk;
-                if (chunk_of(first + k, tokens, &t, &chunk) && inside(chunk))
-                    M::template store<T>(placed[k], chunk, x + t * L::X, infos + t * L::INFO);
+                const typename M::Placed placed = M::template prepare<T>(v[k]);
+                if (some && inside(chunk))
+                    M::template store<T>(placed, chunk, x + t * L::X, infos + t * L::INFO);
             }
         }
         if (T == 1 && IN == IN_RMS) {
