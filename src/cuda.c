@@ -7,6 +7,7 @@
 #include "backend.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <unistd.h>
 
@@ -19,8 +20,10 @@
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
+#define CUDA_NO_TOKEN INT_MIN   /* host_token while the choice is not made */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SHORT 8            /* tokens of a prompt that goes the way of decode, at most */
+#define CUDA_FEW_KEYS 256       /* up to these each token of a few has its own blocks of attention */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
@@ -69,17 +72,25 @@ typedef struct cuda_device {
     const cuda_programs *programs; /* of the modules; only while kernels are looked up */
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
-    cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
-    cuda_kernel attention_parts;
+    cuda_kernel embed, embed_all, head, head_each, attention, attention_few, rope;
+    cuda_kernel attention_prefill, attention_parts, sample;
     cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
+
+/* Of one draw, in host memory (src/kernels/sample.cuh). */
+typedef struct cuda_sample_settings {
+    double u;
+    int row, window, top_k;
+    float temperature, top_p, min_p, penalty;
+    int pad;
+} cuda_sample_settings;
 
 typedef struct cuda_cache {
     cuda_device *device;
     int ctx, chunk; /* positions; tokens of one piece of a prefill */
     tc__cu_stream stream;
-    tc__cu_event sampled;
-    tc__cu_graph_exec token[2]; /* one token; its logits go to row 0 or to row 1 */
+    /* One token, given or sampled from the logits before it; its logits go to row 0 or to row 1. */
+    tc__cu_graph_exec token[2], sampled[2];
     tc__cu_ptr memory;
     size_t memory_bytes;
     /* parts of `memory` */
@@ -92,6 +103,7 @@ typedef struct cuda_cache {
     tc__cu_ptr wide_q, wide_qkv;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
+    cuda_sample_settings *host_settings; /* pinned */
     int next;           /* the device's State.next */
     bool ahead;         /* the evaluation of the sampled token runs already, into the other row */
     int ahead_pos;
@@ -153,10 +165,8 @@ typedef struct cuda_fill_args {
 } cuda_fill_args;
 
 typedef struct cuda_sample_args {
-    tc__cu_ptr logits, keys, segments, arrived, ids, state, host;
-    int window, ctx, top_k;
-    float temperature, top_p, min_p, penalty;
-    double u;
+    tc__cu_ptr logits, keys, segments, arrived, ids, state, settings, host, table, x;
+    int ctx;
 } cuda_sample_args;
 
 /* ---- the device ---- */
@@ -291,6 +301,7 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"head", CUDA_DECODE, &device->head},
         {"head_each", CUDA_DECODE, &device->head_each},
         {"attention", CUDA_DECODE, &device->attention},
+        {"attention_few", CUDA_DECODE, &device->attention_few},
         {"sample_token", CUDA_DECODE, &device->sample},
         {"widen", CUDA_DECODE, &device->widen},
         {"read_loop", CUDA_DECODE, &device->read_loop},
@@ -898,13 +909,15 @@ static void cuda_cache_close(tc__cache *handle) {
     tc__cu *cu = &cache->device->cu;
     cuda_enter(cache->device);
     if (cache->stream) cu->stream_wait(cache->stream);
-    for (int row = 0; row < 2; row++)
+    for (int row = 0; row < 2; row++) {
         if (cache->token[row]) cu->graph_exec_destroy(cache->token[row]);
-    if (cache->sampled) cu->event_destroy(cache->sampled);
+        if (cache->sampled[row]) cu->graph_exec_destroy(cache->sampled[row]);
+    }
     if (cache->stream) cu->stream_destroy(cache->stream);
     if (cache->memory) cu->release(cache->memory);
     if (cache->host_logits) cu->host_release(cache->host_logits);
     if (cache->host_token) cu->host_release(cache->host_token);
+    if (cache->host_settings) cu->host_release(cache->host_settings);
     cuda_leave(cache->device);
     free(cache);
 }
@@ -955,7 +968,7 @@ static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *l
 typedef struct cuda_vectors {
     tc__cu_ptr x, qkv, attention, act;
     int tokens;
-    size_t pos; /* of the first; with one token the device knows it */
+    size_t pos; /* of the first; of one token 0: the device knows it */
 } cuda_vectors;
 
 static tc__cu_ptr cuda_keys(const cuda_cache *cache, uint32_t l, tc__cu_ptr *values) {
@@ -966,14 +979,20 @@ static tc__cu_ptr cuda_keys(const cuda_cache *cache, uint32_t l, tc__cu_ptr *val
     return cache->kv + l * bytes;
 }
 
-static tc__cu_result cuda_attend_one(cuda_cache *cache, uint32_t l) {
+/* One token, or a few behind few keys. */
+static tc__cu_result cuda_attend_few(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
-    cuda_decode_attention_args args = {cache->qkv,   0, 0, cache->attention, cache->parts,
-                                       cache->arrived, cache->state,
-                                       cuda_head_of(device, &device->weights->layers[l]),
-                                       cache->ctx};
+    const cuda_kernel *one = &device->attention, *few = &device->attention_few;
+    cuda_decode_attention_args args = {
+        v->qkv,         0,
+        0,              v->attention,
+        cache->parts,   cache->arrived,
+        cache->state,   cuda_head_of(device, &device->weights->layers[l]),
+        cache->ctx};
     args.k = cuda_keys(cache, l, &args.v);
-    return cuda_launch(device, &device->attention, 0, device->splits, &args, cache->stream, true);
+    if (v->tokens == 1)
+        return cuda_launch(device, one, 0, device->splits, &args, cache->stream, true);
+    return cuda_launch(device, few, few->grid * v->tokens, 1, &args, cache->stream, true);
 }
 
 /* Into how many parts blocks share a prefill's keys: as many as bring two blocks to every SM, have
@@ -1041,37 +1060,62 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_
     if (!result && arch->parallel)
         result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
     if (!result)
-        result = v->tokens == 1 ? cuda_attend_one(cache, l)
-                                : cuda_attend_many(cache, l, v->tokens, v->pos, v->attention);
+        result = v->pos + (size_t)v->tokens <= CUDA_FEW_KEYS
+                     ? cuda_attend_few(cache, l, v)
+                     : cuda_attend_many(cache, l, v->tokens, v->pos, v->attention);
     if (!result) result = cuda_product_decode(cache, TC__O, layer->o, o, v->tokens);
     if (!result && !arch->parallel)
         result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
     return result ? result : cuda_product_decode(cache, TC__DOWN, layer->down, down, v->tokens);
 }
 
-/* The launches of one token: the token at ids[state.next], its logits into a row. */
-static tc__cu_result cuda_token(cuda_cache *cache, int row) {
+/* The choice of a token by cache->host_settings. `begin`: and the first step of its evaluation. */
+static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
+    cuda_device *device = cache->device;
+    tc__cu *cu = &device->cu;
+    cuda_sample_args args = {cache->logits,
+                             cache->keys,
+                             cache->segments,
+                             cache->sample_arrived,
+                             cache->ids,
+                             cache->state,
+                             0,
+                             0,
+                             begin ? cuda_tensor(device, device->weights->embed) : 0,
+                             cache->x,
+                             cache->ctx};
+    tc__cu_result result = cu->host_device_pointer(&args.settings, cache->host_settings, 0);
+    if (!result) result = cu->host_device_pointer(&args.host, cache->host_token, 0);
+    return result ? result : cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
+}
+
+/* The launches of one token, that at ids[state.next] or (`sampled`) one that is chosen first; its
+ * logits into a row. */
+static tc__cu_result cuda_token(cuda_cache *cache, int row, bool sampled) {
     cuda_device *device = cache->device;
     cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
                              cache->x, 1};
     const cuda_vectors vectors = {cache->x, cache->qkv, cache->attention, cache->act, 1, 0};
-    tc__cu_result result = cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
+    tc__cu_result result =
+        sampled ? cuda_choose(cache, true)
+                : cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
     for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++)
         result = cuda_token_layer(cache, l, &vectors);
     return result ? result : cuda_head(cache, &device->head, cache->x, 1, row, true);
 }
 
 /* Records one token's launches as a graph. */
-static int cuda_record(cuda_cache *cache, int row, tc_error *err) {
+static int cuda_record(cuda_cache *cache, int row, bool sampled, tc_error *err) {
     tc__cu *cu = &cache->device->cu;
     tc__cu_graph graph = NULL;
     tc__cu_result result = cu->capture_begin(cache->stream, 1 /* thread-local */);
     if (!result) {
-        result = cuda_token(cache, row);
+        result = cuda_token(cache, row, sampled);
         tc__cu_result end = cu->capture_end(cache->stream, &graph);
         if (!result) result = end;
     }
-    if (!result) result = cu->graph_instantiate(&cache->token[row], graph, 0);
+    tc__cu_graph_exec *exec = sampled ? &cache->sampled[row] : &cache->token[row];
+    if (!result) result = cu->graph_instantiate(exec, graph, 0);
     if (graph) cu->graph_destroy(graph);
     return tc__cu_check(cu, result, "recording a token's kernels", err);
 }
@@ -1093,10 +1137,14 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
     if (!result) result = cu->host_allocate((void **)&cache->host_logits, logits, 0);
     if (!result) result = cu->host_allocate((void **)&cache->host_token, sizeof(int), 0);
     if (!result) result = cu->stream_create(&cache->stream, 1 /* does not wait for stream 0 */);
-    if (!result) result = cu->event_create(&cache->sampled, 2 /* no timing */);
+    if (!result)
+        result = cu->host_allocate((void **)&cache->host_settings, sizeof *cache->host_settings, 0);
     if (!result) result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
     int code = tc__cu_check(cu, result, "allocating the KV cache and workspace", err);
-    for (int row = 0; row < 2 && !code; row++) code = cuda_record(cache, row, err);
+    for (int row = 0; row < 2 && !code; row++) {
+        code = cuda_record(cache, row, false, err);
+        if (!code) code = cuda_record(cache, row, true, err);
+    }
     cuda_leave(device);
     if (code) {
         cuda_cache_close((tc__cache *)cache);
@@ -1349,6 +1397,20 @@ static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos
 
 /* ---- sampling ---- */
 
+/* Waits for the choice, which stands amid a graph: it comes through host memory. */
+static tc__cu_result cuda_chosen(const cuda_cache *cache, int *token) {
+    volatile const int *chosen = cache->host_token;
+    for (unsigned spins = 1;; spins++) {
+        *token = *chosen;
+        if (*token != CUDA_NO_TOKEN) return TC_OK;
+        if (spins % 65536) continue; /* now and then, whether the GPU still works on it */
+        tc__cu_result result = cache->device->cu.stream_query(cache->stream);
+        *token = *chosen;
+        if (result != TC__CU_NOT_READY && (result || *token == CUDA_NO_TOKEN))
+            return result ? result : TC__CU_UNKNOWN;
+    }
+}
+
 /* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on while
  * the host looks at the token. An evaluation that nobody asks for is overwritten later. */
 static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int32_t *context,
@@ -1356,38 +1418,26 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     cuda_cache *cache = (cuda_cache *)handle;
     cuda_device *device = cache->device;
     tc__cu *cu = &device->cu;
-    size_t row = 4 * (size_t)cache->logits_row * device->weights->arch.vocab_size;
-    cuda_sample_args args = {cache->logits + row,
-                             cache->keys,
-                             cache->segments,
-                             cache->sample_arrived,
-                             cache->ids,
-                             cache->state,
-                             0,
-                             (int)n_context,
-                             cache->ctx,
-                             sampling->top_k,
-                             sampling->temperature,
-                             sampling->top_p,
-                             sampling->min_p,
-                             sampling->repeat_penalty,
-                             u};
+    tc__cu_result result = TC_OK;
+    int token = CUDA_NO_TOKEN;
     (void)context; /* the device holds the same ids */
     cuda_enter(device);
-    tc__cu_result result = cu->host_device_pointer(&args.host, cache->host_token, 0);
-    if (!result && cache->ahead) { /* a second draw from the same logits: start over behind them */
+    if (cache->ahead) { /* a second draw from the same logits: start over behind them */
         cuda_state state = {cache->ahead_pos, cache->ahead_pos, 0, 0};
         result = cu->copy_to_device(cache->state, &state, sizeof state, cache->stream);
         cache->next = cache->ahead_pos;
     }
-    if (!result) result = cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
-    if (!result) result = cu->event_record(cache->sampled, cache->stream);
-    bool ahead = !result && cache->next < cache->ctx;
-    if (ahead) result = cu->graph_launch(cache->token[cuda_other_row(cache)], cache->stream);
-    if (!result) result = cu->event_wait(cache->sampled);
+    *cache->host_settings = (cuda_sample_settings){
+        u, cache->logits_row, (int)n_context, sampling->top_k, sampling->temperature,
+        sampling->top_p, sampling->min_p, sampling->repeat_penalty, 0};
+    *cache->host_token = CUDA_NO_TOKEN;
+    bool ahead = cache->next < cache->ctx;
+    if (!result && ahead)
+        result = cu->graph_launch(cache->sampled[cuda_other_row(cache)], cache->stream);
+    if (!result && !ahead) result = cuda_choose(cache, false);
+    if (!result) result = cuda_chosen(cache, &token);
     cuda_leave(device);
     if (result) return tc__cu_check(cu, result, "sampling", err);
-    int token = *(volatile int *)cache->host_token;
     cache->ahead = ahead;
     cache->ahead_pos = cache->next;
     cache->ahead_id = token;

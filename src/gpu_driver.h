@@ -41,6 +41,7 @@ enum { /* numbers of the driver's enumerations */
        TC__CU_NO_DEVICE = 100,
        TC__CU_DRIVER_MISMATCH = 803,
        TC__CU_NOT_READY = 600,
+       TC__CU_UNKNOWN = 999,
        TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
        TC__CU_ATTRIBUTE_SM_COUNT = 16,
        TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
@@ -86,6 +87,7 @@ enum { /* numbers of the driver's enumerations */
     F(stream_create, "cuStreamCreate", (tc__cu_stream * stream, unsigned flags))                   \
     F(stream_destroy, "cuStreamDestroy_v2", (tc__cu_stream stream))                                \
     F(stream_wait, "cuStreamSynchronize", (tc__cu_stream stream))                                  \
+    F(stream_query, "cuStreamQuery", (tc__cu_stream stream))                                       \
     F(stream_attach, "cuStreamAttachMemAsync",                                                     \
       (tc__cu_stream stream, tc__cu_ptr pointer, size_t bytes, unsigned flags))                    \
     F(event_create, "cuEventCreate", (tc__cu_event * event, unsigned flags))                       \

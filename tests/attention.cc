@@ -91,7 +91,7 @@ struct Case {
           operand((size_t)(tokens + 127) / 128 * operand_slices(HEADS * HEAD_DIM) * 8192),
           parts((size_t)splits * max(tokens, 8) * HEADS * 8 * (HEAD_DIM + 2) / 4,
                 float4{NAN, NAN, NAN, NAN}),
-          arrived(KV_HEADS * HEAD_TILES), state{pos, pos, 0, 0} {
+          arrived(KV_HEADS * HEAD_TILES * 8), state{pos, pos, 0, 0} {
         for (float &x : qkv) x = (float)(1.5 * normal());
         for (int kv = 0; kv < KV_HEADS; kv++)
             for (int i = 0; i < pos * HEAD_DIM; i++) {
@@ -112,7 +112,13 @@ struct Case {
     void decode() {
         DecodeAttentionArgs args = {qkv.data(), k.data(), v.data(), out.data(), parts_at(),
                                     arrived.data(), &state, head(), ctx};
-        launch(KV_HEADS * HEAD_TILES, splits, DECODE_THREADS, [&] { attention_decode(args); });
+        launch(KV_HEADS * HEAD_TILES, splits, DECODE_THREADS, [&] { attention_decode<1>(args); });
+    }
+    void few() {
+        DecodeAttentionArgs args = {qkv.data(), k.data(), v.data(), out.data(), parts_at(),
+                                    arrived.data(), &state, head(), ctx};
+        launch(KV_HEADS * HEAD_TILES * tokens, 1, DECODE_THREADS,
+               [&] { attention_decode<FEW_TOKENS>(args); });
     }
     void prefill() {
         PrefillAttentionArgs args = {qkv.data(), q.data(), k.data(), v.data(), operand.data(),
@@ -168,6 +174,8 @@ static void check(bool prefill, int pos, int tokens, int splits) {
     const std::vector<u16> k_before = c.k, v_before = c.v;
     if (prefill)
         c.prefill();
+    else if (tokens > 1)
+        c.few();
     else
         c.decode();
     const int wrong = c.wrong_in_cache(k_before, v_before);
@@ -186,12 +194,14 @@ static void check(bool prefill, int pos, int tokens, int splits) {
 
 int main() {
     static const int decodes[][2] = {{0, 1}, {15, 2}, {16, 1}, {100, 4}, {270, 3}, {700, 5}};
+    static const int few[][2] = {{0, 8}, {13, 5}, {16, 2}, {15, 3}, {200, 7}, {30, 8}};
     static const int prefills[][3] = {{0, 1, 1},     {0, 49, 1},   {63, 2, 1},
                                       {120, 130, 1}, {500, 20, 2}, {300, 3, 4}};
     model_fill();
     for (int late = 0; late < 2; late++) {
         emulator.late = late;
         for (const int *at : decodes) check(false, at[0], 1, at[1]);
+        for (const int *at : few) check(false, at[0], at[1], 1);
         for (const int *at : prefills) check(true, at[0], at[1], at[2]);
     }
     printf("    heads %d:%d of %3d%s%s: decode %.1e, prefill %.1e\n", HEADS, KV_HEADS, HEAD_DIM,

@@ -127,12 +127,12 @@ __device__ __forceinline__ void copy_rows(u32 to, const u16 *from, int stride, i
             copy_async_16_or_zero(to + 2 * r * HEAD_STRIDE, from + r * stride, r < left);
 }
 
-// ---- decode: one token ----
+// ---- decode: one token, or a few at the beginning ----
 
 struct DecodeAttentionArgs {
-    const float *qkv; // [QKV_ROWS] before RoPE
+    const float *qkv; // [tokens][QKV_ROWS] before RoPE
     u16 *k, *v;       // this layer's cache
-    float *out;       // [HEADS * HEAD_DIM]
+    float *out;       // [tokens][HEADS * HEAD_DIM]
     float *parts;     // [KV_HEADS * HEAD_TILES][SPLITS][DECODE_PARTIAL]
     u32 *arrived;     // [KV_HEADS * HEAD_TILES], zero; left zero
     const State *state;
@@ -152,15 +152,19 @@ constexpr int DECODE_SMEM = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
 // head itself, beyond them a part has at least as many as its rings hold.
 constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
 
+// Tokens that one launch takes at most, and the new keys that a warp of it prepares at once.
+constexpr int FEW_TOKENS = 8, FEW_AT_ONCE = 4;
+
 // Up to 8 heads' queries as the A operand of mma: row r is head r's in binary16 and row r + 8 what
 // that leaves out, so scores see 22 bits of the queries at no cost.
-__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int first,
-                                               int heads, const float2 *angles,
+__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int token,
+                                               int first, int heads, const float2 *angles,
                                                u32 q[HEAD_DIM / 16][4]) {
     constexpr int N = HEAD_DIM / 8;
     const int lane = threadIdx.x & 31, at = 2 * (lane & 3);
     // rows without a head repeat the last one's; nobody reads their results
-    const float *in = args.qkv + (first + min(lane >> 2, heads - 1)) * HEAD_DIM + at;
+    const float *in =
+        args.qkv + token * QKV_ROWS + (first + min(lane >> 2, heads - 1)) * HEAD_DIM + at;
     float2 x[N];
 #pragma unroll
     for (int c = 0; c < N; c++) x[c] = load_float2_l2(in + 8 * c);
@@ -308,27 +312,41 @@ __device__ __forceinline__ void decode_add_parts(const float *parts, int n, int 
 
 // What a block's warps share beside the rings.
 struct DecodeShared {
-    float2 angles[HALF];
     float tops[DECODE_WARPS][8], sums[DECODE_WARPS][8];
     bool last; // of the blocks of a head tile
 };
 
-// The new token's key and value into their rows in shared memory and, once per KV head, the cache.
-// The zeros that were copied into these rows must have arrived.
-__device__ __forceinline__ void decode_new_key(const DecodeAttentionArgs &args, int kv, int pos,
-                                               bool write, const float2 *angles, u16 *k_row,
-                                               u16 *v_row) {
+// Keys and values of the new tokens at positions `from` to `last`, of which the first is `begin`,
+// into their rows in shared memory and, once per KV head, the last into the cache, if it is this
+// block's token `own`. rows: those of position `unit` and the 15 behind it. The zeros that were
+// copied there must have arrived.
+template <int AT_ONCE>
+__device__ __forceinline__ void decode_new_keys(const DecodeAttentionArgs &args, int kv, int begin,
+                                                int from, int last, int own, bool write,
+                                                const float2 *angles, u16 *rows, int unit) {
     const int lane = threadIdx.x & 31;
-    const float *in = args.qkv + (HEADS + kv) * HEAD_DIM;
-    const i64 at = ((i64)kv * args.ctx + pos) * HEAD_DIM;
-    HeadVector k, v;
-    k.load(in, lane);
-    v.load(in + KV_HEADS * HEAD_DIM, lane);
-    if constexpr (QK_NORM) k.norm(args.head.k_norm, lane);
-    if constexpr (!ALIBI) k.turn(angles, lane);
-    k.store(k_row, 1, lane);
-    v.store(v_row, 1, lane);
-    if (write) k.store(args.k + at, 1, lane), v.store(args.v + at, 1, lane);
+    for (int p = from; p <= last; p += AT_ONCE) {
+        HeadVector k[AT_ONCE], v[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int token = min(p + i, last) - begin;
+            const float *in = args.qkv + token * QKV_ROWS + (HEADS + kv) * HEAD_DIM;
+            k[i].load(in, lane);
+            v[i].load(in + KV_HEADS * HEAD_DIM, lane);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (p + i > last) break;
+            const i64 at = ((i64)kv * args.ctx + p + i) * HEAD_DIM;
+            u16 *row = rows + (p + i - unit) * HEAD_STRIDE;
+            if constexpr (QK_NORM) k[i].norm(args.head.k_norm, lane);
+            if constexpr (!ALIBI) k[i].turn(angles + (p + i - begin) * HALF, lane);
+            k[i].store(row, 1, lane);
+            v[i].store(row + DECODE_SLOT / 2, 1, lane);
+            if (write && p + i == own)
+                k[i].store(args.k + at, 1, lane), v[i].store(args.v + at, 1, lane);
+        }
+    }
 }
 
 // ALiBi, and the keys that do not exist yet; `past` is how far the unit's first key lies behind the
@@ -347,7 +365,8 @@ __device__ __forceinline__ void decode_mask(float s[2][2], int past, float slope
 // What the warps have to one, and what the blocks have: the last one to arrive adds it.
 __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
                                               const DecodeSoftmax &softmax, DecodeShared &shared,
-                                              float *rings, int first_head, int heads, int parts) {
+                                              float *rings, int token, int first_head, int heads,
+                                              int parts) {
     constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4; // a warp's [8][HEAD_DIM] in its ring
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float sum = softmax.sum;
@@ -363,7 +382,7 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
             shared.tops[warp][lane >> 2] = softmax.top, shared.sums[warp][lane >> 2] = sum;
     }
     __syncthreads();
-    float *out = args.out + first_head * HEAD_DIM;
+    float *out = args.out + (token * HEADS + first_head) * HEAD_DIM;
     float *tile_parts = args.parts + (i64)blockIdx.x * gridDim.y * DECODE_PARTIAL;
     float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
     for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
@@ -386,23 +405,28 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
     if (shared.last) decode_add_parts(tile_parts, parts, heads, out);
 }
 
-// RoPE, the KV write and attention of one token. A block takes up to 8 heads of one KV head and one
+// RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: each block of
+// them prepares all the new keys that it sees. A block takes up to 8 heads of one KV head of a token and one
 // part of the keys; its warps share the part's units, add what each has, and the block that arrives
 // last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of DECODE_THREADS, at
-// most one block per SM in all. Bytes moved: K and V up to the position once per HEAD_TILES.
+// most one block per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1). Bytes moved: K and V up to
+// the position once per HEAD_TILES.
+template <int TOKENS>
 __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
-    __shared__ __align__(16) DecodeShared shared;
+    __shared__ __align__(16) float2 angles[TOKENS * HALF];
+    __shared__ DecodeShared shared;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int kv = blockIdx.x / HEAD_TILES, head_tile = blockIdx.x % HEAD_TILES;
+    const int token = TOKENS == 1 ? 0 : blockIdx.x / (KV_HEADS * HEAD_TILES);
+    const int kv = blockIdx.x / HEAD_TILES % KV_HEADS, head_tile = blockIdx.x % HEAD_TILES;
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
     // Before the wait: everything but the new token's projections. This kernel may start while
     // others of its token still run, but none starts before embed_rows, the first, has written the
     // position; and the cache of earlier positions comes from earlier tokens, which had finished
     // before that.
-    const int pos = (int)load_u32_l2((const u32 *)&args.state->pos);
-    const int units = pos / UNIT_KEYS + 1;
+    const int known = (int)load_u32_l2((const u32 *)&args.state->pos); // keys in the cache
+    const int pos = known + token, units = pos / UNIT_KEYS + 1;
     const int parts =
         units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
     if ((int)blockIdx.y >= parts) return;
@@ -425,11 +449,12 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
             copy_rows<UNIT_KEYS, 32>(
                 ring + s * DECODE_SLOT + place.shared(),
                 (s & 1 ? v_cache : k_cache) + at * HEAD_DIM + place.global(HEAD_DIM), HEAD_DIM,
-                pos - (int)at, place.row);
+                known - (int)at, place.row);
         copy_async_commit();
         if (s & 1) next += DECODE_WARPS;
     }
-    rope_angles(args.head.turns, pos, shared.angles);
+    for (int t = 0; t <= token; t++)
+        rope_angles(args.head.turns, known + t, angles + t * HALF);
     float slope = 0;
     if constexpr (ALIBI)
         slope = LOG2_E * args.head.slopes[first_head + min(lane >> 2, heads - 1)];
@@ -438,7 +463,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     if (!long_way) launch_dependents();
 
     u32 q[HEAD_DIM / 16][4];
-    decode_queries(args, first_head, heads, shared.angles, q);
+    decode_queries(args, token, first_head, heads, angles + token * HALF, q);
     DecodeSoftmax softmax;
     softmax.clear();
     u32 slot = ring;
@@ -447,12 +472,12 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         const bool more = next < end;
         const i64 next_at = (i64)next * UNIT_KEYS * HEAD_DIM + place.global(HEAD_DIM);
         copy_async_wait<DECODE_SLOTS - 1>();
-        if (u == units - 1) { // the new key and value are the last of this unit
-            u16 *row = (u16 *)(slots + (slot - ring)) + (pos - first) * HEAD_STRIDE;
+        if (first + UNIT_KEYS > known) { // the last keys and values of this unit are new
             copy_async_wait<DECODE_SLOTS - 2>(); // the values too
             __syncwarp();
-            decode_new_key(args, kv, pos, head_tile == 0, shared.angles, row,
-                           row + DECODE_SLOT / 2);
+            decode_new_keys<TOKENS == 1 ? 1 : FEW_AT_ONCE>(
+                args, kv, known, max(first, known), min(first + UNIT_KEYS - 1, pos), pos,
+                head_tile == 0, angles, (u16 *)(slots + (slot - ring)), first);
         }
         __syncwarp();
         float s[2][2];
@@ -460,7 +485,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         __syncwarp();
         if (more)
             copy_rows<UNIT_KEYS, 32>(slot + place.shared(), k_cache + next_at, HEAD_DIM,
-                                     pos - next * UNIT_KEYS, place.row);
+                                     known - next * UNIT_KEYS, place.row);
         copy_async_commit();
         decode_mask(s, first - pos, slope);
         u32 p[4];
@@ -471,12 +496,12 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         __syncwarp();
         if (more)
             copy_rows<UNIT_KEYS, 32>(slot + DECODE_SLOT + place.shared(), v_cache + next_at,
-                                     HEAD_DIM, pos - next * UNIT_KEYS, place.row);
+                                     HEAD_DIM, known - next * UNIT_KEYS, place.row);
         copy_async_commit();
         next += DECODE_WARPS;
         if (DECODE_SLOTS == 4) slot = 2 * ring + 2 * DECODE_SLOT - slot;
     }
-    decode_finish(args, softmax, shared, (float *)smem, first_head, heads, parts);
+    decode_finish(args, softmax, shared, (float *)smem, token, first_head, heads, parts);
 }
 
 // ---- prefill: many tokens ----

@@ -33,12 +33,13 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // little more than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more
 // than a block may ask for, and keeps 1 KB of it for each block.) A vector too large for that gets
 // fewer digits.
-template <class M, int ROWS, int T, int SIDE> struct DecodePick {
+template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int BLOCKS = (ROWS + 15) / 16 < SM_COUNT ? (ROWS + 15) / 16 : SM_COUNT;
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
-    template <class N, int WARPS, int R> using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS>;
+    template <class N, int WARPS, int R>
+    using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS, IN>;
     // Units of the deepest ring that fits, up to 6.5 KB a warp. Not above 0: nothing fits.
     template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
         const int fit = (limit - Shape<N, WARPS, 0>::SMEM) / (WARPS * N::UNIT_BYTES);
@@ -57,7 +58,7 @@ template <class M, int ROWS, int T, int SIDE> struct DecodePick {
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT)                                            \
-    typedef DecodePick<M, ROWS, T, SIDE> name##_pick;                                              \
+    typedef DecodePick<M, ROWS, T, SIDE, IN> name##_pick;                                          \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
     KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
            (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
@@ -67,8 +68,8 @@ template <class M, int ROWS, int T, int SIDE> struct DecodePick {
 
 // Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
 // no room for two, one by one with the matrix One.
-template <class M, class One, int ROWS> struct EachPick {
-    template <int T> static constexpr bool HOLDS = DecodePick<M, ROWS, T, 0>::RING >= 2;
+template <class M, class One, int ROWS, int IN> struct EachPick {
+    template <int T> static constexpr bool HOLDS = DecodePick<M, ROWS, T, 0, IN>::RING >= 2;
     static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
     typedef typename Choose<(T > 1), M, One>::type Matrix;
 };

@@ -114,6 +114,17 @@ __device__ __forceinline__ u32 load_u32_l2(const u32 *p) {
     return v;
 }
 
+// Host memory that the GPU can reach, past all caches.
+__device__ __forceinline__ u32 load_u32_host(const u32 *p) {
+    u32 v;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void store_u32_host(u32 *p, u32 v) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
 __device__ __forceinline__ u32 shared_address(const void *p) {
     return (u32)__cvta_generic_to_shared(p);
 }
@@ -124,9 +135,24 @@ __device__ __forceinline__ u32 keep(u32 v) {
     return v;
 }
 
+// Brings the 16 bytes and what lies around them into L2.
+__device__ __forceinline__ void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 // Starts a copy of 16 bytes from global to shared memory (both 16-byte aligned), past L1.
 __device__ __forceinline__ void copy_async_16(u32 shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
+
+// The same; the memory may read the whole 128 or 256 bytes around them at once, for copies to come.
+__device__ __forceinline__ void copy_async_16_of_128(u32 shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_async_16_of_256(u32 shared, const void *global) {
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+                 : "memory");
 }
 
 // 16 bytes, or 16 zero bytes when `valid` is false (then nothing is read).

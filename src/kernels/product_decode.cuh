@@ -67,7 +67,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     u32 x, info; // this lane's column of B; of its columns of the result
     i32 radix;   // these joined: the first times radix and the second
 
-    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
+    static constexpr int STEP = UNIT_BYTES; // from a unit to the next of the row block
+
+    __device__ __forceinline__ void open(const u8 *weights, i64 row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
         at = weights + (row_block * UNITS + unit) * UNIT_BYTES + 16 * lane;
         ring = keep(to + 16 * lane);
@@ -82,13 +84,12 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         info = keep(infos + (pair ? 16 : 0));
         radix = keep(pair ? 0 : 256);
     }
-    // Starts copying the next unit into the slot, where it lies as in memory.
-    __device__ __forceinline__ void copy(u32 slot) {
+    // Starts copying the unit into the slot, where it lies as in memory.
+    __device__ __forceinline__ void copy(u32 slot) const {
 #pragma unroll
         for (int i = 0; i < UNIT_BYTES; i += 512)
             if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
-                copy_async_16(ring + slot + i, at + i);
-        at += UNIT_BYTES;
+                copy_async_16_of_128(ring + slot + i, at + i);
     }
     // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
     template <int T>
@@ -185,7 +186,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         info[1] = DIGITS == 3 ? group_info(one, p.low) : group_info(0, 0);
     }
 
-  private:
+  protected:
     static __device__ __forceinline__ float4 group_info(float scale, i32 sum) {
         return make_float4(scale, -(float)sum, scale / 16, -16 * (float)sum);
     }
@@ -212,11 +213,12 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     }
 };
 
-// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 32 columns. A vector in
-// shared memory is two planes: its numbers rounded to binary16, and what that leaves out; a scale
-// per 32 columns brings the largest to 2^10 .. 2^11, far from both ends of binary16.
+// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 64 columns, whole lines of
+// the cache, or 32 columns where 64 does not divide. A vector in shared memory is two planes: its
+// numbers rounded to binary16, and what that leaves out; a scale per unit's columns brings the
+// largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
-    static constexpr int K = K_, GROUP = 32, DIGITS = 2;
+    static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2;
     static constexpr int UNITS = K / GROUP;
     static constexpr int UNIT_BYTES = 32 * GROUP;
     typedef F16<K> Coarser;
@@ -224,56 +226,53 @@ template <int K_> struct F16 {
 
     static constexpr int PLANE = (2 * K + 127) / 128 * 128 + 64; // 64 off: planes differ in banks
     template <int T> struct Layout {
-        static constexpr int X = 2 * PLANE + (T > 1 ? 64 : 0);
-        static constexpr int INFO = 4 * UNITS + 4;
+        static_assert(T == 1, "one vector at a time");
+        static constexpr int X = 2 * PLANE, INFO = 4 * UNITS + 4;
     };
 
-    const u8 *at; // this lane's bytes of the next unit
-    u32 own, x, scale0, scale1;
-    int left; // units to copy until the row block ends
+    static constexpr int STEP = 2 * GROUP;
 
-    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
+    const u8 *at; // this lane's bytes of the next unit
+    u32 own, x, scale;
+
+    __device__ __forceinline__ void open(const u8 *weights, i64 row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
         at = weights + ((row_block * 16 + (lane >> 2)) * K + unit * GROUP + 8 * (lane & 3)) * 2;
         own = keep(to + 16 * lane);
-        left = UNITS - unit;
     }
-    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 scales, int tokens) {
+    template <int T> __device__ __forceinline__ void look_at(u32 vector, u32 scales, int) {
         const u32 lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
-        x = vectors + (T == 1 ? (column & 1) * PLANE : min((int)column, tokens - 1) * Layout<T>::X);
-        x = keep(x + 16 * pair);
-        scale0 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair), tokens - 1) * Layout<T>::INFO));
-        scale1 =
-            keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
+        x = keep(vector + (column & 1) * PLANE + 16 * pair);
+        scale = keep(scales);
     }
-    __device__ __forceinline__ void copy(u32 slot) {
-        copy_async_16(own + slot, at);
-        copy_async_16(own + slot + 512, at + 16LL * K);
-        at += 2 * GROUP;
-        if (--left == 0) left = UNITS, at += 15LL * 2 * K; // the next row block
+    __device__ __forceinline__ void copy(u32 slot) const {
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i++) {
+            copy_async_16_of_256(own + slot + 1024 * i, at + 64 * i);
+            copy_async_16_of_256(own + slot + 1024 * i + 512, at + 64 * i + 16LL * K);
+        }
+    }
+    // Part i of 32 columns of the unit in the slot: two A operands.
+    __device__ __forceinline__ void load_rows(u32 slot, int i, u32 a[4], u32 b[4]) const {
+        const uint4 r0 = load_shared_16(own + slot + 1024 * i);
+        const uint4 r8 = load_shared_16(own + slot + 1024 * i + 512);
+        a[0] = r0.x, a[1] = r8.x, a[2] = r0.y, a[3] = r8.y;
+        b[0] = r0.z, b[1] = r8.z, b[2] = r0.w, b[3] = r8.w;
     }
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        const uint4 r0 = load_shared_16(own + slot), r8 = load_shared_16(own + slot + 512);
-        const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
-        const uint4 b = load_shared_16(x + 2 * GROUP * unit);
-        mma_16x8x16(d, a, b.x, b.y);
-        mma_16x8x16(e, c, b.z, b.w);
-        if (T > 1) {
-            const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit);
-            mma_16x8x16(d, a, rest.x, rest.y);
-            mma_16x8x16(e, c, rest.z, rest.w);
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i++) {
+            u32 a[4], c[4];
+            load_rows(slot, i, a, c);
+            const uint4 b = load_shared_16(x + 2 * GROUP * unit + 64 * i);
+            mma_16x8x16(d, a, b.x, b.y);
+            mma_16x8x16(e, c, b.z, b.w);
         }
-        const float f0 = load_shared_f32(scale0 + 4 * unit);
-        if (T == 1) {
-            sum[0] = f0 * ((d[0] + e[0]) + (d[1] + e[1]));
-            sum[1] = f0 * ((d[2] + e[2]) + (d[3] + e[3]));
-        } else {
-            const float f1 = load_shared_f32(scale1 + 4 * unit);
-            sum[0] = f0 * (d[0] + e[0]), sum[1] = f1 * (d[1] + e[1]);
-            sum[2] = f0 * (d[2] + e[2]), sum[3] = f1 * (d[3] + e[3]);
-        }
+        const float f = load_shared_f32(scale + 4 * unit);
+        sum[0] = f * ((d[0] + e[0]) + (d[1] + e[1]));
+        sum[1] = f * ((d[2] + e[2]) + (d[3] + e[3]));
     }
     template <int T> static __device__ __forceinline__ void finish(float *) {}
 
@@ -308,40 +307,71 @@ template <int K_> struct F16 {
 };
 
 // A warp's sums of a row block to their place. Lane l has row l / 4 of the block and that + 8.
-template <int T> __device__ __forceinline__ void store_part(float *part, float *sum) {
+template <int T> __device__ __forceinline__ void store_part(float *part, const float *sum) {
     const int pair = threadIdx.x & 3;
     if (T == 1) {
         if (pair == 0) part[0] = sum[0], part[8] = sum[1];
-        sum[0] = sum[1] = 0;
         return;
     }
     if (2 * pair < T) part[32 * pair] = sum[0], part[32 * pair + 8] = sum[2];
     if (2 * pair + 1 < T) part[32 * pair + 16] = sum[1], part[32 * pair + 24] = sum[3];
-    sum[0] = sum[1] = sum[2] = sum[3] = 0;
 }
+
+// How the warps of a block share its row blocks: every warp has one of PARTS ranges of columns, whole
+// chunks of 128. With few columns there are fewer ranges than warps, and TEAMS of PARTS warps take
+// row blocks in turn. So a warp's units meet few columns of a vector, which that warp alone prepares
+// (with teams: one warp of each). It needs to wait for no other warp before it multiplies.
+template <class M, int WARPS> struct WarpShare {
+    static constexpr int CHUNKS = (M::K + 127) / 128;
+    static __device__ constexpr int parts() {
+        int n = WARPS;
+        while (n > CHUNKS) n /= 2;
+        return n;
+    }
+    static constexpr int PARTS = parts(), TEAMS = WARPS / PARTS;
+    static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS; // chunks of a range
+    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;  // of these a warp prepares
+
+    static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
+    static __device__ __forceinline__ int first_unit(int part) {
+        return min(first_chunk(part) * (128 / M::GROUP), M::UNITS);
+    }
+    // Of the chunks that a warp prepares, number `step`; CHUNKS: it has no more.
+    static __device__ __forceinline__ int chunk_of(int warp, int step) {
+        const int part = warp % PARTS, chunk = first_chunk(part) + warp / PARTS + step * TEAMS;
+        return chunk < first_chunk(part + 1) ? chunk : CHUNKS;
+    }
+};
 
 // Shared memory of a block, in this order: the vectors, what is known of their groups, the moments
 // of the norm, the partial sums, the rings. RING: units of a warp's ring.
-template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct ProductShape {
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> struct ProductShape {
+    typedef WarpShare<M, WARPS> Share;
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-    static constexpr int CHUNKS = (M::K + 127) / 128; // of a vector: what a warp prepares at once
+    // row blocks whose partial sums there is room for, 16 KB (of few tokens 32), before they are
+    // added up
+    static constexpr int ROOM = (T == 1 ? 16 : 32) / T;
+    static constexpr int MOST = ROOM < Share::TEAMS ? Share::TEAMS : ROOM / Share::TEAMS * Share::TEAMS;
+    static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
     static constexpr int INFO = align(T * M::template Layout<T>::X);
     static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
-    static constexpr int SUMS = MOMENTS + align(8 * T * CHUNKS);
-    static constexpr int RINGS = SUMS + align((BLOCK_ROWS + WARPS) * T * 16 * 4);
+    static constexpr int ENTRIES = IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::CHUNKS;
+    static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES);
+    static constexpr int RINGS = SUMS + align(SPAN * Share::PARTS * T * 16 * 4);
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
-// Brings the vectors into shared memory as M wants them. A warp takes chunks of 128 columns. With
-// one token all its loads are on their way before the first is used, and gamma and beta, which
-// depend on nothing, come before the wait as far as there are registers for them. RMSNorm's factor is left for the end; LayerNorm is done
-// here.
+// Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads of
+// a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
+// come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left for the end;
+// LayerNorm is done here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
-    static constexpr int K = M::K, CHUNKS = (K + 127) / 128;
-    static constexpr int STEPS = (T * CHUNKS + WARPS - 1) / WARPS; // chunks of a warp
+    typedef WarpShare<M, WARPS> Share;
+    static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
+    static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
     static constexpr int MOST = T > 1 ? 8 : STEPS > 6 ? 4 : 6;
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
@@ -350,8 +380,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
     // steps whose gamma and beta come early
-    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 3 ? 2 : STEPS;
-    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 3 ? STEPS : 0;
+    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 2 ? 2 : STEPS;
+    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 2 ? STEPS : 0;
 
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
@@ -361,16 +391,19 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     __device__ __forceinline__ void load_constants(const ProductArgs &args) {
 #pragma unroll
-        for (int k = 0; k < GAMMAS; k++) {
-            const int i = (threadIdx.x + k * WARPS * 32) * 4;
-            gamma[k] = constant(args.gamma, i, 1);
+        for (int k = 0; k < (EARLY ? STEPS : 0); k++) {
+            const int i = column_of(Share::chunk_of(threadIdx.x >> 5, k));
+            if (k < GAMMAS) gamma[k] = constant(args.gamma, i, 1);
             if (k < BETAS) beta[k] = constant(args.beta, i, 0);
+            if (i < K && k >= GAMMAS) prefetch_l2(args.gamma + i);
+            if (i < K && k >= BETAS && args.beta) prefetch_l2(args.beta + i);
         }
     }
     // Columns that entry e of a token's moments stands for.
     static __device__ __forceinline__ int columns_of(int e) {
         int columns = 0;
-        for (int c = e; c < CHUNKS; c += ENTRIES) columns += min(128, K - 128 * c);
+        if (T > 1) return min(128, K - 128 * e);
+        for (int k = 0; k < STEPS; k++) columns += max(min(128, K - 128 * Share::chunk_of(e, k)), 0);
         return columns;
     }
     // Mean and reciprocal deviation of a token out of its moments: (mean, squares about it) each.
@@ -397,17 +430,16 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
 
     // Which chunk of which token a warp prepares in step `step`; false: none is left.
     static __device__ __forceinline__ bool chunk_of(int step, int tokens, int *token, int *chunk) {
-        const int item = (threadIdx.x >> 5) + step * WARPS;
-        *token = T == 1 ? 0 : item / CHUNKS;
-        *chunk = T == 1 ? item : item % CHUNKS;
-        return T == 1 ? (step + 1) * WARPS <= CHUNKS || item < CHUNKS : *token < tokens;
+        *token = T == 1 ? 0 : step / Share::STEPS;
+        *chunk = Share::chunk_of(threadIdx.x >> 5, T == 1 ? step : step % Share::STEPS);
+        return *chunk < CHUNKS && *token < tokens;
     }
     // This lane's first column of the chunk, and whether it lies in the vector.
     static __device__ __forceinline__ int column_of(int chunk) {
         return 128 * chunk + 4 * (threadIdx.x & 31);
     }
     static __device__ __forceinline__ bool inside(int chunk) {
-        return K % 128 == 0 || column_of(chunk) < K;
+        return column_of(chunk) < K;
     }
     static __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) {
         int t, chunk;
@@ -428,7 +460,6 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
 #pragma unroll 1
         for (int first = 0; first < STEPS; first += STRETCH) {
             float4 v[STRETCH];
-            typename M::Placed placed[STRETCH];
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, first + k, tokens);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
@@ -450,13 +481,9 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                            : k < BETAS    ? beta[k]
                                           : constant(args.beta, i, 0));
                 }
-                placed[k] = M::template prepare<T>(v[k]);
-            }
-#pragma unroll
-            for (int k = 0; k < STRETCH; k++) {
-                int t, chunk;
-                if (chunk_of(first + k, tokens, &t, &chunk) && inside(chunk))
-                    M::template store<T>(placed[k], chunk, x + t * L::X, infos + t * L::INFO);
+                const typename M::Placed placed = M::template prepare<T>(v[k]);
+                if (some && inside(chunk))
+                    M::template store<T>(placed, chunk, x + t * L::X, infos + t * L::INFO);
             }
         }
         if (T == 1 && IN == IN_RMS) {
@@ -495,14 +522,14 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         const float mean = warp_sum(sum) / max(columns_of(warp), 1);
 #pragma unroll
         for (int k = 0; k < STRETCH; k++)
-            if ((int)(threadIdx.x + k * WARPS * 32) * 4 < K) squares += squares_of(v[k], mean);
+            if (inside(Share::chunk_of(warp, k))) squares += squares_of(v[k], mean);
         squares = warp_sum(squares);
         if ((threadIdx.x & 31) == 0) moments[warp] = make_float2(mean, squares);
         __syncthreads();
         const float2 m = combined(moments);
 #pragma unroll
         for (int k = 0; k < STRETCH; k++)
-            shift(v[k], m, (int)(threadIdx.x + k * WARPS * 32) * 4 < K);
+            shift(v[k], m, inside(Share::chunk_of(warp, k)));
     }
 };
 
@@ -511,32 +538,86 @@ __device__ __forceinline__ float activation(float x) {
                                   : __fdividef(x, 1 + __expf(-x));
 }
 
+// What becomes of the sums of `rows` row blocks: adds the parts of each in their order, and stores.
+// `first`: the first row block; `early`: `kept` is what this thread's first sum meets.
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
+__device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
+                                              int tokens, const float *sums, const float2 *moments,
+                                              bool early, float kept) {
+    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
+    typedef ProductVectors<M, T, WARPS, IN> Vectors;
+    constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
+    for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
+        const int r = o / (16 * T), t = T == 1 ? 0 : o / 16 % T, n = o % 16;
+        const int row = (first + r) * (OUT == OUT_GATED ? 8 : 16) + n;
+        if (t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS) continue;
+        float y = 0, up = 0;
+#pragma unroll
+        for (int p = 0; p < S::Share::PARTS; p++) {
+            const float *part = sums + (p * S::SPAN * T + r * T + t) * 16 + n;
+            y += part[0];
+            if (OUT == OUT_GATED) up += part[8];
+        }
+        if (IN == IN_RMS) {
+            const float factor = Vectors::factor(moments + t * Vectors::ENTRIES);
+            y *= factor, up *= factor;
+        }
+        float *out = args.out + (i64)t * OUT_ROWS + row;
+        const bool has = early && o == threadIdx.x;
+        if (OUT == OUT_ADD) y += has ? kept : *out;
+        if (OUT == OUT_QKV) {
+            if (args.extra) y += has ? kept : args.extra[row];
+            if (CLIP_QKV > 0) y = fminf(fmaxf(y, -CLIP_QKV), CLIP_QKV);
+        }
+        if (OUT == OUT_GATED) y = activation(y) * up;
+        if (OUT == OUT_ACT) y = activation(y);
+        if ((OUT == OUT_GATED || OUT == OUT_ACT) && args.extra)
+            y /= OUT == OUT_ACT && has ? kept : args.extra[row];
+        *out = y;
+    }
+}
+
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
-    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS> S;
+    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
-    constexpr int UNITS = M::UNITS, SLOT = M::UNIT_BYTES, PARTS = T == 1 ? 2 : 4;
+    typedef typename S::Share Share;
+    constexpr int SLOT = M::UNIT_BYTES, NUMBERS = T == 1 ? 2 : 4;
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int part = warp % Share::PARTS, team = warp / Share::PARTS;
     const u32 base = shared_address(smem);
 
-    // this block's row blocks and this warp's part of their units
+    // this block's row blocks and this warp's units of them
     const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
     const int rows = S::ROW_BLOCKS * (block + 1) / BLOCKS - first_row;
-    const int total = rows * UNITS, begin = total * warp / WARPS, end = total * (warp + 1) / WARPS;
+    const int first_unit = Share::first_unit(part);
+    const int units = Share::first_unit(part + 1) - first_unit; // of a row block
+    int left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units; // to copy
+    int of_row = units;                                                 // of these in the row block
+    const int to_next_row = Share::TEAMS * M::UNITS * M::UNIT_BYTES - (units - 1) * M::STEP;
     M matrix;
-    matrix.open(args.weights, first_row + begin / UNITS, begin % UNITS,
+    matrix.open(args.weights, first_row + team, first_unit,
                 base + S::RINGS + warp * (RING * SLOT));
+    // Copies the next unit, if there is one.
+    auto refill = [&](u32 slot) {
+        if (left > 0) {
+            matrix.copy(slot);
+            left--;
+            matrix.at += --of_row ? M::STEP : to_next_row;
+            if (of_row == 0) of_row = units;
+        }
+        copy_async_commit();
+    };
     // Where kernels overlap, only 2 KB of a warp are on their way at once: a longer queue at the
     // memory would hold up the vector that the kernel before this one is just reading.
     constexpr int AT_ONCE = (2 * 1088 + SLOT / 2) / SLOT;
 #pragma unroll
     for (int i = 0; i < RING; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
-        if (begin + i < end) matrix.copy(i * SLOT);
-        copy_async_commit();
+        refill(i * SLOT);
     }
     // everything else that depends on nothing
     Vectors vectors;
@@ -550,72 +631,35 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int tokens = T == 1 ? 1 : args.tokens;
     if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
-    __syncthreads();
+    if (Share::TEAMS > 1) __syncthreads();
+    else __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
-    float sum[PARTS];
-#pragma unroll
-    for (int p = 0; p < PARTS; p++) sum[p] = 0;
-    int unit = begin % UNITS;
-    // the slots of the partial sums: [row block + warp][T][16]
-    float *part = sums + (begin / UNITS + warp) * (16 * T) + (lane >> 2);
     u32 slot = 0;
+    for (int from = 0; from < rows; from += S::SPAN) {
+        const int some = min(S::SPAN, rows - from);
 #pragma unroll 1
-    for (int left = end - begin; left > 0; left--) {
-        copy_async_wait<RING - 1>();
-        __syncwarp();
-        float more[4];
-        matrix.template multiply<T>(slot, unit, more);
-        __syncwarp();
-        if (left > RING) matrix.copy(slot);
-        copy_async_commit();
+        for (int row = team; row < some; row += Share::TEAMS) {
+            float sum[NUMBERS] = {};
+#pragma unroll 1
+            for (int unit = 0; unit < units; unit++) {
+                copy_async_wait<RING - 1>();
+                __syncwarp();
+                float more[4];
+                matrix.template multiply<T>(slot, first_unit + unit, more);
+                __syncwarp();
+                refill(slot);
 #pragma unroll
-        for (int p = 0; p < PARTS; p++) sum[p] += more[p];
-        if (++unit == UNITS || left == 1) { // the warp's part of this row block is complete
+                for (int p = 0; p < NUMBERS; p++) sum[p] += more[p];
+                slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
+            }
             M::template finish<T>(sum);
-            store_part<T>(part, sum);
-            part += 16 * T;
-            unit = 0;
+            store_part<T>(sums + (part * S::SPAN + row) * (16 * T) + (lane >> 2), sum);
         }
-        slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
-    }
-    __syncthreads();
-
-    // add the warps' parts of each row in the order of the warps
-    const float per_total = 1.0f / total;
-    for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
-        const int r = o / (16 * T), t = T == 1 ? 0 : o / 16 % T, n = o % 16;
-        if (t >= tokens || (OUT == OUT_GATED && n >= 8)) continue;
-        // the warps with units of this row block; the half is more than the quotient's rounding
-        const int from = (int)((((r * UNITS + 1) * WARPS - 1) + 0.5f) * per_total);
-        const int to = (int)((((r + 1) * UNITS * WARPS - 1) + 0.5f) * per_total);
-        float y = 0, up = 0;
-#pragma unroll 4
-        for (int w = from; w <= to; w++) {
-            if (total < WARPS && total * w / WARPS == total * (w + 1) / WARPS) continue; // no units
-            const float *part = sums + (r + w) * (16 * T) + t * 16 + n;
-            y += part[0];
-            if (OUT == OUT_GATED) up += part[8];
-        }
-        if (IN == IN_RMS) {
-            const float factor = Vectors::factor(moments + t * Vectors::ENTRIES);
-            y *= factor, up *= factor;
-        }
-        const int row = (first_row + r) * (OUT == OUT_GATED ? 8 : 16) + n;
-        constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
-        if (row >= OUT_ROWS) continue;
-        float *out = args.out + (i64)t * OUT_ROWS + row;
-        const bool early = T == 1 && o == threadIdx.x; // `kept` is this row's
-        if (OUT == OUT_ADD) y += early ? kept : *out;
-        if (OUT == OUT_QKV) {
-            if (args.extra) y += early ? kept : args.extra[row];
-            if (CLIP_QKV > 0) y = fminf(fmaxf(y, -CLIP_QKV), CLIP_QKV);
-        }
-        if (OUT == OUT_GATED) y = activation(y) * up;
-        if (OUT == OUT_ACT) y = activation(y);
-        if ((OUT == OUT_GATED || OUT == OUT_ACT) && args.extra)
-            y /= OUT == OUT_ACT && early ? kept : args.extra[row];
-        *out = y;
+        __syncthreads();
+        product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
+            args, first_row + from, some, tokens, sums, moments, T == 1 && from == 0, kept);
+        if (from + S::SPAN < rows) __syncthreads();
     }
 }
 

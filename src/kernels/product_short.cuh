@@ -83,83 +83,55 @@ template <int K, int GROUP, int LIMBS> struct ShortVectors {
     }
 };
 
-template <int K_, int GROUP_, int LIMBS_ = 2>
-struct W4Short : ShortVectors<K_, GROUP_, LIMBS_> {
-    static constexpr int K = K_, GROUP = GROUP_, UNITS = K / GROUP, UNIT_BYTES = 8 * GROUP + 64;
+// Units and rings are those of W4 and F16; the vectors and what is made of them, of ShortVectors.
+template <int K, int GROUP, int LIMBS = 2>
+struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
     typedef W4Short<K, GROUP, 1> Coarser;
-    typedef ShortVectors<K, GROUP, LIMBS_> Vectors;
+    typedef ShortVectors<K, GROUP, LIMBS> Vectors;
+    template <int T> using Layout = typename Vectors::template Layout<T>;
+    using typename Vectors::Placed;
+    using Vectors::finish;
+    using Vectors::look_at;
+    using Vectors::prepare;
+    using Vectors::store;
 
-    const u8 *at; // of the next unit to copy, this lane's first bytes
-    u32 ring, words, scales;
-
-    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
-        const u32 lane = threadIdx.x & 31;
-        at = weights + (row_block * UNITS + unit) * UNIT_BYTES + 16 * lane;
-        ring = keep(to + 16 * lane);
-        words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
-        scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
-    }
-    __device__ __forceinline__ void copy(u32 slot) {
-#pragma unroll
-        for (int i = 0; i < UNIT_BYTES; i += 512)
-            if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
-                copy_async_16(ring + slot + i, at + i);
-        at += UNIT_BYTES;
-    }
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        const W4Scales z(load_shared_8(scales + slot));
+        const W4Scales z(load_shared_8(this->scales + slot));
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+        u32 q[8], a[4], b[4];
+        W4<K, GROUP>::load_words(this->words + slot, q);
 #pragma unroll
-        for (int i = 0; i < GROUP / 32; i += 2) {
-            u32 a[4], b[4];
-            uint4 q;
-            if (GROUP == 32) {
-                const uint2 v = load_shared_8(words + slot);
-                q.x = v.x, q.y = v.y;
-            } else {
-                q = load_shared_16(words + slot + 256 * i);
-            }
-            w4_to_f16x2(q.x, z.low, z.high, a);
-            w4_to_f16x2(q.y, z.low, z.high, b);
+        for (int i = 0; i < GROUP / 32; i++) {
+            w4_to_f16x2(q[2 * i], z.low, z.high, a);
+            w4_to_f16x2(q[2 * i + 1], z.low, z.high, b);
             Vectors::step(unit * (GROUP / 32) + i, a, b, d, e);
-            if (GROUP == 32) continue;
-            w4_to_f16x2(q.z, z.low, z.high, a);
-            w4_to_f16x2(q.w, z.low, z.high, b);
-            Vectors::step(unit * (GROUP / 32) + i + 1, a, b, d, e);
         }
         Vectors::scale(unit, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
     }
 };
 
-// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 32 columns.
-template <int K_, int LIMBS_ = 2> struct F16Short : ShortVectors<K_, 32, LIMBS_> {
-    static constexpr int K = K_, GROUP = 32, UNITS = K / GROUP, UNIT_BYTES = 32 * GROUP;
+template <int K, int LIMBS = 2>
+struct F16Short : F16<K>, ShortVectors<K, F16<K>::GROUP, LIMBS> {
+    static constexpr int GROUP = F16<K>::GROUP;
     typedef F16Short<K, 1> Coarser;
-    typedef ShortVectors<K, 32, LIMBS_> Vectors;
+    typedef ShortVectors<K, GROUP, LIMBS> Vectors;
+    template <int T> using Layout = typename Vectors::template Layout<T>;
+    using typename Vectors::Placed;
+    using Vectors::finish;
+    using Vectors::look_at;
+    using Vectors::prepare;
+    using Vectors::store;
 
-    const u8 *at; // this lane's bytes of the next unit
-    u32 own;
-    int left; // units to copy until the row block ends
-
-    __device__ __forceinline__ void open(const u8 *weights, long long row_block, int unit, u32 to) {
-        const u32 lane = threadIdx.x & 31;
-        at = weights + ((row_block * 16 + (lane >> 2)) * K + unit * GROUP + 8 * (lane & 3)) * 2;
-        own = keep(to + 16 * lane);
-        left = UNITS - unit;
-    }
-    __device__ __forceinline__ void copy(u32 slot) {
-        copy_async_16(own + slot, at);
-        copy_async_16(own + slot + 512, at + 16LL * K);
-        at += 2 * GROUP;
-        if (--left == 0) left = UNITS, at += 15LL * 2 * K; // the next row block
-    }
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        const uint4 r0 = load_shared_16(own + slot), r8 = load_shared_16(own + slot + 512);
-        const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, b[4] = {r0.z, r8.z, r0.w, r8.w};
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
-        Vectors::step(unit, a, b, d, e);
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i++) {
+            u32 a[4], b[4];
+            F16<K>::load_rows(slot, i, a, b);
+            Vectors::step(unit * (GROUP / 32) + i, a, b, d, e);
+        }
         Vectors::scale(unit, 1, 1, d, e, sum);
     }
 };

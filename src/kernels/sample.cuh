@@ -26,18 +26,27 @@ struct SampleSegment {
     float pad;
 };
 
+// The parameters of one draw, in host memory: a graph that is launched again and again finds new ones.
+struct SampleSettings {
+    double u;          // the random number
+    int row;           // of the logits
+    int window, top_k; // how many last tokens the penalty looks at, below 0: all; top_k 0: off
+    float temperature, top_p, min_p, penalty;
+    int pad;
+};
+
 struct SampleArgs {
-    const float *logits;     // [VOCAB]
+    const float *logits;     // rows of VOCAB
     u32 *keys;               // [VOCAB] workspace
     SampleSegment *segments; // [SEGMENTS] workspace
     u32 *arrived;            // zero; left zero
     int *ids;                // [ctx] the tokens of the context; the new one is appended
     State *state;
-    int *host;      // pinned host memory: the token for the host
-    int window;     // how many last tokens the penalty looks at; below 0: all
-    int ctx, top_k; // top_k 0: off
-    float temperature, top_p, min_p, penalty;
-    double u; // the random number of this draw
+    const SampleSettings *settings;
+    u32 *host;        // an int in pinned host memory: the token for the host
+    const u16 *table; // [VOCAB][HIDDEN] binary16, to begin the token's evaluation; null: not to
+    float *x;         // [HIDDEN] its vector
+    int ctx;
 };
 
 // Floats as integers in the same order.
@@ -88,40 +97,40 @@ __device__ void above(const u32 *keys, u32 t, float top, u64 *shared, u64 *count
 
 // The draw when more than SAMPLE_LIST tokens are in play (top_k off or large): bisection over the
 // keys, first for the last key that is kept, then for the key that the random number falls on.
-__device__ int draw_by_bisection(const SampleArgs &args, float top, u64 total, u32 lowest,
-                                 u64 *shared) {
-    const u64 k = args.top_k > 0 ? args.top_k : ~0ull;
-    const u64 p = args.top_p < 1 ? (u64)((double)args.top_p * (double)total) : ~0ull;
+__device__ int draw_by_bisection(const u32 *keys, const SampleSettings &set, float top, u64 total,
+                                 u32 lowest, u64 *shared) {
+    const u64 k = set.top_k > 0 ? set.top_k : ~0ull;
+    const u64 p = set.top_p < 1 ? (u64)((double)set.top_p * (double)total) : ~0ull;
     u64 n, m, cut = 0, found = 0;
     for (int bit = 31; bit >= 0; bit--) { // the highest t with everything above it NOT enough, + 1
         const u64 t = cut | 1ull << bit;
-        above(args.keys, (u32)(t - 1), top, shared, &n, &m);
+        above(keys, (u32)(t - 1), top, shared, &n, &m);
         if (n >= k || m >= p) cut = t; // t - 1 is below the last key kept
     }
     if (cut < lowest) cut = lowest;
-    above(args.keys, (u32)cut, top, shared, &n, &m);
+    above(keys, (u32)cut, top, shared, &n, &m);
     const u64 one = mass_of((u32)cut, top);
     u64 ties = 0;
-    for (int i = threadIdx.x; i < VOCAB; i += SAMPLE_THREADS) ties += args.keys[i] == (u32)cut;
+    for (int i = threadIdx.x; i < VOCAB; i += SAMPLE_THREADS) ties += keys[i] == (u32)cut;
     ties = block_sum(ties, shared);
     if (k - n < ties) ties = k - n;
     while (ties > 1 && m + (ties - 1) * one >= p) ties--;
-    const u64 r = (u64)(args.u * (double)(m + ties * one));
+    const u64 r = (u64)(set.u * (double)(m + ties * one));
     for (int bit = 31; bit >= 0; bit--) {
         const u64 t = found | 1ull << bit;
         u64 dn, dm;
-        above(args.keys, (u32)(t - 1), top, shared, &dn, &dm);
+        above(keys, (u32)(t - 1), top, shared, &dn, &dm);
         if (dm > r) found = t;
     }
     if (found < cut) found = cut;
-    above(args.keys, (u32)found, top, shared, &n, &m);
+    above(keys, (u32)found, top, shared, &n, &m);
     const u64 each = mass_of((u32)found, top);
     u64 skip = each ? (r - m) / each : 0; // so many equal keys with lower ids come before
     __shared__ int chosen;
     if (threadIdx.x == 0) {
         chosen = 0;
         for (int i = 0; i < VOCAB; i++)
-            if (args.keys[i] == (u32)found) {
+            if (keys[i] == (u32)found) {
                 chosen = i;
                 if (skip-- == 0) break;
             }
@@ -132,21 +141,23 @@ __device__ int draw_by_bisection(const SampleArgs &args, float top, u64 total, u
 
 // Steps 1 and 2 for this block's part of the vocabulary: its keys and segments. A logit that is not
 // finite becomes the largest of its segment, with a key that no number has.
-__device__ __forceinline__ void sample_scan(const SampleArgs &args, int length, bool greedy) {
+__device__ __forceinline__ void sample_scan(const SampleArgs &args, const SampleSettings &set,
+                                            int length, bool greedy) {
     constexpr int PART = SAMPLE_THREADS / 32 * SEGMENT;
     __shared__ u32 seen[PART / 32]; // bit i: the part's i-th id is in the penalty's window
     const int part = blockIdx.x * PART, lane = threadIdx.x & 31;
     const int segment = blockIdx.x * (SAMPLE_THREADS / 32) + (threadIdx.x >> 5);
+    const float *logits = args.logits + (i64)set.row * VOCAB;
     float x[LANE_KEYS];
 #pragma unroll
     for (int j = 0; j < LANE_KEYS; j++) {
         const int id = segment * SEGMENT + 32 * j + lane;
-        x[j] = id < VOCAB ? load_f32_l2(args.logits + id) : 0;
+        x[j] = id < VOCAB ? load_f32_l2(logits + id) : 0;
     }
     for (int i = threadIdx.x; i < PART / 32; i += SAMPLE_THREADS) seen[i] = 0;
     __syncthreads();
-    if (args.penalty != 1.0f) {
-        const int from = args.window < 0 || args.window > length ? 0 : length - args.window;
+    if (set.penalty != 1.0f) {
+        const int from = set.window < 0 || set.window > length ? 0 : length - set.window;
         for (int i = from + threadIdx.x; i < length; i += SAMPLE_THREADS) {
             const int at = args.ids[i] - part;
             if (at >= 0 && at < PART) atomicOr(&seen[at >> 5], 1u << (at & 31));
@@ -158,9 +169,9 @@ __device__ __forceinline__ void sample_scan(const SampleArgs &args, int length, 
     for (int j = 0; j < LANE_KEYS; j++) {
         const int id = segment * SEGMENT + 32 * j + lane;
         const bool finite = fabsf(x[j]) <= 3.4028234e38f;
-        if (!greedy) x[j] = x[j] / args.temperature;
+        if (!greedy) x[j] = x[j] / set.temperature;
         if (seen[(id - part) >> 5] >> (id & 31) & 1)
-            x[j] = x[j] > 0 ? x[j] / args.penalty : x[j] * args.penalty;
+            x[j] = x[j] > 0 ? x[j] / set.penalty : x[j] * set.penalty;
         const u32 key = key_of(x[j]);
         if (id >= VOCAB) continue;
         args.keys[id] = key;
@@ -180,7 +191,8 @@ __device__ __forceinline__ void sample_scan(const SampleArgs &args, int length, 
 }
 
 // Steps 3 to 7, by one block.
-__device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy) {
+__device__ __forceinline__ int sample_choose(const SampleArgs &args, const SampleSettings &set,
+                                             bool greedy) {
     __shared__ u64 shared[32], best_of[SEGMENTS], sorted_masses[SAMPLE_LIST];
     __shared__ u32 list[SAMPLE_LIST];
     __shared__ int list_ids[SAMPLE_LIST], sorted_ids[SAMPLE_LIST], order[SEGMENTS], listed, chosen;
@@ -212,8 +224,8 @@ __device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy
     if ((i & 3) == 0 && (mine || i == 0)) order[rank] = i / 4;
     const int used = (VOCAB + SEGMENT - 1) / SEGMENT;
     __syncthreads();
-    const u32 lowest = args.min_p > 0 ? key_of(top + __logf(args.min_p)) : 0;
-    const int k = args.top_k > 0 && args.top_k < VOCAB ? args.top_k : VOCAB;
+    const u32 lowest = set.min_p > 0 ? key_of(top + __logf(set.min_p)) : 0;
+    const int k = set.top_k > 0 && set.top_k < VOCAB ? set.top_k : VOCAB;
     const u32 bound = k <= used ? max(lowest, (u32)(best_of[order[k - 1]] >> 32)) : lowest;
     for (int r = i >> 5; r < min(k, used); r += SAMPLE_THREADS / 32) {
         const int first = order[r] * SEGMENT;
@@ -231,7 +243,7 @@ __device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy
     }
     __syncthreads();
     const int n = listed;
-    if (n > SAMPLE_LIST) return draw_by_bisection(args, top, total, lowest, shared);
+    if (n > SAMPLE_LIST) return draw_by_bisection(args.keys, set, top, total, lowest, shared);
     if (i < n) { // place by counting those before it: the list's order does not matter
         int at = 0;
         for (int j = 0; j < n; j++)
@@ -243,39 +255,63 @@ __device__ __forceinline__ int sample_choose(const SampleArgs &args, bool greedy
     u64 before = 0;
     if (i < n)
         for (int j = 0; j < i; j++) before += sorted_masses[j];
-    const bool kept =
-        i < n && i < k &&
-        (i == 0 || args.top_p >= 1 || (double)before < (double)args.top_p * (double)total);
+    const bool kept = i < n && i < k &&
+                      (i == 0 || set.top_p >= 1 || (double)before < (double)set.top_p * (double)total);
     const u64 end = before + (i < n ? sorted_masses[i] : 0);
     const u64 whole = block_max(kept ? end : 0, shared);
-    const u64 r = (u64)(args.u * (double)whole);
+    const u64 r = (u64)(set.u * (double)whole);
     if (kept && before <= r && r < end) chosen = sorted_ids[i];
     __syncthreads();
     return chosen;
 }
 
+// The chosen token to the host and to the context, and the first step of its evaluation (what
+// embed_rows does for a token that the host knows).
+__device__ __forceinline__ void sample_finish(const SampleArgs &args, int token, int length) {
+    __shared__ int id;
+    if (threadIdx.x == 0) {
+        store_u32_host(args.host, (u32)token);
+        *args.arrived = 0;
+        args.state->token = token;
+        if (token >= 0 && length < args.ctx) args.ids[length] = token;
+        if (args.table) {
+            args.state->pos = length;
+            args.state->next = length + 1;
+        }
+        __threadfence(); // before the next kernel may start: it reads the position at once
+        id = token < 0 ? -1 - token : token;
+    }
+    __syncthreads();
+    launch_dependents();
+    if (!args.table) return;
+    const uint2 *row = (const uint2 *)(args.table + (i64)id * HIDDEN);
+    for (int i = threadIdx.x; i < HIDDEN / 4; i += SAMPLE_THREADS) {
+        const uint2 v = row[i];
+        *(float4 *)(args.x + 4 * i) = make_float4(f16_to_f32((u16)v.x), f16_to_f32((u16)(v.x >> 16)),
+                                                  f16_to_f32((u16)v.y), f16_to_f32((u16)(v.y >> 16)));
+    }
+}
+
 // Launch: SAMPLE_BLOCKS blocks of SAMPLE_THREADS threads. Bytes moved: the logits once, their keys
 // once written and those of top_k segments read.
 __device__ __forceinline__ void sample(const SampleArgs &args) {
+    __shared__ SampleSettings set;
     __shared__ bool last;
+    constexpr int WORDS = sizeof(SampleSettings) / 4;
+    if (threadIdx.x < WORDS)
+        ((u32 *)&set)[threadIdx.x] = load_u32_host((const u32 *)args.settings + threadIdx.x);
     wait_for_previous();
     const int length = args.state->next;
-    const bool greedy = args.temperature < 1e-5f;
-    sample_scan(args, length, greedy);
+    __syncthreads();
+    const bool greedy = set.temperature < 1e-5f;
+    sample_scan(args, set, length, greedy);
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) last = atomicAdd(args.arrived, 1u) == SAMPLE_BLOCKS - 1;
     __syncthreads();
     if (!last) return;
     __threadfence();
-    const int token = sample_choose(args, greedy);
-    if (threadIdx.x == 0) {
-        *args.arrived = 0;
-        args.state->token = token;
-        if (token >= 0 && length < args.ctx) args.ids[length] = token;
-        *args.host = token;
-        __threadfence_system();
-    }
+    sample_finish(args, sample_choose(args, set, greedy), length);
 }
 
 #endif // TC_SAMPLE

@@ -337,6 +337,8 @@ inline void emulated_copy(u32 shared, const void *global, u32 bytes) {
     memcpy(emulated_at(shared, bytes), global, bytes);
 }
 inline void copy_async_16(u32 shared, const void *global) { emulated_copy(shared, global, 16); }
+inline void copy_async_16_of_128(u32 shared, const void *global) { emulated_copy(shared, global, 16); }
+inline void copy_async_16_of_256(u32 shared, const void *global) { emulated_copy(shared, global, 16); }
 inline void copy_async_8(u32 shared, const void *global) { emulated_copy(shared, global, 8); }
 inline void copy_async_16_or_zero(u32 shared, const void *global, bool valid) {
     static const uint4 zero = {0, 0, 0, 0};

@@ -275,7 +275,7 @@ TEST(norms) {
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 static void check_decode(const char *name, int group, int tokens, double allowed = 2e-6) {
     constexpr int K = M::K, WIDTH = OUT == OUT_GATED ? ROWS / 2 : ROWS;
-    static_assert(ProductShape<M, ROWS, T, WARPS, RING, BLOCKS>::SMEM <= SHARED_LIMIT, "fits");
+    static_assert(ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN>::SMEM <= SHARED_LIMIT, "fits");
     const Matrix m = group ? w4_matrix(ROWS, K, group) : binary16_matrix(ROWS, K);
     std::vector<float> in(T * K), gamma(K), beta(K), extra(ROWS), out(T * ROWS, 0.5f);
     for (float &v : in) v = random_number();
@@ -319,7 +319,10 @@ TEST(products_of_decode) {
     check_decode<W4<320, 64>, 160, 1, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 1);
     check_decode<W4<224, 32>, 96, 1, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 1);
     check_decode<F16<352>, 80, 1, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 1);
-    check_decode<F16<352>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
+    check_decode<F16<320>, 80, 1, 16, 4, 5, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
+    check_decode<F16<2176>, 80, 1, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
+    check_decode<F16Short<2176>, 80, 2, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 2);
+    check_decode<W4<2176, 128>, 384, 1, 16, 4, 1, IN_RMS, OUT_QKV>("g128, one block", 128, 1);
 }
 
 // With one limb the vectors are rounded to binary16.
