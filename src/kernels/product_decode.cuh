@@ -54,13 +54,13 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
-    // Bytes of the vector, and of what is known of its groups: of digits 0 and 1 and of digit 2 the
-    // float4 (scale, -sum, scale / 16, -16 sum): the rows r + 8 of a unit come in the high nibbles,
-    // sixteen times too large.
+    // Bytes of the vector, and of what is known of its groups: (scale, -sum) of digits 0 and 1, and of
+    // digit 2.
     template <int T> struct Layout {
         static_assert(T == 1, "one vector at a time");
-        static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 32 * UNITS;
+        static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 16 * UNITS;
     };
+    static constexpr int X_STEP = 128 * DIGITS, INFO_STEP = 2048 / GROUP; // of 128 columns
 
     const u8 *at; // of the next unit to copy, this lane's first bytes
     u32 ring, words, scales;
@@ -81,7 +81,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     template <int T> __device__ __forceinline__ void look_at(u32 vector, u32 infos, int) {
         const u32 lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
         x = keep(vector + min((int)column, DIGITS - 1) * CHUNK + RUN * pair);
-        info = keep(infos + (pair ? 16 : 0));
+        info = keep(infos + (pair ? 8 : 0));
         radix = keep(pair ? 0 : 256);
     }
     // Starts copying the unit into the slot, where it lies as in memory.
@@ -112,9 +112,11 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
         const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
         const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
-        const float4 a = load_shared_float4(info + 32 * unit);
-        sum[0] = s0 * a.x * ((float)(d[0] * radix + d[1]) + z0 * a.y);
-        sum[1] = s1 * a.z * ((float)(d[2] * radix + d[3]) + z1 * a.w);
+        const uint2 known = load_shared_8(info + 16 * unit);
+        const float scale = __uint_as_float(known.x), less = __uint_as_float(known.y);
+        sum[0] = s0 * scale * ((float)(d[0] * radix + d[1]) + z0 * less);
+        // these rows come in the high nibbles, sixteen times too large
+        sum[1] = s1 * scale * ((float)(d[2] * radix + d[3]) * 0.0625f + z1 * less);
     }
     // The lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
     template <int T> static __device__ __forceinline__ void finish(float sum[4]) {
@@ -137,12 +139,10 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         return min(max((int)(top >> 23) - 127 - TOP, -100), 127 - TOP);
     }
     template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
-        constexpr int LANES = GROUP / 4;
-        const u32 group = 0xffffffffu >> (32 - LANES) << (threadIdx.x & 31 & ~(LANES - 1));
         const float most =
             max_or_nan(max_or_nan(fabsf(v.x), fabsf(v.y)), max_or_nan(fabsf(v.z), fabsf(v.w)));
         Placed p;
-        p.top = __reduce_max_sync(group, __float_as_uint(most));
+        p.top = group_max(__float_as_uint(most));
         const float down = __uint_as_float((u32)(127 - exponent_of(p.top)) << 23);
         // 1.5 * 2^23 + n has n in its low bits; half of each digit's range more, and the low bytes
         // are the digits, 128 too large each
@@ -161,34 +161,45 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
                 0x80808080;
         p.high = 256 * digit_sum(p.first) + digit_sum(p.middle), p.low = digit_sum(p.last);
         if (DIGITS == 2) p.low += 256 * p.high;
-        p.low = __reduce_add_sync(group, p.low);
-        if (DIGITS == 3) p.high = __reduce_add_sync(group, p.high);
+        p.low = group_sum(p.low);
+        if (DIGITS == 3) p.high = group_sum(p.high);
         return p;
     }
-    // Into the vector at x (and its groups at infos), chunk `chunk`.
-    template <int T>
-    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *infos) {
-        const int at = 4 * (threadIdx.x & 31); // column in the chunk
-        u8 *to = x + 128 * DIGITS * chunk + at / CHUNK * (CHUNK * DIGITS) +
-                 at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 + at % 8;
-        if (DIGITS == 3) {
-            *(u32 *)to = p.first;
-            to += CHUNK;
-        }
-        *(u32 *)to = p.middle;
-        *(u32 *)(to + CHUNK) = p.last;
-        if (at % GROUP) return;
+    // Where this lane's columns of a chunk of 128 lie from the chunk's start on, and their group.
+    static __device__ __forceinline__ u32 place() {
+        const u32 at = 4 * (threadIdx.x & 31);
+        return at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 + at % 8;
+    }
+    static __device__ __forceinline__ u32 info_place() {
+        return (threadIdx.x & 31) / LANES * 16;
+    }
+    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+        if (DIGITS == 3) *(u32 *)x = p.first;
+        *(u32 *)(x + (DIGITS - 2) * CHUNK) = p.middle;
+        *(u32 *)(x + (DIGITS - 1) * CHUNK) = p.last;
+        if ((threadIdx.x & 31) % LANES) return;
         // an infinity or NaN stays such
         const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
         const float one = __uint_as_float(bits);
-        float4 *info = (float4 *)infos + (128 / GROUP * chunk + at / GROUP) * 2;
-        info[0] = DIGITS == 3 ? group_info(one * 256, p.high) : group_info(one, p.low);
-        info[1] = DIGITS == 3 ? group_info(one, p.low) : group_info(0, 0);
+        *(float4 *)info = DIGITS == 3
+                              ? make_float4(one * 256, -(float)p.high, one, -(float)p.low)
+                              : make_float4(one, -(float)p.low, 0, 0);
     }
 
   protected:
-    static __device__ __forceinline__ float4 group_info(float scale, i32 sum) {
-        return make_float4(scale, -(float)sum, scale / 16, -16 * (float)sum);
+    // Over the lanes of a group. redux would take the groups of a warp one after the other.
+    static constexpr int LANES = GROUP / 4;
+    static __device__ __forceinline__ u32 group_max(u32 v) {
+        if (LANES == 32) return __reduce_max_sync(0xffffffffu, v);
+#pragma unroll
+        for (int o = LANES / 2; o > 0; o >>= 1) v = max(v, __shfl_xor_sync(0xffffffffu, v, o));
+        return v;
+    }
+    static __device__ __forceinline__ i32 group_sum(i32 v) {
+        if (LANES == 32) return __reduce_add_sync(0xffffffffu, v);
+#pragma unroll
+        for (int o = LANES / 2; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
+        return v;
     }
     static __device__ __forceinline__ i32 digit_sum(u32 digits) {
         return __dp4a((i32)digits, 0x01010101, 0);
@@ -229,6 +240,7 @@ template <int K_> struct F16 {
         static_assert(T == 1, "one vector at a time");
         static constexpr int X = 2 * PLANE, INFO = 4 * UNITS + 4;
     };
+    static constexpr int X_STEP = 256, INFO_STEP = 512 / GROUP; // of 128 columns
 
     static constexpr int STEP = 2 * GROUP;
 
@@ -296,13 +308,16 @@ template <int K_> struct F16 {
             f32_to_f16x2(v.z - f16_to_f32((u16)p.top23), v.w - f16_to_f32((u16)(p.top23 >> 16)));
         return p;
     }
-    template <int T>
-    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *scales) {
-        const int i = 128 * chunk + 4 * (threadIdx.x & 31);
-        *(uint2 *)(x + 2 * i) = make_uint2(p.top01, p.top23);
-        *(uint2 *)(x + PLANE + 2 * i) = make_uint2(p.rest01, p.rest23);
-        if (i % GROUP == 0)
-            ((float *)scales)[i / GROUP] = __uint_as_float((u32)(127 + p.exponent) << 23);
+    // As of W4.
+    static __device__ __forceinline__ u32 place() { return 8 * (threadIdx.x & 31); }
+    static __device__ __forceinline__ u32 info_place() {
+        return 4 * (threadIdx.x & 31) / GROUP * 4;
+    }
+    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+        *(uint2 *)x = make_uint2(p.top01, p.top23);
+        *(uint2 *)(x + PLANE) = make_uint2(p.rest01, p.rest23);
+        if (4 * (threadIdx.x & 31) % GROUP == 0)
+            *(float *)info = __uint_as_float((u32)(127 + p.exponent) << 23);
     }
 };
 
@@ -331,6 +346,7 @@ template <class M, int WARPS> struct WarpShare {
     static constexpr int PARTS = parts(), TEAMS = WARPS / PARTS;
     static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS; // chunks of a range
     static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;  // of these a warp prepares
+    static constexpr bool EVEN = STEPS * WARPS == CHUNKS;     // every warp has so many
 
     static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
     static __device__ __forceinline__ int first_unit(int part) {
@@ -373,7 +389,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
     static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
-    static constexpr int MOST = T > 1 ? 8 : STEPS > 6 ? 4 : 6;
+    static constexpr int MOST = T > 1 ? 8 : STEPS > 6 ? 5 : 6;
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // the moments' entries of a token: one for each warp or for each chunk
@@ -383,8 +399,16 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 2 ? 2 : STEPS;
     static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 2 ? STEPS : 0;
 
+    int first, end; // of this warp's chunks; they are TEAMS apart
+    int column;     // this lane's first
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
+    __device__ __forceinline__ ProductVectors() {
+        const int warp = threadIdx.x >> 5, part = warp % Share::PARTS;
+        first = Share::first_chunk(part) + warp / Share::PARTS;
+        end = Share::first_chunk(part + 1);
+        column = 128 * first + 4 * (threadIdx.x & 31);
+    }
     static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
         if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
         return *(const float4 *)(from + i);
@@ -392,7 +416,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     __device__ __forceinline__ void load_constants(const ProductArgs &args) {
 #pragma unroll
         for (int k = 0; k < (EARLY ? STEPS : 0); k++) {
-            const int i = column_of(Share::chunk_of(threadIdx.x >> 5, k));
+            const int i = inside(k) ? column_of(k) : K;
             if (k < GAMMAS) gamma[k] = constant(args.gamma, i, 1);
             if (k < BETAS) beta[k] = constant(args.beta, i, 0);
             if (i < K && k >= GAMMAS) prefetch_l2(args.gamma + i);
@@ -428,23 +452,24 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         v.x = v.x * g.x + b.x, v.y = v.y * g.y + b.y, v.z = v.z * g.z + b.z, v.w = v.w * g.w + b.w;
     }
 
-    // Which chunk of which token a warp prepares in step `step`; false: none is left.
-    static __device__ __forceinline__ bool chunk_of(int step, int tokens, int *token, int *chunk) {
+    // What a warp prepares in step `step`: its chunk number `nth` of a token; false: none is left.
+    __device__ __forceinline__ bool chunk_of(int step, int tokens, int *token, int *nth) const {
         *token = T == 1 ? 0 : step / Share::STEPS;
-        *chunk = Share::chunk_of(threadIdx.x >> 5, T == 1 ? step : step % Share::STEPS);
-        return *chunk < CHUNKS && *token < tokens;
+        *nth = T == 1 ? step : step % Share::STEPS;
+        return (Share::EVEN || first + *nth * Share::TEAMS < end) && (T == 1 || *token < tokens);
     }
-    // This lane's first column of the chunk, and whether it lies in the vector.
-    static __device__ __forceinline__ int column_of(int chunk) {
-        return 128 * chunk + 4 * (threadIdx.x & 31);
+    // This lane's first column of a chunk, and whether it lies in the vector.
+    __device__ __forceinline__ int column_of(int nth) const {
+        return column + 128 * Share::TEAMS * nth;
     }
-    static __device__ __forceinline__ bool inside(int chunk) {
-        return column_of(chunk) < K;
+    __device__ __forceinline__ bool inside(int nth) const {
+        return (K % 128 == 0 || column_of(nth) < K) &&
+               (Share::EVEN || first + nth * Share::TEAMS < end);
     }
-    static __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) {
-        int t, chunk;
-        if (chunk_of(step, tokens, &t, &chunk) && inside(chunk))
-            return load_float4_l2(in + (i64)t * K + column_of(chunk));
+    __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) const {
+        int t, nth;
+        if (chunk_of(step, tokens, &t, &nth) && inside(nth))
+            return load_float4_l2(in + (i64)t * K + column_of(nth));
         return make_float4(0, 0, 0, 0);
     }
 
@@ -452,38 +477,41 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                                          float2 *moments) const {
         typedef typename M::template Layout<T> L;
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        x += keep(first * M::X_STEP + M::place());
+        infos += keep(first * M::INFO_STEP + M::info_place());
         float squares = 0; // T == 1
         if (T > 1 && IN == IN_LAYER) {
             for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
             __syncthreads();
         }
 #pragma unroll 1
-        for (int first = 0; first < STEPS; first += STRETCH) {
+        for (int from = 0; from < STEPS; from += STRETCH) {
             float4 v[STRETCH];
 #pragma unroll
-            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, first + k, tokens);
+            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, from + k, tokens);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) {
-                int t, chunk;
-                const bool some = chunk_of(first + k, tokens, &t, &chunk);
+                int t, nth;
+                const bool some = chunk_of(from + k, tokens, &t, &nth);
                 if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
                 if (IN == IN_RMS && T > 1) {
                     squares = warp_sum(squares_of(v[k], 0));
-                    if (lane == 0 && some) moments[t * ENTRIES + chunk].x = squares;
+                    if (lane == 0 && some) moments[t * ENTRIES + first + nth * Share::TEAMS].x = squares;
                 }
                 if (IN == IN_LAYER && T > 1 && some)
-                    shift(v[k], combined(moments + t * ENTRIES), inside(chunk));
+                    shift(v[k], combined(moments + t * ENTRIES), inside(nth));
                 if (IN != IN_PLAIN) {
-                    const int i = some ? column_of(chunk) : K;
+                    const int i = some ? column_of(nth) : K;
                     affine(v[k], k < GAMMAS ? gamma[k] : constant(args.gamma, i, 1),
                            IN != IN_LAYER ? make_float4(0, 0, 0, 0)
                            : k < BETAS    ? beta[k]
                                           : constant(args.beta, i, 0));
                 }
                 const typename M::Placed placed = M::template prepare<T>(v[k]);
-                if (some && inside(chunk))
-                    M::template store<T>(placed, chunk, x + t * L::X, infos + t * L::INFO);
+                if (some && inside(nth))
+                    M::template store<T>(placed, x + nth * Share::TEAMS * M::X_STEP + t * L::X,
+                                         infos + nth * Share::TEAMS * M::INFO_STEP + t * L::INFO);
             }
         }
         if (T == 1 && IN == IN_RMS) {
@@ -504,17 +532,18 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
     }
-    static __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
-                                                        float2 *moments) {
-        int t, chunk;
-        if (!chunk_of(step, tokens, &t, &chunk)) return;
+    __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
+                                                 float2 *moments) const {
+        int t, nth;
+        if (!chunk_of(step, tokens, &t, &nth)) return;
+        const int chunk = first + nth * Share::TEAMS;
         const float4 v = fetch(in, step, tokens);
         const float mean = warp_sum(sum_of(v)) / columns_of(chunk);
-        const float squares = warp_sum(inside(chunk) ? squares_of(v, mean) : 0);
+        const float squares = warp_sum(inside(nth) ? squares_of(v, mean) : 0);
         if ((threadIdx.x & 31) == 0) moments[t * ENTRIES + chunk] = make_float2(mean, squares);
     }
     // One token: the warps' moments, a barrier, and the vector normalised in registers.
-    static __device__ __forceinline__ void normalise(float4 v[STRETCH], float2 *moments) {
+    __device__ __forceinline__ void normalise(float4 v[STRETCH], float2 *moments) const {
         const int warp = threadIdx.x >> 5;
         float sum = 0, squares = 0;
 #pragma unroll
@@ -522,14 +551,14 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         const float mean = warp_sum(sum) / max(columns_of(warp), 1);
 #pragma unroll
         for (int k = 0; k < STRETCH; k++)
-            if (inside(Share::chunk_of(warp, k))) squares += squares_of(v[k], mean);
+            if (inside(k)) squares += squares_of(v[k], mean);
         squares = warp_sum(squares);
         if ((threadIdx.x & 31) == 0) moments[warp] = make_float2(mean, squares);
         __syncthreads();
         const float2 m = combined(moments);
 #pragma unroll
         for (int k = 0; k < STRETCH; k++)
-            shift(v[k], m, inside(Share::chunk_of(warp, k)));
+            shift(v[k], m, inside(k));
     }
 };
 

@@ -72,14 +72,18 @@ template <int K, int GROUP, int LIMBS> struct ShortVectors {
         }
         return p;
     }
-    template <int T>
-    static __device__ __forceinline__ void store(const Placed &p, int chunk, u8 *x, u8 *scales) {
-        const int i = 128 * chunk + 4 * (threadIdx.x & 31);
+    // As of W4 and F16.
+    static constexpr int X_STEP = 256, INFO_STEP = 512 / GROUP;
+    static __device__ __forceinline__ u32 place() { return 8 * (threadIdx.x & 31); }
+    static __device__ __forceinline__ u32 info_place() {
+        return 4 * (threadIdx.x & 31) / GROUP * 4;
+    }
+    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
 #pragma unroll
         for (int limb = 0; limb < LIMBS; limb++)
-            *(uint2 *)(x + limb * PLANE + 2 * i) = make_uint2(p.limbs[limb][0], p.limbs[limb][1]);
-        if (i % GROUP == 0)
-            ((float *)scales)[i / GROUP] = __uint_as_float((u32)(127 + p.exponent) << 23);
+            *(uint2 *)(x + limb * PLANE) = make_uint2(p.limbs[limb][0], p.limbs[limb][1]);
+        if (4 * (threadIdx.x & 31) % GROUP == 0)
+            *(float *)info = __uint_as_float((u32)(127 + p.exponent) << 23);
     }
 };
 
@@ -91,9 +95,13 @@ struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
     template <int T> using Layout = typename Vectors::template Layout<T>;
     using typename Vectors::Placed;
     using Vectors::finish;
+    using Vectors::info_place;
+    using Vectors::INFO_STEP;
     using Vectors::look_at;
+    using Vectors::place;
     using Vectors::prepare;
     using Vectors::store;
+    using Vectors::X_STEP;
 
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
@@ -119,9 +127,13 @@ struct F16Short : F16<K>, ShortVectors<K, F16<K>::GROUP, LIMBS> {
     template <int T> using Layout = typename Vectors::template Layout<T>;
     using typename Vectors::Placed;
     using Vectors::finish;
+    using Vectors::info_place;
+    using Vectors::INFO_STEP;
     using Vectors::look_at;
+    using Vectors::place;
     using Vectors::prepare;
     using Vectors::store;
+    using Vectors::X_STEP;
 
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
