@@ -1,5 +1,5 @@
-// product_decode - y = W x for one activation vector (binary16 matrices: up to eight): the kernel
-// of decoding.
+// product_decode - y = W x for one activation vector: the kernel of decoding. With the matrices of
+// product_short.cuh it takes up to eight vectors.
 //
 // Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
 // of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
@@ -568,13 +568,13 @@ __device__ __forceinline__ float activation(float x) {
 }
 
 // What becomes of the sums of `rows` row blocks: adds the parts of each in their order, and stores.
-// `first`: the first row block; `early`: `kept` is what this thread's first sum meets.
+// `first`: the first row block; `factor`: RMSNorm's of the token whose numbers this thread stores;
+// `early`: `kept` is what its first sum meets.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
-                                              int tokens, const float *sums, const float2 *moments,
+                                              int tokens, const float *sums, float factor,
                                               bool early, float kept) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
-    typedef ProductVectors<M, T, WARPS, IN> Vectors;
     constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
     for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
         const int r = o / (16 * T), t = T == 1 ? 0 : o / 16 % T, n = o % 16;
@@ -587,10 +587,7 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
             y += part[0];
             if (OUT == OUT_GATED) up += part[8];
         }
-        if (IN == IN_RMS) {
-            const float factor = Vectors::factor(moments + t * Vectors::ENTRIES);
-            y *= factor, up *= factor;
-        }
+        y *= factor, up *= factor;
         float *out = args.out + (i64)t * OUT_ROWS + row;
         const bool has = early && o == threadIdx.x;
         if (OUT == OUT_ADD) y += has ? kept : *out;
@@ -664,6 +661,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     else __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
+    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
+    const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
+    float factor = 1; // RMSNorm's of this token
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
@@ -686,8 +686,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             store_part<T>(sums + (part * S::SPAN + row) * (16 * T) + (lane >> 2), sum);
         }
         __syncthreads();
+        if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments + token * Vectors::ENTRIES);
         product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
-            args, first_row + from, some, tokens, sums, moments, T == 1 && from == 0, kept);
+            args, first_row + from, some, tokens, sums, factor, T == 1 && from == 0, kept);
         if (from + S::SPAN < rows) __syncthreads();
     }
 }
