@@ -422,18 +422,15 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
     // Before the wait: everything but the new token's projections. This kernel may start while
-    // others of its token still run, but none starts before embed_rows, the first, has written the
-    // position; and the cache of earlier positions comes from earlier tokens, which had finished
+    // others of its token still run, but none starts before the first, embed_rows or sample, has
+    // written the position; and the cache of earlier positions comes from earlier tokens, which had finished
     // before that.
     const int known = (int)load_u32_l2((const u32 *)&args.state->pos); // keys in the cache
     const int pos = known + token, units = pos / UNIT_KEYS + 1;
     const int parts =
         units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
     if ((int)blockIdx.y >= parts) return;
-    // The next kernel has weights to load. With a long way to go it may start at once; on a short
-    // one its loads would only come between the new token's projections and this kernel.
-    const bool long_way = units > DECODE_PART;
-    if (long_way) launch_dependents();
+    launch_dependents(); // the next kernel has weights to load
     const int begin = (int)((i64)units * blockIdx.y / parts);
     const int end = (int)((i64)units * (blockIdx.y + 1) / parts);
     u16 *k_cache = args.k + (i64)kv * args.ctx * HEAD_DIM;
@@ -460,7 +457,6 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         slope = LOG2_E * args.head.slopes[first_head + min(lane >> 2, heads - 1)];
     __syncthreads();
     wait_for_previous();
-    if (!long_way) launch_dependents();
 
     u32 q[HEAD_DIM / 16][4];
     decode_queries(args, token, first_head, heads, angles + token * HALF, q);

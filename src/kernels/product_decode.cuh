@@ -88,7 +88,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     __device__ __forceinline__ void copy(u32 slot) const {
 #pragma unroll
         for (int i = 0; i < UNIT_BYTES; i += 512)
-            if (i + 512 <= UNIT_BYTES || i + 16 * (int)(threadIdx.x & 31) < UNIT_BYTES)
+            if (i + 512 <= UNIT_BYTES || (int)(threadIdx.x & 31) < (UNIT_BYTES - i) / 16)
                 copy_async_16_of_128(ring + slot + i, at + i);
     }
     // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
@@ -347,9 +347,12 @@ template <class M, int WARPS> struct WarpShare {
     static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS; // chunks of a range
     static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;  // of these a warp prepares
     static constexpr bool EVEN = STEPS * WARPS == CHUNKS;     // every warp has so many
+    static constexpr bool UNIFORM = M::K % (128 * PARTS) == 0; // all ranges have so many units:
+    static constexpr int UNITS = M::UNITS / PARTS;
 
     static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
     static __device__ __forceinline__ int first_unit(int part) {
+        if (UNIFORM) return UNITS * part;
         return min(first_chunk(part) * (128 / M::GROUP), M::UNITS);
     }
     // Of the chunks that a warp prepares, number `step`; CHUNKS: it has no more.
@@ -615,12 +618,14 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int part = warp % Share::PARTS, team = warp / Share::PARTS;
     const u32 base = shared_address(smem);
+    launch_dependents();
 
     // this block's row blocks and this warp's units of them
     const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
     const int rows = S::ROW_BLOCKS * (block + 1) / BLOCKS - first_row;
     const int first_unit = Share::first_unit(part);
-    const int units = Share::first_unit(part + 1) - first_unit; // of a row block
+    const int units = // of a row block
+        Share::UNIFORM ? Share::UNITS : Share::first_unit(part + 1) - first_unit;
     int left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units; // to copy
     int of_row = units;                                                 // of these in the row block
     const int to_next_row = Share::TEAMS * M::UNITS * M::UNIT_BYTES - (units - 1) * M::STEP;
@@ -637,9 +642,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         }
         copy_async_commit();
     };
-    // Where kernels overlap, only 2 KB of a warp are on their way at once: a longer queue at the
+    // Where kernels overlap, only about 1 KB of a warp is on its way at once: a longer queue at the
     // memory would hold up the vector that the kernel before this one is just reading.
-    constexpr int AT_ONCE = (2 * 1088 + SLOT / 2) / SLOT;
+    constexpr int AT_ONCE = SLOT < 1088 ? (1088 + SLOT / 2) / SLOT : 1;
 #pragma unroll
     for (int i = 0; i < RING; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
@@ -652,7 +657,6 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
     float kept = 0; // what its sum meets
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
-    launch_dependents();
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
     if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
@@ -664,13 +668,14 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
     float factor = 1; // RMSNorm's of this token
+    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= 2 ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
 #pragma unroll 1
         for (int row = team; row < some; row += Share::TEAMS) {
             float sum[NUMBERS] = {};
-#pragma unroll 1
+#pragma unroll UNROLL
             for (int unit = 0; unit < units; unit++) {
                 copy_async_wait<RING - 1>();
                 __syncwarp();

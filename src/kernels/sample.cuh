@@ -266,7 +266,8 @@ __device__ __forceinline__ int sample_choose(const SampleArgs &args, const Sampl
 }
 
 // The chosen token to the host and to the context, and the first step of its evaluation (what
-// embed_rows does for a token that the host knows).
+// embed_rows does for a token that the host knows). No kernel of the token starts before this one
+// has ended: this block leaves no room for another on its SM, so two of the next would share one.
 __device__ __forceinline__ void sample_finish(const SampleArgs &args, int token, int length) {
     __shared__ int id;
     if (threadIdx.x == 0) {
@@ -278,11 +279,9 @@ __device__ __forceinline__ void sample_finish(const SampleArgs &args, int token,
             args.state->pos = length;
             args.state->next = length + 1;
         }
-        __threadfence(); // before the next kernel may start: it reads the position at once
         id = token < 0 ? -1 - token : token;
     }
     __syncthreads();
-    launch_dependents();
     if (!args.table) return;
     const uint2 *row = (const uint2 *)(args.table + (i64)id * HIDDEN);
     for (int i = threadIdx.x; i < HIDDEN / 4; i += SAMPLE_THREADS) {
