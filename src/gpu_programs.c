@@ -114,6 +114,7 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                         {norm, arch->gated ? "OUT_GATED" : "OUT_ACT", arch->parallel ? 1 : 0},
                         {"IN_PLAIN", "OUT_ADD", 1}};
     const char *name = programs_roles[role];
+    const int limbs = role == TC__QKV ? 2 : 1; /* scores of attention are sensitive */
     if (kinds->kind[role][i].type == TC__W4)
         tc__buf_printf(text, "typedef W4<%zu, %u> %s_%d_matrix;\n", matrix->columns,
                        (unsigned)kinds->kind[role][i].group_size, name, i);
@@ -122,10 +123,10 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
     tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
                    i, matrix->rows, how[role].side, how[role].in, how[role].out);
     if (kinds->kind[role][i].type == TC__W4)
-        tc__buf_printf(text, "typedef EachPick<W4Short<%zu, %u>, ", matrix->columns,
-                       (unsigned)kinds->kind[role][i].group_size);
+        tc__buf_printf(text, "typedef EachPick<W4Short<%zu, %u, %d>, ", matrix->columns,
+                       (unsigned)kinds->kind[role][i].group_size, limbs);
     else
-        tc__buf_printf(text, "typedef EachPick<F16Short<%zu>, ", matrix->columns);
+        tc__buf_printf(text, "typedef EachPick<F16Short<%zu, %d>, ", matrix->columns, limbs);
     tc__buf_printf(text, "%s_%d_matrix, %zu, %s> few_%s_%d_each;\n", name, i, matrix->rows,
                    how[role].in, name, i);
     tc__buf_printf(text,
@@ -144,7 +145,7 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
         for (int i = 0; i < kinds->count[role]; i++) programs_decode(weights, kinds, role, i, text);
     tc__buf_printf(text,
                    "typedef F16<%zu> head_matrix;\n"
-                   "typedef EachPick<F16Short<%zu>, head_matrix, %zu, %s> head_few;\n",
+                   "typedef EachPick<F16Short<%zu, 2>, head_matrix, %zu, %s> head_few;\n",
                    head->columns, head->columns, head->rows, norm);
     tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
                    head->rows, norm);

@@ -121,14 +121,15 @@ template <class M, int ROWS, int SIZE, int OUT> struct WgmmaProduct {
 template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
     static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = 2;
     static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8, PAIRS = M::K / 128;
-    // In eighths of what 128 columns take; to begin and to end takes as long as three of them.
+    // In units of what 128 columns take. To begin, to end, and to add the parts of a cluster takes
+    // as long as many of them.
     static __device__ constexpr int load(int splits) {
-        const int places = PER_SM * SM_COUNT;
-        return (TILES * splits + places - 1) / places * (8 * PAIRS / splits + 24);
+        const int places = PER_SM * SM_COUNT, beside = splits == 1 ? 12 : 16 + 2 * splits;
+        return (TILES * splits + places - 1) / places * (PAIRS / splits + beside);
     }
     static __device__ constexpr int best() {
         int splits = 1;
-        for (int s = 2; s <= 8 && 2 * s <= PAIRS; s++)
+        for (int s = 2; s <= 8 && 2 * s <= PAIRS; s *= 2)
             if (load(s) < load(splits)) splits = s;
         return splits;
     }

@@ -398,9 +398,14 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     // the moments' entries of a token: one for each warp or for each chunk
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
-    // steps whose gamma and beta come early
-    static constexpr int GAMMAS = !EARLY ? 0 : IN == IN_LAYER && STEPS > 2 ? 2 : STEPS;
+    // steps whose gamma and beta come early; of several vectors all or none
+    static constexpr bool SAME = T > 1 && IN != IN_PLAIN && Share::STEPS <= 2; // for all of them
+    static constexpr int GAMMAS = SAME     ? Share::STEPS
+                                  : !EARLY ? 0
+                                  : IN == IN_LAYER && STEPS > 2 ? 2
+                                                                : STEPS;
     static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 2 ? STEPS : 0;
+    static_assert(!SAME || STRETCH % Share::STEPS == 0, "a stretch has whole vectors");
 
     int first, end; // of this warp's chunks; they are TEAMS apart
     int column;     // this lane's first
@@ -418,7 +423,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     __device__ __forceinline__ void load_constants(const ProductArgs &args) {
 #pragma unroll
-        for (int k = 0; k < (EARLY ? STEPS : 0); k++) {
+        for (int k = 0; k < (EARLY ? STEPS : GAMMAS); k++) {
             const int i = inside(k) ? column_of(k) : K;
             if (k < GAMMAS) gamma[k] = constant(args.gamma, i, 1);
             if (k < BETAS) beta[k] = constant(args.beta, i, 0);
@@ -487,26 +492,33 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
             __syncthreads();
         }
+        constexpr bool AHEAD = T > 1 && PASSES > 1; // loads while the stretch before is prepared
+        float4 v[STRETCH], next[STRETCH];
+#pragma unroll
+        for (int k = 0; k < STRETCH; k++)
+            if (AHEAD) next[k] = fetch(args.in, k, tokens);
 #pragma unroll 1
         for (int from = 0; from < STEPS; from += STRETCH) {
-            float4 v[STRETCH];
 #pragma unroll
-            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, from + k, tokens);
+            for (int k = 0; k < STRETCH; k++) {
+                v[k] = AHEAD ? next[k] : fetch(args.in, from + k, tokens);
+                if (AHEAD) next[k] = fetch(args.in, from + STRETCH + k, tokens);
+            }
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
+            if (T > 1 && IN == IN_RMS) note_squares(v, from, tokens, moments);
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) {
                 int t, nth;
                 const bool some = chunk_of(from + k, tokens, &t, &nth);
                 if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
-                if (IN == IN_RMS && T > 1) {
-                    squares = warp_sum(squares_of(v[k], 0));
-                    if (lane == 0 && some) moments[t * ENTRIES + first + nth * Share::TEAMS].x = squares;
-                }
                 if (IN == IN_LAYER && T > 1 && some)
                     shift(v[k], combined(moments + t * ENTRIES), inside(nth));
                 if (IN != IN_PLAIN) {
                     const int i = some ? column_of(nth) : K;
-                    affine(v[k], k < GAMMAS ? gamma[k] : constant(args.gamma, i, 1),
+                    affine(v[k],
+                           SAME         ? gamma[k % Share::STEPS]
+                           : k < GAMMAS ? gamma[k]
+                                        : constant(args.gamma, i, 1),
                            IN != IN_LAYER ? make_float4(0, 0, 0, 0)
                            : k < BETAS    ? beta[k]
                                           : constant(args.beta, i, 0));
@@ -534,6 +546,30 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static __device__ __forceinline__ void shift(float4 &v, float2 m, bool inside) {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
+    }
+    // The squares of a stretch's chunks, eight sums over the lanes at once: lane l gets number l / 4.
+    __device__ __forceinline__ void note_squares(const float4 v[STRETCH], int from, int tokens,
+                                                 float2 *moments) const {
+        static_assert(STRETCH <= 8, "eight sums");
+        const int lane = threadIdx.x & 31;
+        float s[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) s[k] = k < STRETCH ? squares_of(v[k], 0) : 0;
+#pragma unroll
+        for (int n = 4; n > 0; n /= 2) {
+            const bool upper = lane & 4 * n;
+#pragma unroll
+            for (int k = 0; k < n; k++) {
+                const float given = __shfl_xor_sync(0xffffffffu, upper ? s[k] : s[k + n], 4 * n);
+                s[k] = (upper ? s[k + n] : s[k]) + given;
+            }
+        }
+        s[0] += __shfl_xor_sync(0xffffffffu, s[0], 2);
+        s[0] += __shfl_xor_sync(0xffffffffu, s[0], 1);
+        int t, nth;
+        const bool some = chunk_of(from + lane / 4, tokens, &t, &nth);
+        if (some && lane % 4 == 0 && lane / 4 < STRETCH)
+            moments[t * ENTRIES + first + nth * Share::TEAMS].x = s[0];
     }
     __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
                                                  float2 *moments) const {
@@ -642,9 +678,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         }
         copy_async_commit();
     };
-    // Where kernels overlap, only about 1 KB of a warp is on its way at once: a longer queue at the
-    // memory would hold up the vector that the kernel before this one is just reading.
-    constexpr int AT_ONCE = SLOT < 1088 ? (1088 + SLOT / 2) / SLOT : 1;
+    // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at once: a
+    // longer queue at the memory would hold up the vectors.
+    constexpr int MUCH = T == 1 ? 1088 : 2 * 1088, AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
 #pragma unroll
     for (int i = 0; i < RING; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();

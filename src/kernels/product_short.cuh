@@ -58,9 +58,13 @@ template <int K, int GROUP, int LIMBS> struct ShortVectors {
     };
     template <int T> static __device__ __forceinline__ Placed prepare(float4 v) {
         float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+        if (GROUP == 128) { // the order of positive numbers is that of their bits
+            most = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(most)));
+        } else {
 #pragma unroll
-        for (int o = GROUP / 8; o > 0; o >>= 1)
-            most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+            for (int o = GROUP / 8; o > 0; o >>= 1)
+                most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, o));
+        }
         Placed p;
         p.exponent = min(max((int)(__float_as_uint(most) >> 23) - 127 - 10, -100), 117);
         const float down = __uint_as_float((u32)(127 - p.exponent) << 23);
@@ -88,7 +92,7 @@ template <int K, int GROUP, int LIMBS> struct ShortVectors {
 };
 
 // Units and rings are those of W4 and F16; the vectors and what is made of them, of ShortVectors.
-template <int K, int GROUP, int LIMBS = 2>
+template <int K, int GROUP, int LIMBS>
 struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
     typedef W4Short<K, GROUP, 1> Coarser;
     typedef ShortVectors<K, GROUP, LIMBS> Vectors;
@@ -119,7 +123,7 @@ struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
     }
 };
 
-template <int K, int LIMBS = 2>
+template <int K, int LIMBS>
 struct F16Short : F16<K>, ShortVectors<K, F16<K>::GROUP, LIMBS> {
     static constexpr int GROUP = F16<K>::GROUP;
     typedef F16Short<K, 1> Coarser;

@@ -160,7 +160,7 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
     __device__ __forceinline__ void make() const { // by one thread
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, M::COPY_BYTES ? 1 : 1 + 128);
-            barrier_init(empty + 8 * i, 8 * SHARERS); // the multiplying warps
+            barrier_init(empty + 8 * i, 8 * (32 + SHARERS - 1)); // see release
         }
         barrier_init_fence();
     }
@@ -177,12 +177,14 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
         if (threadIdx.x == 0) barrier_expect(full + 8 * slot, M::COPY_BYTES + B_BYTES);
         M::copy(weights(), matrix, first, last, k, full + 8 * slot);
     }
-    // For a multiplying warp: gives the slot back.
+    // For a multiplying warp: gives the slot back. Every lane arrives by itself, so that what it has
+    // read is ordered before what is copied there next, in this block; in the others of the cluster
+    // it is the warp that has done with their share of the vectors.
     __device__ __forceinline__ void release(int slot) const {
         const u32 lane = threadIdx.x & 31;
-        __syncwarp(); // all its lanes have read what they want
-        if (lane < SHARERS)
-            barrier_arrive_at(empty + 8 * slot, SHARERS > 1 ? lane : cluster_rank());
+        barrier_arrive(empty + 8 * slot);
+        if (SHARERS > 1 && lane < SHARERS && lane != cluster_rank())
+            barrier_arrive_at(empty + 8 * slot, lane);
     }
 };
 

@@ -403,6 +403,9 @@ inline void barrier_init_fence() {}
 inline void barrier_expect(u32 barrier, u32 bytes) {
     emulated_arrive(emulated_barrier(*emulated.now->block, barrier), 1, bytes);
 }
+inline void barrier_arrive(u32 barrier) {
+    emulated_arrive(emulated_barrier(*emulated.now->block, barrier), 1, 0);
+}
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
     emulated_arrive(emulated_barrier(emulated.cluster[rank], barrier), 1, 0);
 }

@@ -321,18 +321,18 @@ TEST(products_of_decode) {
     check_decode<F16<352>, 80, 1, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 1);
     check_decode<F16<320>, 80, 1, 16, 4, 5, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
     check_decode<F16<2176>, 80, 1, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
-    check_decode<F16Short<2176>, 80, 2, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 2);
+    check_decode<F16Short<2176, 2>, 80, 2, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 2);
     check_decode<W4<2176, 128>, 384, 1, 16, 4, 1, IN_RMS, OUT_QKV>("g128, one block", 128, 1);
 }
 
 // With one limb the vectors are rounded to binary16.
 TEST(products_of_short_prompts) {
-    check_decode<W4Short<512, 128>, 144, 8, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 8);
+    check_decode<W4Short<512, 128, 2>, 144, 8, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 8);
     check_decode<W4Short<512, 128, 1>, 144, 8, 16, 2, 5, IN_RMS, OUT_STORE>("one limb", 128, 5, 3e-4);
-    check_decode<W4Short<512, 128>, 144, 4, 8, 3, 9, IN_LAYER, OUT_ACT>("LayerNorm", 128, 3);
-    check_decode<W4Short<320, 64>, 160, 8, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 7);
-    check_decode<W4Short<224, 32>, 96, 8, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 2);
-    check_decode<F16Short<352>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
+    check_decode<W4Short<512, 128, 2>, 144, 4, 8, 3, 9, IN_LAYER, OUT_ACT>("LayerNorm", 128, 3);
+    check_decode<W4Short<320, 64, 2>, 160, 8, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 7);
+    check_decode<W4Short<224, 32, 2>, 96, 8, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 2);
+    check_decode<F16Short<352, 2>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
     check_decode<F16Short<352, 1>, 80, 8, 16, 4, 5, IN_PLAIN, OUT_ADD>("one limb", 0, 8, 3e-4);
 }
 
