@@ -64,7 +64,7 @@ demo: all
 
 ## test           builds and runs every test (a C compiler and make; uses more where present)
 test: all tests
-	@sh tests/run.sh $(BUILD) $(TESTS)
+	@sh tests/run.sh $(BUILD) $(wildcard tests/test_*.sh) $(TESTS)
 tests: $(TESTS)
 
 ## check          test, then the gates: generated files, warnings of gcc and clang, sanitizers,

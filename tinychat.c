@@ -79,9 +79,12 @@ TC_INTERNAL void *tc__calloc(size_t count, size_t size);
 TC_INTERNAL void *tc__alloc_aligned(size_t bytes);
 TC_INTERNAL void tc__free_aligned(void *memory);
 
-/* Bytes of memory that the system could give without swapping; all there is where it does
- * not say. */
+/* Bytes of memory that the system could give without swapping, and the limits of a container
+ * leave; all there is where it does not say. */
 TC_INTERNAL size_t tc__available_memory(void);
+/* Bytes that the control groups leave which the file `groups` names (/proc/self/cgroup) and the
+ * folders under `root` describe (/sys/fs/cgroup); SIZE_MAX without a limit. */
+TC_INTERNAL size_t tc__group_memory(const char *groups, const char *root);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
  * later append is a no-op, so that callers check once at the end. data is NUL-terminated (not
@@ -1685,6 +1688,8 @@ TC_INTERNAL int tc__render(const tc__template *chat_template, const tc__tokenize
  * replies with that id. False if it has none. */
 TC_INTERNAL bool tc__template_closing(const tc__template *chat_template,
                                       const tc__tokenizer *tokenizer, int32_t *id);
+/* The same as text, such as </s>, whether the tokenizer knows it or not. NULL if there is none. */
+TC_INTERNAL const char *tc__template_closing_text(const tc__template *chat_template, size_t *len);
 
 #endif /* TC_TEMPLATE_H */
 
@@ -2131,6 +2136,7 @@ enum { /* numbers of the driver's enumerations */
        TC__CU_NO_DEVICE = 100,
        TC__CU_DRIVER_MISMATCH = 803,
        TC__CU_NOT_READY = 600,
+       TC__CU_UNKNOWN = 999,
        TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
        TC__CU_ATTRIBUTE_SM_COUNT = 16,
        TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
@@ -2176,6 +2182,7 @@ enum { /* numbers of the driver's enumerations */
     F(stream_create, "cuStreamCreate", (tc__cu_stream * stream, unsigned flags))                   \
     F(stream_destroy, "cuStreamDestroy_v2", (tc__cu_stream stream))                                \
     F(stream_wait, "cuStreamSynchronize", (tc__cu_stream stream))                                  \
+    F(stream_query, "cuStreamQuery", (tc__cu_stream stream))                                       \
     F(stream_attach, "cuStreamAttachMemAsync",                                                     \
       (tc__cu_stream stream, tc__cu_ptr pointer, size_t bytes, unsigned flags))                    \
     F(event_create, "cuEventCreate", (tc__cu_event * event, unsigned flags))                       \
@@ -2502,6 +2509,59 @@ void tc__free_aligned(void *memory) {
     free(memory);
 }
 
+/* The number behind `key` in one of the files that control groups have: its whole text for "".
+ * False if there is none ("max"). */
+static bool base_group_number(const char *group, const char *name, const char *key,
+                              unsigned long long *number) {
+    char line[4096 + 64];
+    const size_t len = strlen(key);
+    bool found = false;
+    snprintf(line, sizeof line, "%s/%s", group, name);
+    FILE *file = fopen(line, "r");
+    if (!file) return false;
+    while (!found && fgets(line, sizeof line, file))
+        found = strncmp(line, key, len) == 0 && sscanf(line + len, "%llu", number) == 1;
+    fclose(file);
+    return found;
+}
+
+/* What one group leaves: its limit, less what is used and not cached files. */
+static size_t base_group_room(const char *group, bool unified) {
+    static const char *const stats[2][2] = {{"total_active_file ", "total_inactive_file "},
+                                            {"active_file ", "inactive_file "}};
+    unsigned long long limit, used, cached = 0, n;
+    if (!base_group_number(group, unified ? "memory.max" : "memory.limit_in_bytes", "", &limit) ||
+        !base_group_number(group, unified ? "memory.current" : "memory.usage_in_bytes", "", &used))
+        return SIZE_MAX;
+    for (int i = 0; i < 2; i++)
+        if (base_group_number(group, "memory.stat", stats[unified][i], &n)) cached += n;
+    used -= cached < used ? cached : used;
+    limit -= used < limit ? used : limit;
+    return limit < SIZE_MAX ? (size_t)limit : SIZE_MAX;
+}
+
+size_t tc__group_memory(const char *groups, const char *root) {
+    char line[4096], path[sizeof line + 512];
+    size_t least = SIZE_MAX;
+    FILE *file = fopen(groups, "r");
+    while (file && fgets(line, sizeof line, file)) { /* "4:memory:/a/b", of version 2 "0::/a/b" */
+        char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
+        if (!group) continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        const bool unified = names[1] == 0;
+        if (!unified && strcmp(names + 1, "memory")) continue;
+        for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
+            *end = 0; /* the group, and those around it */
+            snprintf(path, sizeof path, "%.500s%s%s", root, unified ? "" : "/memory", group);
+            const size_t room = base_group_room(path, unified);
+            if (room < least) least = room;
+        }
+    }
+    if (file) fclose(file);
+    return least;
+}
+
 size_t tc__available_memory(void) {
     unsigned long long bytes = 0, kib;
     FILE *file = fopen("/proc/meminfo", "r");
@@ -2517,7 +2577,8 @@ size_t tc__available_memory(void) {
         if (pages > 0 && size > 0) bytes = (unsigned long long)pages * (unsigned long)size;
     }
 #endif
-    return bytes < SIZE_MAX ? (size_t)bytes : SIZE_MAX;
+    const size_t room = tc__group_memory("/proc/self/cgroup", "/sys/fs/cgroup");
+    return bytes < room ? (size_t)bytes : room;
 }
 
 /* Makes room for `more` elements of `size` bytes after `len`; returns the new block or NULL. */
@@ -5519,6 +5580,20 @@ bool tc__template_closing(const tc__template *chat_template, const tc__tokenizer
     bool trimming;
     const char *behind = template_behind_reply(chat_template->reply, &trimming);
     return template_behind_special(tokenizer, behind, &trimming, id) != NULL;
+}
+
+const char *tc__template_closing_text(const tc__template *chat_template, size_t *len) {
+    bool trimming;
+    const char *behind = template_behind_reply(chat_template->reply, &trimming), *text;
+    int part;
+    while (template_next(&behind, &part, &text, len)) {
+        const char *mark = part == TEMPLATE_TEXT ? memchr(text, '<', *len) : NULL;
+        const char *end = mark ? memchr(mark, '>', *len - (size_t)(mark - text)) : NULL;
+        if (!end) continue;
+        *len = (size_t)(end + 1 - mark);
+        return mark;
+    }
+    return NULL;
 }
 
 /* A reply as it was generated, and what the pattern has behind it. */
@@ -9066,18 +9141,20 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <unistd.h>
 
 /* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
  * shapes, a token as one CUDA graph. */
 
-#define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
-#define CUDA_STAGES 4           /* staging buffers */
-#define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
+#define CUDA_STAGING (4u << 20) /* bytes of one pinned staging buffer */
+#define CUDA_STAGES 6           /* staging buffers */
+#define CUDA_READERS 16         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
+#define CUDA_NO_TOKEN INT_MIN   /* host_token while the choice is not made */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
@@ -9131,12 +9208,20 @@ typedef struct cuda_device {
     cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
 
+/* Of one draw, in host memory (src/kernels/sample.cuh). */
+typedef struct cuda_sample_settings {
+    double u;
+    int row, window, top_k;
+    float temperature, top_p, min_p, penalty;
+    int pad;
+} cuda_sample_settings;
+
 typedef struct cuda_cache {
     cuda_device *device;
     int ctx, chunk; /* positions; tokens of one piece of a prefill */
     tc__cu_stream stream;
-    tc__cu_event sampled;
-    tc__cu_graph_exec token[2]; /* one token; its logits go to row 0 or to row 1 */
+    /* One token, given or sampled from the logits before it; its logits go to row 0 or to row 1. */
+    tc__cu_graph_exec token[2], sampled[2];
     tc__cu_ptr memory;
     size_t memory_bytes;
     /* parts of `memory` */
@@ -9149,6 +9234,7 @@ typedef struct cuda_cache {
     tc__cu_ptr wide_q, wide_qkv;
     float *host_logits; /* pinned, [CUDA_EACH][vocab] */
     int *host_token;    /* pinned */
+    cuda_sample_settings *host_settings; /* pinned */
     int next;           /* the device's State.next */
     bool ahead;         /* the evaluation of the sampled token runs already, into the other row */
     int ahead_pos;
@@ -9210,10 +9296,8 @@ typedef struct cuda_fill_args {
 } cuda_fill_args;
 
 typedef struct cuda_sample_args {
-    tc__cu_ptr logits, keys, segments, arrived, ids, state, host;
-    int window, ctx, top_k;
-    float temperature, top_p, min_p, penalty;
-    double u;
+    tc__cu_ptr logits, keys, segments, arrived, ids, state, settings, host, table, x;
+    int ctx;
 } cuda_sample_args;
 
 /* ---- the device ---- */
@@ -9545,19 +9629,22 @@ static void cuda_stages_close(cuda_stages *stages) {
     tc__team_close(stages->team);
 }
 
-/* `buffers` as many as are needed. To be closed in any case. */
-static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, tc_error *err) {
+/* Without buffers, which come when they are needed. To be closed in any case. */
+static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, tc_error *err) {
     memset(stages, 0, sizeof *stages);
     stages->cu = cu;
     stages->workers = tc__processors() < CUDA_READERS ? tc__processors() : CUDA_READERS;
-    int code = tc__team_open(stages->workers, &stages->team, err);
-    for (int i = 0; i < buffers && !code; i++) {
-        code = tc__cu_check(cu, cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0),
-                            "allocating pinned memory", err);
-        if (!code)
-            code = tc__cu_check(cu, cu->event_create(&stages->copied[i], 2), "an event", err);
-    }
-    return code;
+    return tc__team_open(stages->workers, &stages->team, err);
+}
+
+/* Makes buffer i, while what the ones before it hold is on its way; or waits until it is free. */
+static int cuda_stages_ready(cuda_stages *stages, size_t i, tc_error *err) {
+    const tc__cu *cu = stages->cu;
+    if (stages->buffers[i])
+        return tc__cu_check(cu, cu->event_wait(stages->copied[i]), "copying weights", err);
+    tc__cu_result result = cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0);
+    if (!result) result = cu->event_create(&stages->copied[i], 2 /* no timing */);
+    return tc__cu_check(cu, result, "allocating pinned memory", err);
 }
 
 static int cuda_stages_fill(const cuda_stages *stages, const tc__weights *weights, size_t at,
@@ -9584,12 +9671,12 @@ static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_
     for (size_t at = 0, piece = 0; at < total && !code; piece++) {
         const size_t i = piece % CUDA_STAGES;
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        tc__cu_result result = piece < CUDA_STAGES ? 0 : cu->event_wait(stages->copied[i]);
-        code = tc__cu_check(cu, result, "copying weights", err);
+        code = cuda_stages_ready(stages, i, err);
         if (!code)
             code = cuda_stages_fill(stages, device->weights, at, bytes, stages->buffers[i], err);
         if (!code) {
-            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
+            tc__cu_result result =
+                cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
             if (!result) result = cu->event_record(stages->copied[i], NULL);
             code = tc__cu_check(cu, result, "copying weights", err);
         }
@@ -9618,11 +9705,9 @@ static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model
 /* Loads the tensor data that a file, or the caller's memory, holds. */
 static int cuda_load_data(cuda_device *device, const tc_model_params *params, tc_error *err) {
     cuda_stages stages;
-    const size_t pieces = (device->weights->data_bytes + CUDA_STAGING - 1) / CUDA_STAGING;
-    const int buffers = device->integrated ? 0 : pieces < CUDA_STAGES ? (int)pieces : CUDA_STAGES;
     int code = cuda_loaded(params, 0, 1, err);
     if (code) return code;
-    code = cuda_stages_open(&stages, &device->cu, buffers, err);
+    code = cuda_stages_open(&stages, &device->cu, err);
     if (!code)
         code = (device->integrated ? cuda_read_in : cuda_upload)(device, &stages, params, err);
     cuda_stages_close(&stages);
@@ -9951,13 +10036,15 @@ static void cuda_cache_close(tc__cache *handle) {
     tc__cu *cu = &cache->device->cu;
     cuda_enter(cache->device);
     if (cache->stream) cu->stream_wait(cache->stream);
-    for (int row = 0; row < 2; row++)
+    for (int row = 0; row < 2; row++) {
         if (cache->token[row]) cu->graph_exec_destroy(cache->token[row]);
-    if (cache->sampled) cu->event_destroy(cache->sampled);
+        if (cache->sampled[row]) cu->graph_exec_destroy(cache->sampled[row]);
+    }
     if (cache->stream) cu->stream_destroy(cache->stream);
     if (cache->memory) cu->release(cache->memory);
     if (cache->host_logits) cu->host_release(cache->host_logits);
     if (cache->host_token) cu->host_release(cache->host_token);
+    if (cache->host_settings) cu->host_release(cache->host_settings);
     cuda_leave(cache->device);
     free(cache);
 }
@@ -10036,28 +10123,52 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
     return result ? result : cuda_product_decode(cache, TC__DOWN, layer->down, down);
 }
 
-/* The launches of one token: the token at ids[state.next], its logits into a row. */
-static tc__cu_result cuda_token(cuda_cache *cache, int row) {
+/* The choice of a token by cache->host_settings. `begin`: and the first step of its evaluation. */
+static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
+    cuda_device *device = cache->device;
+    tc__cu *cu = &device->cu;
+    cuda_sample_args args = {cache->logits,
+                             cache->keys,
+                             cache->segments,
+                             cache->sample_arrived,
+                             cache->ids,
+                             cache->state,
+                             0,
+                             0,
+                             begin ? cuda_tensor(device, device->weights->embed) : 0,
+                             cache->x,
+                             cache->ctx};
+    tc__cu_result result = cu->host_device_pointer(&args.settings, cache->host_settings, 0);
+    if (!result) result = cu->host_device_pointer(&args.host, cache->host_token, 0);
+    return result ? result : cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
+}
+
+/* The launches of one token, that at ids[state.next] or (`sampled`) one that is chosen first; its
+ * logits into a row. */
+static tc__cu_result cuda_token(cuda_cache *cache, int row, bool sampled) {
     cuda_device *device = cache->device;
     cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
                              cache->x, 1};
-    tc__cu_result result = cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
+    tc__cu_result result =
+        sampled ? cuda_choose(cache, true)
+                : cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
     for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++)
         result = cuda_token_layer(cache, l);
     return result ? result : cuda_head(cache, &device->head, cache->x, 1, row, true);
 }
 
 /* Records one token's launches as a graph. */
-static int cuda_record(cuda_cache *cache, int row, tc_error *err) {
+static int cuda_record(cuda_cache *cache, int row, bool sampled, tc_error *err) {
     tc__cu *cu = &cache->device->cu;
     tc__cu_graph graph = NULL;
     tc__cu_result result = cu->capture_begin(cache->stream, 1 /* thread-local */);
     if (!result) {
-        result = cuda_token(cache, row);
+        result = cuda_token(cache, row, sampled);
         tc__cu_result end = cu->capture_end(cache->stream, &graph);
         if (!result) result = end;
     }
-    if (!result) result = cu->graph_instantiate(&cache->token[row], graph, 0);
+    tc__cu_graph_exec *exec = sampled ? &cache->sampled[row] : &cache->token[row];
+    if (!result) result = cu->graph_instantiate(exec, graph, 0);
     if (graph) cu->graph_destroy(graph);
     return tc__cu_check(cu, result, "recording a token's kernels", err);
 }
@@ -10079,10 +10190,14 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
     if (!result) result = cu->host_allocate((void **)&cache->host_logits, logits, 0);
     if (!result) result = cu->host_allocate((void **)&cache->host_token, sizeof(int), 0);
     if (!result) result = cu->stream_create(&cache->stream, 1 /* does not wait for stream 0 */);
-    if (!result) result = cu->event_create(&cache->sampled, 2 /* no timing */);
+    if (!result)
+        result = cu->host_allocate((void **)&cache->host_settings, sizeof *cache->host_settings, 0);
     if (!result) result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
     int code = tc__cu_check(cu, result, "allocating the KV cache and workspace", err);
-    for (int row = 0; row < 2 && !code; row++) code = cuda_record(cache, row, err);
+    for (int row = 0; row < 2 && !code; row++) {
+        code = cuda_record(cache, row, false, err);
+        if (!code) code = cuda_record(cache, row, true, err);
+    }
     cuda_leave(device);
     if (code) {
         cuda_cache_close((tc__cache *)cache);
@@ -10363,6 +10478,20 @@ static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos
 
 /* ---- sampling ---- */
 
+/* Waits for the choice, which stands amid a graph: it comes through host memory. */
+static tc__cu_result cuda_chosen(const cuda_cache *cache, int *token) {
+    volatile const int *chosen = cache->host_token;
+    for (unsigned spins = 1;; spins++) {
+        *token = *chosen;
+        if (*token != CUDA_NO_TOKEN) return TC_OK;
+        if (spins % 65536) continue; /* now and then, whether the GPU still works on it */
+        tc__cu_result result = cache->device->cu.stream_query(cache->stream);
+        *token = *chosen;
+        if (result != TC__CU_NOT_READY && (result || *token == CUDA_NO_TOKEN))
+            return result ? result : TC__CU_UNKNOWN;
+    }
+}
+
 /* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on while
  * the host looks at the token. An evaluation that nobody asks for is overwritten later. */
 static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int32_t *context,
@@ -10370,38 +10499,26 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     cuda_cache *cache = (cuda_cache *)handle;
     cuda_device *device = cache->device;
     tc__cu *cu = &device->cu;
-    size_t row = 4 * (size_t)cache->logits_row * device->weights->arch.vocab_size;
-    cuda_sample_args args = {cache->logits + row,
-                             cache->keys,
-                             cache->segments,
-                             cache->sample_arrived,
-                             cache->ids,
-                             cache->state,
-                             0,
-                             (int)n_context,
-                             cache->ctx,
-                             sampling->top_k,
-                             sampling->temperature,
-                             sampling->top_p,
-                             sampling->min_p,
-                             sampling->repeat_penalty,
-                             u};
+    tc__cu_result result = TC_OK;
+    int token = CUDA_NO_TOKEN;
     (void)context; /* the device holds the same ids */
     cuda_enter(device);
-    tc__cu_result result = cu->host_device_pointer(&args.host, cache->host_token, 0);
-    if (!result && cache->ahead) { /* a second draw from the same logits: start over behind them */
+    if (cache->ahead) { /* a second draw from the same logits: start over behind them */
         cuda_state state = {cache->ahead_pos, cache->ahead_pos, 0, 0};
         result = cu->copy_to_device(cache->state, &state, sizeof state, cache->stream);
         cache->next = cache->ahead_pos;
     }
-    if (!result) result = cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
-    if (!result) result = cu->event_record(cache->sampled, cache->stream);
-    bool ahead = !result && cache->next < cache->ctx;
-    if (ahead) result = cu->graph_launch(cache->token[cuda_other_row(cache)], cache->stream);
-    if (!result) result = cu->event_wait(cache->sampled);
+    *cache->host_settings = (cuda_sample_settings){
+        u, cache->logits_row, (int)n_context, sampling->top_k, sampling->temperature,
+        sampling->top_p, sampling->min_p, sampling->repeat_penalty, 0};
+    *cache->host_token = CUDA_NO_TOKEN;
+    bool ahead = cache->next < cache->ctx;
+    if (!result && ahead)
+        result = cu->graph_launch(cache->sampled[cuda_other_row(cache)], cache->stream);
+    if (!result && !ahead) result = cuda_choose(cache, false);
+    if (!result) result = cuda_chosen(cache, &token);
     cuda_leave(device);
     if (result) return tc__cu_check(cu, result, "sampling", err);
-    int token = *(volatile int *)cache->host_token;
     cache->ahead = ahead;
     cache->ahead_pos = cache->next;
     cache->ahead_id = token;
@@ -10820,6 +10937,22 @@ static int chat_find_template(tc_chat *chat, const char *name, tc_error *err) {
     return code;
 }
 
+/* A template that was made for another tokenizer: the model cannot say that its reply is over. */
+static int chat_check_template(const tc_chat *chat, tc_error *err) {
+    size_t len;
+    int32_t id;
+    const tc__template *own = &chat->model->chat_template, *chosen = chat->chat_template;
+    const char *mark = tc__template_closing_text(chosen, &len);
+    if (!mark || chat->stops[0] || strcmp(chosen->name, own->name) == 0 ||
+        tc__template_closing(chosen, chat->model->tokenizer, &id))
+        return TC_OK;
+    return tc__fail(
+        err, TC_ERR_ARGUMENT,
+        "chat template '%s' does not fit: it ends replies with '%.*s', and the tokenizer of "
+        "this model has no such special token; the model file's own template is '%s'",
+        chosen->name, (int)len, mark, own->name);
+}
+
 /* Adds copies of a NULL-terminated array's strings to chat->stops, which has room. */
 static bool chat_copy_stops(tc_chat *chat, size_t *n, const char *const *stops) {
     for (; stops && *stops; stops++) {
@@ -10856,6 +10989,7 @@ static int chat_open(tc_chat *chat, const tc_chat_params *params, tc_error *err)
                         params->context_policy);
     if (!code) code = chat_find_template(chat, params->template_name, err);
     if (!code) code = chat_set_stops(chat, params->stop, err);
+    if (!code) code = chat_check_template(chat, err);
     if (!code) code = tc_chat_set_system(chat, params->system, err);
     if (!code) code = tc_session_open(chat->model, &session_params, &chat->session, err);
     if (!code) tc_session_seed(chat->session, params->sampling.seed);

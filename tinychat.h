@@ -287,7 +287,8 @@ enum { TC_CONTEXT_SHIFT = 0, TC_CONTEXT_STOP = 1 };
 typedef struct tc_chat_params {
     int ctx_size;              /* as in tc_session_params */
     const char *template_name; /* NULL = the model file's; else one of tc_template_name() or the
-                                  name of the model file's */
+                                  name of the model file's. One that ends replies with a special
+                                  token which the tokenizer lacks needs a stop string */
     const char *system;        /* NULL = the template's own; "" = none. Copied. */
     tc_sampling sampling;      /* defaults of tc_default_sampling */
     int max_tokens;            /* tokens of one reply at most; 0 or less = until the context ends */
@@ -310,8 +311,8 @@ TC_API tc_chat_params tc_chat_default_params(void);
 TC_API const char *tc_template_name(int index);
 
 /* Starts an empty conversation with a session of its own on `model`, which must outlive it.
- * `params` NULL = defaults. Errors: those of tc_session_open; ARGUMENT (unknown template, sampling
- * parameter out of range); UNSUPPORTED (no tokenizer). */
+ * `params` NULL = defaults. Errors: those of tc_session_open; ARGUMENT (unknown template, or one
+ * for another tokenizer; sampling parameter out of range); UNSUPPORTED (no tokenizer). */
 TC_API int tc_chat_open(tc_model *model, const tc_chat_params *params, tc_chat **chat,
                         tc_error *err);
 TC_API void tc_chat_close(tc_chat *chat);

@@ -5,7 +5,8 @@
     python3 bench/report.py --print    prints the tables, writes nothing
 
 A result is what `chat --bench SHAPE --json` prints; startup.json comes from bench/gpu_bench.sh. The
-floor is the time in which the GPU reads what a token must read (bench/peers.json says how much).
+floor is the time in which the GPU reads what a token must read (bench/peers.json says how much), at the
+rate of the read loop in the same results: so a share of the floor says the same on every machine.
 """
 import html
 import json
@@ -29,18 +30,19 @@ class Result:
         self.precision = data["precision"]
         self.decode = {t["context"]: t for t in data["timings"] if t["what"] == "decode"}
         self.prefill = {t["tokens"]: t for t in data["timings"] if t["what"] == "prefill"}
-        known = peers["gpu"] in data["device"]
-        self.read_gbs = peers["read_gbs"] if known else data["read_loop_gbs"]
+        self.read_gbs = data["read_loop_gbs"]  # load() takes the best one of the machine
+        self.known_gbs = peers["read_gbs"] if peers["gpu"] in data["device"] else None
         floor_mb = peers["floor_mb"].get(self.shape) if self.w4 else None
         self.floor_bytes = floor_mb * 1e6 if floor_mb else data["bytes_per_token"]
 
-    def floor_ms(self, context):
+    def floor_ms(self, context, gbs=None):
         """Of the median step, when half of the tokens have been generated."""
         positions = context + (self.decode[context]["runs"] + 1) / 2
-        return (self.floor_bytes + positions * self.data["kv_bytes_per_token"]) / self.read_gbs * 1e-6
+        return (self.floor_bytes + positions * self.data["kv_bytes_per_token"]) / (
+            gbs or self.read_gbs) * 1e-6
 
-    def of_floor(self, context):
-        return 100 * self.floor_ms(context) / self.decode[context]["ms_per_token"]
+    def of_floor(self, context, gbs=None):
+        return 100 * self.floor_ms(context, gbs) / self.decode[context]["ms_per_token"]
 
 
 def load(folder, peers):
@@ -49,6 +51,8 @@ def load(folder, peers):
         data = json.loads(path.read_text())
         if "timings" in data:
             results.append(Result(data, peers))
+    for result in results:
+        result.read_gbs = max(r.data["read_loop_gbs"] for r in results)
     order = {name: i for i, name in enumerate(SHAPES)}
     results.sort(key=lambda r: (order.get(r.shape, 99), not r.w4))
     startup = folder / "startup.json"
@@ -78,7 +82,7 @@ def decode_cell(result, context):
 
 
 def decode_table(results):
-    rows = []
+    rows, known = [], results[0].known_gbs
     for r in results:
         first = r.decode.get(4)
         rows.append([f"{r.shape} {r.precision}", f"{r.floor_ms(4):.3f}" if first else "-"] +
@@ -86,25 +90,33 @@ def decode_table(results):
                     [f"{first['tokens_per_second']:.0f}" if first else "-",
                      f"{first['read_gbs']:.0f}" if first else "-",
                      f"{first['read_percent']:.0f} %" if first else "-"])
+        if known:
+            rows[-1].append(" / ".join(f"{r.of_floor(c, known):.0f}" for c in r.decode) + " %")
     return table(["decode, ms/token", "floor", "context 4: median / mean (of floor)", "512", "2048",
-                  "tok/s", "GB/s", "of read loop"], rows)
+                  "tok/s", "GB/s", "of read loop"] +
+                 ([f"of floor at {known} GB/s"] if known else []), rows)
+
+
+def short_prompt(result, tokens):
+    """Milliseconds to the first token of a short prompt, and how many decode steps that is."""
+    t, step = result.prefill.get(tokens), result.decode.get(4)
+    if not t or not step:
+        return "-"
+    return f"{t['ttft_ms']:.2f} ({t['ttft_ms'] / step['ms_per_token']:.1f}x)"
 
 
 def prefill_table(results):
     rows = []
     for r in results:
-        cells = []
-        for n in (64, 512, 2048):
-            t = r.prefill.get(n)
-            cells.append(f"{t['tokens_per_second']:.0f}" if t else "-")
         ttft, long = r.prefill.get(512), r.prefill.get(2048)
         memory = r.data["weight_bytes"] + r.data["kv_bytes"] + r.data["workspace_bytes"]
-        rows.append([f"{r.shape} {r.precision}"] + cells +
-                    [f"{ttft['ttft_ms']:.1f}" if ttft else "-",
-                     f"{long['tflops']:.0f}" if long else "-", f"{memory * 1e-9:.1f}",
+        rows.append([f"{r.shape} {r.precision}", short_prompt(r, 8), short_prompt(r, 64),
+                     f"{ttft['ttft_ms']:.1f}" if ttft else "-",
+                     f"{long['tflops']:.0f}" if long else "-",
+                     f"{long['tokens_per_second']:.0f}" if long else "-", f"{memory * 1e-9:.1f}",
                      f"{r.data['kv_bytes'] * 1e-9:.2f}"])
-    return table(["prefill, tok/s", "64 tokens", "512", "2048", "TTFT 512, ms", "TFLOP/s at 2048",
-                  "GPU memory, GB", "of it KV cache"], rows)
+    return table(["prefill, ms to the first token", "8 tokens (decode steps)", "64", "512",
+                  "2048: TFLOP/s", "tok/s", "GPU memory, GB", "of it KV cache"], rows)
 
 
 def startup_table(startup):
@@ -132,9 +144,9 @@ def report(results, startup):
         parts.append(startup_table(startup))
     parts.append("Batch 1, random weights, default sampling. Decode: 200 tokens after the context, one by "
                  "one; the median step and the mean.\nThe floor is the time in which the GPU reads "
-                 f"the weights (and KV cache) once at {results[0].read_gbs:.0f} GB/s; its share is the "
-                 "floor's part of\nthe median. TTFT: time to the first token of a prompt. TFLOP/s "
-                 "counts the linear layers over the whole time.")
+                 f"the weights (and KV cache) once at {results[0].read_gbs:.0f} GB/s, its own read "
+                 "loop;\nits share is the floor's part of the median. TFLOP/s counts the linear layers over "
+                 "the whole time of a prompt.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -142,7 +154,8 @@ def report(results, startup):
 
 INK, PALE, GRID, PAPER = "#24292f", "#8c959f", "#d8dee4", "#ffffff"
 OURS, W16, PEER = "#1a7f37", "#0969da", "#afb8c1"
-LINES = ["#1a7f37", "#0969da", "#bc4c00", "#8250df", "#bf3989", "#4d2d00", "#57606a", "#116329"]
+LINES = ["#1a7f37", "#0969da", "#bc4c00", "#8250df", "#bf3989", "#6a3d0a", "#57606a", "#0b7a75",
+         "#d4a72c", "#cf222e", "#1f2f7a"]
 
 
 class Svg:
@@ -167,9 +180,10 @@ class Svg:
         for x, y in points:
             self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{stroke}"/>')
 
-    def text(self, x, y, text, size=12, fill=INK, anchor="start", weight="normal", inside=""):
+    def text(self, x, y, text, size=12, fill=INK, anchor="start", weight="normal", inside="",
+             more=""):
         self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{fill}" '
-                          f'text-anchor="{anchor}" font-weight="{weight}">{html.escape(text)}'
+                          f'text-anchor="{anchor}" font-weight="{weight}"{more}>{html.escape(text)}'
                           f'{inside}</text>')
 
     def write(self, path):
@@ -312,12 +326,11 @@ def draw_replies(results, shape, slow, path):
                 column, y = 0, y + 19
             appear = (f'<animate attributeName="opacity" dur="{length:.2f}s" calcMode="discrete" '
                       f'values="0;1" keyTimes="0;{now / length:.4f}" repeatCount="indefinite"/>')
-            svg.text(x + 12 + 7.1 * column, y + 8, word, inside=appear)
+            svg.text(x + 12 + 7.1 * column, y + 8, word, inside=appear,
+                     more=f' font-family="Menlo, Consolas, monospace" textLength="{7.1 * len(word):.1f}"')
             column += len(word) + 1
     svg.text(20, 452, "The weights are random, so the text is a sample: one word stands for one token.",
              fill=PALE)
-    svg.parts = [p.replace("<text ", '<text font-family="Menlo, Consolas, monospace" ')
-                 if "<animate" in p else p for p in svg.parts]
     svg.write(path)
 
 

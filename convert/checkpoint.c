@@ -766,15 +766,31 @@ static int ckpt_read_in(ckpt_builder *b, const char *dir, const char *name) {
     return path ? ckpt_read_file(b, path) : TC_ERR_MEMORY;
 }
 
+/* A folder without .pt files, perhaps one of Hugging Face. */
+static int ckpt_fail_split(ckpt_builder *b, const char *dir) {
+    static const char *const suffixes[] = {".safetensors", ".bin", NULL};
+    ckpt_names names = {0};
+    int code = ckpt_list(b, dir, suffixes, &names);
+    if (!code && names.count)
+        code = tc__fail(b->err, TC_ERR_UNSUPPORTED,
+                        "%s: no .pt files in this folder, but %.100s: --awq takes what "
+                        "split_ckpt.py writes, one <name>.pt per tensor; a Hugging Face folder, "
+                        "AutoAWQ's too, goes with --hf and without --awq",
+                        dir, names.items[0]);
+    else if (!code)
+        code = ckpt_fail(b, TC_ERR_UNSUPPORTED,
+                         "no .pt files in this folder: expected what split_ckpt.py writes, one "
+                         "<name>.pt per tensor");
+    ckpt_names_free(&names);
+    return code;
+}
+
 /* DIR/<key>.pt: one tensor each. */
 static int ckpt_read_split(ckpt_builder *b, const char *dir) {
     static const char *const suffixes[] = {".pt", NULL};
     ckpt_names names = {0};
     int code = ckpt_list(b, dir, suffixes, &names);
-    if (!code && !names.count)
-        code = ckpt_fail(b, TC_ERR_UNSUPPORTED,
-                         "no .pt files in this folder: expected what split_ckpt.py writes, one "
-                         "<name>.pt per tensor");
+    if (!code && !names.count) code = ckpt_fail_split(b, dir);
     for (size_t i = 0; !code && i < names.count; i++) {
         size_t before = b->s->tensor_count;
         code = ckpt_read_in(b, dir, names.items[i]);

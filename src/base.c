@@ -69,6 +69,59 @@ void tc__free_aligned(void *memory) {
     free(memory);
 }
 
+/* The number behind `key` in one of the files that control groups have: its whole text for "".
+ * False if there is none ("max"). */
+static bool base_group_number(const char *group, const char *name, const char *key,
+                              unsigned long long *number) {
+    char line[4096 + 64];
+    const size_t len = strlen(key);
+    bool found = false;
+    snprintf(line, sizeof line, "%s/%s", group, name);
+    FILE *file = fopen(line, "r");
+    if (!file) return false;
+    while (!found && fgets(line, sizeof line, file))
+        found = strncmp(line, key, len) == 0 && sscanf(line + len, "%llu", number) == 1;
+    fclose(file);
+    return found;
+}
+
+/* What one group leaves: its limit, less what is used and not cached files. */
+static size_t base_group_room(const char *group, bool unified) {
+    static const char *const stats[2][2] = {{"total_active_file ", "total_inactive_file "},
+                                            {"active_file ", "inactive_file "}};
+    unsigned long long limit, used, cached = 0, n;
+    if (!base_group_number(group, unified ? "memory.max" : "memory.limit_in_bytes", "", &limit) ||
+        !base_group_number(group, unified ? "memory.current" : "memory.usage_in_bytes", "", &used))
+        return SIZE_MAX;
+    for (int i = 0; i < 2; i++)
+        if (base_group_number(group, "memory.stat", stats[unified][i], &n)) cached += n;
+    used -= cached < used ? cached : used;
+    limit -= used < limit ? used : limit;
+    return limit < SIZE_MAX ? (size_t)limit : SIZE_MAX;
+}
+
+size_t tc__group_memory(const char *groups, const char *root) {
+    char line[4096], path[sizeof line + 512];
+    size_t least = SIZE_MAX;
+    FILE *file = fopen(groups, "r");
+    while (file && fgets(line, sizeof line, file)) { /* "4:memory:/a/b", of version 2 "0::/a/b" */
+        char *names = strchr(line, ':'), *group = names ? strchr(names + 1, ':') : NULL;
+        if (!group) continue;
+        *group++ = 0;
+        group[strcspn(group, "\n")] = 0;
+        const bool unified = names[1] == 0;
+        if (!unified && strcmp(names + 1, "memory")) continue;
+        for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
+            *end = 0; /* the group, and those around it */
+            snprintf(path, sizeof path, "%.500s%s%s", root, unified ? "" : "/memory", group);
+            const size_t room = base_group_room(path, unified);
+            if (room < least) least = room;
+        }
+    }
+    if (file) fclose(file);
+    return least;
+}
+
 size_t tc__available_memory(void) {
     unsigned long long bytes = 0, kib;
     FILE *file = fopen("/proc/meminfo", "r");
@@ -84,7 +137,8 @@ size_t tc__available_memory(void) {
         if (pages > 0 && size > 0) bytes = (unsigned long long)pages * (unsigned long)size;
     }
 #endif
-    return bytes < SIZE_MAX ? (size_t)bytes : SIZE_MAX;
+    const size_t room = tc__group_memory("/proc/self/cgroup", "/sys/fs/cgroup");
+    return bytes < room ? (size_t)bytes : room;
 }
 
 /* Makes room for `more` elements of `size` bytes after `len`; returns the new block or NULL. */

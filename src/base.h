@@ -70,9 +70,12 @@ TC_INTERNAL void *tc__calloc(size_t count, size_t size);
 TC_INTERNAL void *tc__alloc_aligned(size_t bytes);
 TC_INTERNAL void tc__free_aligned(void *memory);
 
-/* Bytes of memory that the system could give without swapping; all there is where it does
- * not say. */
+/* Bytes of memory that the system could give without swapping, and the limits of a container
+ * leave; all there is where it does not say. */
 TC_INTERNAL size_t tc__available_memory(void);
+/* Bytes that the control groups leave which the file `groups` names (/proc/self/cgroup) and the
+ * folders under `root` describe (/sys/fs/cgroup); SIZE_MAX without a limit. */
+TC_INTERNAL size_t tc__group_memory(const char *groups, const char *root);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
  * later append is a no-op, so that callers check once at the end. data is NUL-terminated (not

@@ -100,6 +100,22 @@ static int chat_find_template(tc_chat *chat, const char *name, tc_error *err) {
     return code;
 }
 
+/* A template that was made for another tokenizer: the model cannot say that its reply is over. */
+static int chat_check_template(const tc_chat *chat, tc_error *err) {
+    size_t len;
+    int32_t id;
+    const tc__template *own = &chat->model->chat_template, *chosen = chat->chat_template;
+    const char *mark = tc__template_closing_text(chosen, &len);
+    if (!mark || chat->stops[0] || strcmp(chosen->name, own->name) == 0 ||
+        tc__template_closing(chosen, chat->model->tokenizer, &id))
+        return TC_OK;
+    return tc__fail(
+        err, TC_ERR_ARGUMENT,
+        "chat template '%s' does not fit: it ends replies with '%.*s', and the tokenizer of "
+        "this model has no such special token; the model file's own template is '%s'",
+        chosen->name, (int)len, mark, own->name);
+}
+
 /* Adds copies of a NULL-terminated array's strings to chat->stops, which has room. */
 static bool chat_copy_stops(tc_chat *chat, size_t *n, const char *const *stops) {
     for (; stops && *stops; stops++) {
@@ -136,6 +152,7 @@ static int chat_open(tc_chat *chat, const tc_chat_params *params, tc_error *err)
                         params->context_policy);
     if (!code) code = chat_find_template(chat, params->template_name, err);
     if (!code) code = chat_set_stops(chat, params->stop, err);
+    if (!code) code = chat_check_template(chat, err);
     if (!code) code = tc_chat_set_system(chat, params->system, err);
     if (!code) code = tc_session_open(chat->model, &session_params, &chat->session, err);
     if (!code) tc_session_seed(chat->session, params->sampling.seed);

@@ -14,9 +14,9 @@
 /* The CUDA backend: the model's weights in GPU memory, its kernels compiled for this GPU and these
  * shapes, a token as one CUDA graph. */
 
-#define CUDA_STAGING (8u << 20) /* bytes of one pinned staging buffer */
-#define CUDA_STAGES 4           /* staging buffers */
-#define CUDA_READERS 12         /* threads that fill them, at most: what the bus asks for */
+#define CUDA_STAGING (4u << 20) /* bytes of one pinned staging buffer */
+#define CUDA_STAGES 6           /* staging buffers */
+#define CUDA_READERS 16         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
@@ -503,19 +503,22 @@ static void cuda_stages_close(cuda_stages *stages) {
     tc__team_close(stages->team);
 }
 
-/* `buffers` as many as are needed. To be closed in any case. */
-static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, int buffers, tc_error *err) {
+/* Without buffers, which come when they are needed. To be closed in any case. */
+static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, tc_error *err) {
     memset(stages, 0, sizeof *stages);
     stages->cu = cu;
     stages->workers = tc__processors() < CUDA_READERS ? tc__processors() : CUDA_READERS;
-    int code = tc__team_open(stages->workers, &stages->team, err);
-    for (int i = 0; i < buffers && !code; i++) {
-        code = tc__cu_check(cu, cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0),
-                            "allocating pinned memory", err);
-        if (!code)
-            code = tc__cu_check(cu, cu->event_create(&stages->copied[i], 2), "an event", err);
-    }
-    return code;
+    return tc__team_open(stages->workers, &stages->team, err);
+}
+
+/* Makes buffer i, while what the ones before it hold is on its way; or waits until it is free. */
+static int cuda_stages_ready(cuda_stages *stages, size_t i, tc_error *err) {
+    const tc__cu *cu = stages->cu;
+    if (stages->buffers[i])
+        return tc__cu_check(cu, cu->event_wait(stages->copied[i]), "copying weights", err);
+    tc__cu_result result = cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0);
+    if (!result) result = cu->event_create(&stages->copied[i], 2 /* no timing */);
+    return tc__cu_check(cu, result, "allocating pinned memory", err);
 }
 
 static int cuda_stages_fill(const cuda_stages *stages, const tc__weights *weights, size_t at,
@@ -542,12 +545,12 @@ static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_
     for (size_t at = 0, piece = 0; at < total && !code; piece++) {
         const size_t i = piece % CUDA_STAGES;
         const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        tc__cu_result result = piece < CUDA_STAGES ? 0 : cu->event_wait(stages->copied[i]);
-        code = tc__cu_check(cu, result, "copying weights", err);
+        code = cuda_stages_ready(stages, i, err);
         if (!code)
             code = cuda_stages_fill(stages, device->weights, at, bytes, stages->buffers[i], err);
         if (!code) {
-            result = cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
+            tc__cu_result result =
+                cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
             if (!result) result = cu->event_record(stages->copied[i], NULL);
             code = tc__cu_check(cu, result, "copying weights", err);
         }
@@ -576,11 +579,9 @@ static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model
 /* Loads the tensor data that a file, or the caller's memory, holds. */
 static int cuda_load_data(cuda_device *device, const tc_model_params *params, tc_error *err) {
     cuda_stages stages;
-    const size_t pieces = (device->weights->data_bytes + CUDA_STAGING - 1) / CUDA_STAGING;
-    const int buffers = device->integrated ? 0 : pieces < CUDA_STAGES ? (int)pieces : CUDA_STAGES;
     int code = cuda_loaded(params, 0, 1, err);
     if (code) return code;
-    code = cuda_stages_open(&stages, &device->cu, buffers, err);
+    code = cuda_stages_open(&stages, &device->cu, err);
     if (!code)
         code = (device->integrated ? cuda_read_in : cuda_upload)(device, &stages, params, err);
     cuda_stages_close(&stages);

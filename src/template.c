@@ -542,6 +542,20 @@ bool tc__template_closing(const tc__template *chat_template, const tc__tokenizer
     return template_behind_special(tokenizer, behind, &trimming, id) != NULL;
 }
 
+const char *tc__template_closing_text(const tc__template *chat_template, size_t *len) {
+    bool trimming;
+    const char *behind = template_behind_reply(chat_template->reply, &trimming), *text;
+    int part;
+    while (template_next(&behind, &part, &text, len)) {
+        const char *mark = part == TEMPLATE_TEXT ? memchr(text, '<', *len) : NULL;
+        const char *end = mark ? memchr(mark, '>', *len - (size_t)(mark - text)) : NULL;
+        if (!end) continue;
+        *len = (size_t)(end + 1 - mark);
+        return mark;
+    }
+    return NULL;
+}
+
 /* A reply as it was generated, and what the pattern has behind it. */
 static int template_generated(template_render *r, const char *pattern, const tc__turn *turn,
                               tc_error *err) {

@@ -72,5 +72,7 @@ TC_INTERNAL int tc__render(const tc__template *chat_template, const tc__tokenize
  * replies with that id. False if it has none. */
 TC_INTERNAL bool tc__template_closing(const tc__template *chat_template,
                                       const tc__tokenizer *tokenizer, int32_t *id);
+/* The same as text, such as </s>, whether the tokenizer knows it or not. NULL if there is none. */
+TC_INTERNAL const char *tc__template_closing_text(const tc__template *chat_template, size_t *len);
 
 #endif /* TC_TEMPLATE_H */

@@ -11,8 +11,9 @@ jobs=${JOBS:-$(nproc 2> /dev/null || echo 2)}
 gate() { # gate NAME COMMAND...
     name=$1
     shift
+    start=$(date +%s)
     if "$@" > $work/log 2>&1; then
-        echo "  ok     $name"
+        echo "  ok     $name, $(($(date +%s) - start)) s"
         passed=$((passed + 1))
     else
         cat $work/log
@@ -69,20 +70,22 @@ sanitizers_are_silent() {
     make --no-print-directory -j"$jobs" config=sanitize tests build/sanitize/chat build/sanitize/convert/convert > $work/build.log 2>&1 ||
         { tail -n 40 $work/build.log; return 1; }
     programs='' with_nvrtc=''
-    for source in tests/test_*.c; do
-        program=build/sanitize/tests/$(basename "$source" .c)
+    for program in tests/test_*.sh tests/test_*.c; do
         case $program in
-        */test_kernels | */test_loading | */test_fake_gpu) with_nvrtc="$with_nvrtc $program" ;;
+        tests/test_emulated.sh) continue ;; # a compiler of its own: it was there in "make test"
+        *.c) program=build/sanitize/${program%.c} ;;
+        esac
+        case $program in
+        */test_kernels | */test_jit | */test_loading | */test_fake_gpu)
+            with_nvrtc="$with_nvrtc $program" ;;
         *) programs="$programs $program" ;;
         esac
     done
     # shellcheck disable=SC2086
     sh tests/run.sh build/sanitize $programs || return 1
     # NVRTC leaks
-    for program in $with_nvrtc; do
-        TINYCHAT_CHAT=build/sanitize/chat TINYCHAT_CONVERT=build/sanitize/convert/convert \
-            ASAN_OPTIONS=detect_leaks=0 "$program" || return 1
-    done
+    # shellcheck disable=SC2086
+    ASAN_OPTIONS=detect_leaks=0 sh tests/run.sh build/sanitize $with_nvrtc
 }
 
 # A few changes of every input; "make fuzz" makes more.

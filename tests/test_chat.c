@@ -474,6 +474,31 @@ TEST(after_an_error_the_conversation_is_as_before) {
     close_all();
 }
 
+/* The tokenizer has </s>; other special tokens it lacks. */
+TEST(a_template_for_another_tokenizer_is_refused) {
+    static const struct {
+        const char *name, *mark; /* NULL: it fits */
+    } cases[] = {{"vicuna", NULL},          {"llama-2", NULL},          {"zephyr", NULL},
+                 {"plain", NULL},           {"falcon", NULL},           {"mpt-chat", NULL},
+                 {"tiny-chat", NULL},       {"chatml", "<|im_end|>"},   {"qwen3", "<|im_end|>"},
+                 {"llama-3", "<|eot_id|>"}, {"deepseek-r1", "sentence"}};
+    fake_reset();
+    model = fake_model(in_folder("tiny.bin"));
+    REQUIRE(model);
+    tc_chat_params params = tc_chat_default_params();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        params.template_name = cases[i].name;
+        const int code = tc_chat_open(model, &params, &chat, &err);
+        CHECK_MSG(code == (cases[i].mark ? TC_ERR_ARGUMENT : TC_OK), "%s: %d", cases[i].name, code);
+        CHECK_MSG(!code || (strstr(err.message, cases[i].name) && !chat &&
+                            strstr(err.message, cases[i].mark) && strstr(err.message, "tiny-chat")),
+                  "%s", err.message);
+        tc_chat_close(chat);
+    }
+    chat = NULL;
+    close_all();
+}
+
 TEST(opening_a_chat_names_what_is_wrong) {
     fake_reset();
     model = fake_model(in_folder("tiny.bin"));
@@ -482,16 +507,19 @@ TEST(opening_a_chat_names_what_is_wrong) {
     params.template_name = "no-such";
     CHECK(tc_chat_open(model, &params, &chat, &err) == TC_ERR_ARGUMENT && !chat);
     CHECK_MSG(strstr(err.message, "no-such"), "%s", err.message);
+    static const char *const stops[] = {"###", NULL};
     char known[sizeof err.message];
     memcpy(known, err.message, sizeof known);
     int names = 0;
     for (; tc_template_name(names); names++) {
         CHECK_MSG(strstr(known, tc_template_name(names)), "%s", known);
         params.template_name = tc_template_name(names);
+        params.stop = stops;
         CHECK(tc_chat_open(model, &params, &chat, &err) == TC_OK);
         CHECK(strcmp(tc_chat_template(chat), tc_template_name(names)) == 0);
         tc_chat_close(chat);
     }
+    params.stop = NULL;
     CHECK(names >= 4 && !tc_template_name(-1));
     params.template_name = "tiny-chat"; /* the model file's own */
     CHECK(tc_chat_open(model, &params, &chat, &err) == TC_OK);
@@ -1077,7 +1105,8 @@ TEST_MAIN(
     RUN(a_cancelled_reply_is_kept)
     RUN(prefill_can_be_cancelled)
     RUN(after_an_error_the_conversation_is_as_before)
-    RUN(opening_a_chat_names_what_is_wrong)
+    RUN(a_template_for_another_tokenizer_is_refused)
+                                RUN(opening_a_chat_names_what_is_wrong)
     RUN(a_prompt_longer_than_the_context_is_an_error)
     RUN(a_full_context_drops_the_oldest_turns)
     RUN(a_large_turn_gets_what_room_there_is)

@@ -745,7 +745,12 @@ TEST(split_folders_hold_one_tensor_per_file) {
     clear_folder();
     write_text("config.json", "{}");
     CHECK(ckpt_open(folder, &ckpt, &err) == TC_ERR_UNSUPPORTED);
-    CHECK_MSG(strstr(err.message, "no .pt files in this folder"), "%s", err.message);
+    CHECK_MSG(strstr(err.message, "no .pt files in this folder: expected"), "%s", err.message);
+    write_text("model-00001-of-00002.safetensors", "");
+    CHECK(ckpt_open(folder, &ckpt, &err) == TC_ERR_UNSUPPORTED);
+    CHECK_MSG(strstr(err.message, "but model-00001-of-00002.safetensors: --awq takes") &&
+                  strstr(err.message, "--hf and without --awq"),
+              "%s", err.message);
     clear_folder();
 }
 

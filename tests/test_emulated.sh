@@ -1,6 +1,7 @@
 #!/bin/sh
-# The kernels of the products on a processor: src/kernels as they are, on the prelude of
-# tests/emulated, for the constants of two kinds of model. Needs a C++ compiler.
+# The kernels of the products and of attention on a processor: src/kernels as they are, on the
+# prelude of tests/emulated, for the constants of two kinds of model and for every head size. Needs a
+# C++ compiler.
 #     sh tests/test_emulated.sh BUILD_FOLDER
 set -u
 build=${1:-build/release}
@@ -13,28 +14,28 @@ if ! command -v "$cxx" > /dev/null; then
 fi
 rm -rf "$work"
 mkdir -p "$work"
-for file in rows product_decode product_prefill product_short product_wgmma; do
+for file in src/kernels/*.cuh; do
     sed 's/extern __shared__ .* smem\[\];/u8 *smem = emulated.now->block->shared;/' \
-        "src/kernels/$file.cuh" > "$work/$file.cuh"
+        "$file" > "$work/${file##*/}"
 done
-cp tests/emulated/prelude.cuh tests/emulated/products.cpp tests/test.h "$work"
+cp tests/emulated/* tests/test.h "$work" # among them another prelude.cuh
 
 passed=0 failed=0 skipped=0
-# kind NAME FLAGS...: compiles and runs the tests with these constants.
-kind() {
-    echo "  -- $1"
-    name=$1
-    shift
-    if ! "$cxx" -std=c++17 -O1 -w "$@" -o "$work/$name" "$work/products.cpp"; then
-        echo "  FAILED $name does not compile"
+# check PROGRAM NAME FLAGS...: compiles and runs the program with these constants.
+check() {
+    program=$1 name=$2
+    echo "  -- $program, $name"
+    shift 2
+    if ! "$cxx" -std=c++17 -O2 -U_FORTIFY_SOURCE -w "$@" -o "$work/program" "$work/$program.cpp"; then
+        echo "  FAILED $program does not compile"
         failed=$((failed + 1))
         return
     fi
-    "$work/$name" > "$work/log" 2>&1
+    "$work/program" > "$work/log" 2>&1
     cat "$work/log"
     line=$(tail -n 1 "$work/log" | grep -E '^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$')
     if [ -z "$line" ]; then
-        echo "  FAILED $name did not finish"
+        echo "  FAILED $program did not finish"
         failed=$((failed + 1))
         return
     fi
@@ -42,7 +43,19 @@ kind() {
     failed=$((failed + $(echo "$line" | cut -d' ' -f3)))
     skipped=$((skipped + $(echo "$line" | cut -d' ' -f5)))
 }
-kind llama -DNORM=NORM_RMS -DACTIVATION=ACT_SILU -DGATED=1 -DCLIP_QKV=0.0f
-kind mpt -DNORM=NORM_LAYER -DACTIVATION=ACT_GELU -DGATED=0 -DCLIP_QKV=1.5f
+# heads, KV heads, head size, ALiBi, norms of queries and keys
+attention() {
+    check attention "heads $1:$2 of $3, ALiBi $4, norms $5" \
+        -DHEADS="$1" -DKV_HEADS="$2" -DHEAD_DIM="$3" -DALIBI="$4" -DQK_NORM="$5"
+}
+check products llama -DNORM=NORM_RMS -DACTIVATION=ACT_SILU -DGATED=1 -DCLIP_QKV=0.0f
+check products mpt -DNORM=NORM_LAYER -DACTIVATION=ACT_GELU -DGATED=0 -DCLIP_QKV=1.5f
+attention 2 2 32 0 0
+attention 9 1 64 0 0
+attention 2 1 80 0 1
+attention 3 1 96 1 0
+attention 2 2 112 1 1
+attention 4 2 128 0 1
+attention 2 1 256 0 0
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

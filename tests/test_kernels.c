@@ -1,13 +1,12 @@
 /* The kernels' source compiles for every architecture, without register spills and within the
- * architecture's shared memory; and the cache of compiled kernels. NVRTC needs no GPU for that; the
- * engine's own search finds it. */
-#include "program.h"
+ * architecture's shared memory. NVRTC needs no GPU for that; the engine's own search finds it. */
+#include "src/gpu_driver.h"
 #include "src/gpu_programs.h"
-#include "src/jit.h"
 #include "src/shapes.h"
 #include "src/threads.h"
 #include "test.h"
 
+#include <ctype.h>
 #include <elf.h>
 #include <pthread.h>
 
@@ -145,9 +144,8 @@ TEST(the_probe_calls_every_function_of_the_prelude) {
 
 /* ---- models ---- */
 
-/* Where a model's programs are compiled. EVERYWHERE: the families. APART: other sizes of them (and
- * Mistral, which is LLaMA 3 with a smaller vocabulary), and shapes that no family has; for sm_86,
- * whose blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
+/* Where a model's kernels are compiled. APART: shapes that no family has; for sm_86, whose blocks
+ * have the least shared memory, and for sm_90a, which has kernels of its own. */
 enum where { EVERYWHERE, APART };
 enum { BINARY16 = -1 };
 
@@ -156,6 +154,7 @@ typedef struct model {
     const char *precision;
     enum where where;
     const tc__shape_spec *spec;
+    bool wide; /* its vectors need more shared memory than GPUs with 99 KB have */
     int others[TC__MAX_KINDS - 1]; /* kinds of layers 1, 2, ... where they differ: a group size */
 } model;
 
@@ -197,24 +196,29 @@ static const tc__shape_spec small_plain = {"small, g32, w16, not gated",
                                            .activation = TC__ACT_GELU,
                                            .parallel = 1};
 
-static const model models[] = {{"llama-2-7b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"llama-3-8b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"mistral-7b", "w4a16", APART, NULL, {0}},
-                               {"qwen2.5-7b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"qwen3-8b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"mpt-7b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"mpt-30b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"falcon-7b", "w4a16", EVERYWHERE, NULL, {0}},
-                               {"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, {0}},
-                               {"llama-2-7b", "w16a16", EVERYWHERE, NULL, {0}},
-                               {"small", "w4a16", EVERYWHERE, &small_mixed, {64, BINARY16}},
-                               {"llama-2-13b", "w4a16", APART, NULL, {0}},
-                               {"llama-2-70b", "w4a16", APART, NULL, {0}},
-                               {"llama-3.2-1b", "w4a16", APART, NULL, {0}},
-                               {"small", "w4a16", APART, &small_80, {0}},
-                               {"small", "w4a16", APART, &small_256, {0}},
-                               {"small", "w4a16", APART, &small_plain, {BINARY16}}};
-enum { MODELS = sizeof models / sizeof *models };
+static const model models[] = {{"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, false, {0}},
+                               {"falcon-40b", "w16a16", EVERYWHERE, &falcon_40b, true, {0}},
+                               {"small", "w4a16", EVERYWHERE, &small_mixed, false, {64, BINARY16}},
+                               {"small", "w4a16", APART, &small_80, false, {0}},
+                               {"small", "w4a16", APART, &small_256, false, {0}},
+                               {"small", "w4a16", APART, &small_plain, false, {BINARY16}}};
+
+/* Model i: the built-in shapes, in both precisions, and then those of the table. False: no more. */
+static bool model_at(size_t i, model *m) {
+    size_t shapes = 0;
+    while (tc_shape_name((int)shapes)) shapes++;
+    if (i < 2 * shapes) {
+        const char *shape = tc_shape_name((int)(i / 2));
+        *m = (model){shape, i % 2 ? "w16a16" : "w4a16", EVERYWHERE, NULL, false, {0}};
+        if (!strcmp(shape, "tiny")) m->where = APART;
+        m->wide = i % 2 && !strcmp(shape, "llama-2-70b");
+    } else if (i - 2 * shapes < TC_COUNT(models)) {
+        *m = models[i - 2 * shapes];
+    } else {
+        return false;
+    }
+    return true;
+}
 
 /* The tables of a model; `weights` points into `file`. */
 static int model_open(const model *m, tc__model_file *file, tc__weights *weights, tc_error *err) {
@@ -234,21 +238,158 @@ static int model_open(const model *m, tc__model_file *file, tc__weights *weights
     return code;
 }
 
-/* Whether a model is compiled for an architecture. TINYCHAT_TEST_ARCH in the environment names one
+/* Whether model i is compiled for an architecture. TINYCHAT_TEST_ARCH in the environment names one
  * for all models ("sm_90a"), or is "all": then every model is compiled for every architecture. */
-static bool model_wants(const model *m, const struct arch *arch) {
+static bool model_wants(size_t i, const model *m, const struct arch *arch) {
     const char *only = getenv("TINYCHAT_TEST_ARCH");
-    if (FEW) return m == models && arch->number == 86;
+    if (FEW) return i == 0 && arch->number == 86;
+    if (m->wide && arch->shared <= 99 << 10) return false;
     if (only) return !strcmp(only, "all") || !strcmp(only, arch->name);
     return m->where == EVERYWHERE || arch->number == 86 || !strcmp(arch->name, "sm_90a");
+}
+
+/* ---- the kernels of models ---- */
+
+/* Models have kernels in common; of those that are the same one is compiled. That is sure because a
+ * kernel is compiled with no more than what it is compared by: the lines that make it and the
+ * constants of the model that its area may use. The headers of other areas are empty then, and what
+ * uses a constant that is not its own does not compile. Constants in the lines themselves have
+ * become numbers. */
+typedef struct area {
+    const char *name;
+    const char *mark;       /* in the lines of its kernels; the last area takes what is left */
+    const char *missing[2]; /* headers */
+} area;
+
+enum { ATTENTION, SAMPLING, OTHERS, AREAS, NONE = AREAS };
+static const area areas[AREAS] = {{"attention", "AttentionArgs", {"sample.cuh", ""}},
+                                  {"sampling", "SampleArgs", {"attention.cuh", ""}},
+                                  {"others", "", {"attention.cuh", "sample.cuh"}}};
+
+/* The constants that one area, or none, may use. All others are everybody's. */
+static const struct {
+    const char *name;
+    int area;
+} own_constants[] = {
+    {"HEADS", ATTENTION}, {"KV_HEADS", ATTENTION}, {"HEAD_DIM", ATTENTION},
+    {"ALIBI", ATTENTION}, {"QK_NORM", ATTENTION},  {"ROPE_SCALE", ATTENTION},
+    {"VOCAB", SAMPLING},  {"HIDDEN", SAMPLING},    {"INTERMEDIATE", NONE},
+};
+
+enum { LINE = 512 };
+
+/* The next line at *text, with its newline; false at the end. */
+static bool line_next(const char **text, char line[LINE]) {
+    size_t len = strcspn(*text, "\n");
+    if (!**text) return false;
+    if (len > LINE - 2) len = LINE - 2; /* does not compile then */
+    snprintf(line, LINE, "%.*s\n", (int)len, *text);
+    *text += len + ((*text)[len] == '\n');
+    return true;
+}
+
+static size_t word_length(const char *text) {
+    size_t n = 0;
+    while (isalnum((unsigned char)text[n]) || text[n] == '_') n++;
+    return n;
+}
+
+static bool has_word(const char *text, const char *word, size_t len) {
+    for (size_t n; *text; text += n ? n : 1) {
+        n = word_length(text);
+        if (n == len && !memcmp(text, word, len)) return true;
+    }
+    return false;
+}
+
+/* Appends a line in which the constants of a program have become their values. */
+static void add_line(tc__buf *out, const char *program, const char *line) {
+    for (size_t n; *line; line += n) {
+        char name[64], value[64], other[LINE];
+        const char *at = program;
+        bool found = false;
+        n = word_length(line);
+        while (n && !found && line_next(&at, other))
+            found = sscanf(other, "#define %63s %63[^\n]", name, value) == 2 && strlen(name) == n &&
+                    !memcmp(name, line, n);
+        if (!n) n = 1;
+        tc__buf_add(out, found ? value : line, found ? strlen(value) : n);
+    }
+}
+
+/* Appends the types that a line names and that stand before `end`, each behind those it names. */
+static void add_types(tc__buf *out, const char *program, const char *end, const char *line) {
+    char type[LINE];
+    for (const char *at = program, *begin = at; line_next(&at, type) && begin < end; begin = at) {
+        if (strncmp(type, "typedef ", 8)) continue;
+        const char *stop = strchr(type, ';'), *name = stop;
+        while (word_length(name - 1)) name--;
+        if (!has_word(line, name, (size_t)(stop - name))) continue;
+        add_types(out, program, begin, type);
+        add_line(out, program, type);
+    }
+}
+
+/* Appends what makes a kernel: its types, its line, and the LAUNCH that `next` may begin with. */
+static void add_kernel(tc__buf *out, const char *program, const char *line, const char *next) {
+    char launch[LINE];
+    add_types(out, program, next, line);
+    add_line(out, program, line);
+    if (!strncmp(next, "LAUNCH", 6) && line_next(&next, launch)) add_line(out, program, launch);
+}
+
+static int area_of(const char *line) {
+    int i = 0;
+    while (!strstr(line, areas[i].mark)) i++;
+    return i;
+}
+
+/* Appends the beginning of a program for the kernels of an area. */
+static void add_constants(tc__buf *out, const char *program, int area) {
+    char line[LINE], name[64];
+    while (line_next(&program, line)) {
+        bool own = true;
+        if (sscanf(line, "#define %63s", name) != 1) continue;
+        for (size_t i = 0; i < TC_COUNT(own_constants); i++)
+            own &= strcmp(name, own_constants[i].name) || own_constants[i].area == area;
+        if (own) tc__buf_str(out, line);
+    }
+    tc__buf_str(out, "#include \"instances.cuh\"\n");
+}
+
+/* What has been compiled: kernels, and with what. */
+typedef struct seen {
+    char **keys; /* owned */
+    size_t n;
+} seen;
+
+/* False if it is there already. */
+static bool seen_add(seen *all, const char *arch, const tc__buf *constants, const tc__buf *kernel) {
+    tc__buf key = {0};
+    tc__buf_printf(&key, "%s\n%s%s", arch, constants->data, kernel->data);
+    bool found = key.failed;
+    for (size_t i = 0; i < all->n && !found; i++) found = !strcmp(all->keys[i], key.data);
+    if (found) {
+        tc__buf_free(&key);
+        return false;
+    }
+    all->keys = realloc(all->keys, (all->n + 1) * sizeof *all->keys);
+    all->keys[all->n++] = key.data;
+    return true;
+}
+
+static void seen_free(seen *all) {
+    for (size_t i = 0; i < all->n; i++) free(all->keys[i]);
+    free(all->keys);
 }
 
 /* ---- compiling one ---- */
 
 typedef struct job {
     char model[64];
-    const char *program;
+    const area *area;
     tc__buf text; /* owned */
+    int kernels;
     const struct arch *arch;
     /* out */
     int status;
@@ -265,7 +406,9 @@ static void job_compile(job *j, const tc__nvrtc *nvrtc) {
     tc__nvrtc_program handle = NULL;
     int count = 0;
     size_t size = 0;
-    while (count < 16 && (texts[count] = tc_kernel_source(count, &names[count]))) count++;
+    for (; count < 16 && (texts[count] = tc_kernel_source(count, &names[count])); count++)
+        for (int i = 0; i < 2 && j->area; i++)
+            if (!strcmp(names[count], j->area->missing[i])) texts[count] = "";
     snprintf(arch, sizeof arch, "--gpu-architecture=%s", j->arch->name);
     snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", j->arch->shared);
     j->status = nvrtc->create(&handle, j->text.data, "model.cu", count, texts, names);
@@ -348,20 +491,21 @@ static void check_kernel(const job *j, const char *report, const char *end) {
               launch[1], registers);
 }
 
-/* Returns the number of kernels. */
-static int check_job(const job *j) {
+static void check_job(const job *j) {
     static const char mark[] = "Function properties for ";
     int kernels = 0;
-    CHECK_MSG(j->status == 0 && j->image, "%s %s for %s does not compile:\n%s", j->model,
-              j->program, j->arch->name, j->log ? j->log : "");
-    if (j->status || !j->image || !j->log) return 0;
+    CHECK_MSG(j->status == 0 && j->image,
+              "%s, %s, for %s does not compile (a constant is undefined? Then it is not among the "
+              "area's own_constants of this test):\n%s",
+              j->model, j->area->name, j->arch->name, j->log ? j->log : "");
+    if (j->status || !j->image || !j->log) return;
     for (const char *at = strstr(j->log, mark), *next; at; at = next) {
         next = strstr(at + 1, mark);
         check_kernel(j, at, next ? next : at + strlen(at));
         kernels++;
     }
-    CHECK_MSG(kernels > 0, "%s %s: the assembler reports no kernel", j->model, j->program);
-    return kernels;
+    CHECK_MSG(kernels == j->kernels, "%s, %s: the assembler reports %d kernels of %d", j->model,
+              j->area->name, kernels, j->kernels);
 }
 
 /* ---- compiling many ---- */
@@ -369,9 +513,10 @@ static int check_job(const job *j) {
 typedef struct queue {
     const tc__nvrtc *nvrtc;
     pthread_mutex_t lock;
+    seen seen;
     job *jobs;
     size_t n, next;
-    int kernels; /* of programs that are done */
+    int kernels, needed; /* that are compiled, and that the models have */
 } queue;
 
 static void *queue_work(void *argument) {
@@ -383,7 +528,7 @@ static void *queue_work(void *argument) {
         if (!j) return NULL;
         job_compile(j, q->nvrtc);
         pthread_mutex_lock(&q->lock);
-        q->kernels += check_job(j);
+        check_job(j);
         pthread_mutex_unlock(&q->lock);
         job_free(j);
     }
@@ -399,39 +544,64 @@ static void queue_run(queue *q) {
     pthread_mutex_destroy(&q->lock);
 }
 
-static job *queue_add(queue *q, const char *model, const char *program, const struct arch *arch) {
+static void queue_add(queue *q, const job *j) {
     q->jobs = realloc(q->jobs, (q->n + 1) * sizeof *q->jobs);
-    job *j = &q->jobs[q->n++];
-    memset(j, 0, sizeof *j);
-    snprintf(j->model, sizeof j->model, "%s", model);
-    j->program = program, j->arch = arch;
-    return j;
+    q->jobs[q->n++] = *j;
+    q->kernels += j->kernels;
 }
 
-/* The programs of a model for one architecture. */
+/* Adds the kernels of a program that are new to the jobs of their areas. */
+static void jobs_add_program(job jobs[AREAS], seen *seen, const char *program, int *needed) {
+    const char *at = program;
+    char line[LINE];
+    while (line_next(&at, line)) {
+        if (!isupper((unsigned char)*line) || !strncmp(line, "LAUNCH", 6)) continue;
+        job *j = &jobs[area_of(line)];
+        tc__buf constants = {0}, kernel = {0};
+        add_constants(&constants, program, area_of(line));
+        add_kernel(&kernel, program, line, at);
+        ++*needed;
+        if (seen_add(seen, j->arch->name, &constants, &kernel)) {
+            if (!j->kernels++) tc__buf_str(&j->text, constants.data);
+            tc__buf_str(&j->text, kernel.data);
+        }
+        tc__buf_free(&constants);
+        tc__buf_free(&kernel);
+    }
+}
+
+/* The kernels of a model for one architecture, but for those that there are already. */
 static void queue_add_model(queue *q, const char *name, const tc__weights *weights,
                             const struct arch *arch) {
-    static const struct {
-        const char *name;
-        void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
-    } programs[] = {{"decode", tc__write_decode},
-                    {"prefill", tc__write_prefill},
-                    {"wide", tc__write_prefill_wide},
-                    {"few", tc__write_prefill_few}};
+    static void (*const programs[])(const tc__weights *, const tc__kinds *, int sm_count,
+                                    tc__buf *) = {tc__write_decode, tc__write_prefill,
+                                                  tc__write_prefill_wide, tc__write_prefill_few};
     tc__kinds kinds;
     tc_error err;
+    job jobs[AREAS];
+    memset(jobs, 0, sizeof jobs);
+    for (int i = 0; i < AREAS; i++) {
+        snprintf(jobs[i].model, sizeof jobs[i].model, "%s", name);
+        jobs[i].area = &areas[i], jobs[i].arch = arch;
+    }
     int code = tc__kinds_find(weights, &kinds, &err);
     CHECK_MSG(code == TC_OK, "%s: %s", name, err.message);
     for (size_t i = 0; i < TC_COUNT(programs) && !code; i++) {
-        job *j = queue_add(q, name, programs[i].name, arch);
-        programs[i].write(weights, &kinds, arch->sm_count, &j->text);
+        tc__buf program = {0};
+        programs[i](weights, &kinds, arch->sm_count, &program);
+        jobs_add_program(jobs, &q->seen, program.data, &q->needed);
+        tc__buf_free(&program);
     }
+    for (int i = 0; i < AREAS; i++)
+        if (jobs[i].kernels) queue_add(q, &jobs[i]);
 }
 
 static void queue_finish(queue *q) {
     double start = tc_seconds();
     queue_run(q);
-    printf("    %zu programs, %d kernels in %.0f s\n", q->n, q->kernels, tc_seconds() - start);
+    printf("    %d kernels, of which %d are the same, in %zu programs in %.0f s\n", q->needed,
+           q->needed - q->kernels, q->n, tc_seconds() - start);
+    seen_free(&q->seen);
     free(q->jobs);
 }
 
@@ -448,7 +618,7 @@ TEST(prelude_assembles_for_every_architecture) {
         CHECK_MSG(known || archs[i].number >= 100 || strchr(archs[i].name, 'a'),
                   "this NVRTC does not know %s", archs[i].name);
         if (!known) continue;
-        job j = {"probe", "probe", {NULL, 0, 0, false}, &archs[i], 0, NULL, NULL, 0};
+        job j = {.model = "probe", .arch = &archs[i]};
         tc__buf_str(&j.text, probe);
         job_compile(&j, &nvrtc);
         CHECK_MSG(j.status == 0 && j.image_bytes > 0, "%s: %s", archs[i].name, j.log ? j.log : "");
@@ -463,21 +633,50 @@ TEST(models_compile_for_every_architecture) {
     tc_error err;
     if (tc__nvrtc_open(&nvrtc, 0, &err)) SKIP("%s (needs NVRTC)", err.message);
     q.nvrtc = &nvrtc;
-    for (const model *m = models; m < models + MODELS; m++) {
+    model m;
+    for (size_t i = 0; model_at(i, &m); i++) {
         tc__model_file file;
         tc__weights weights;
         char name[64];
-        int code = model_open(m, &file, &weights, &err);
-        CHECK_MSG(code == TC_OK, "%s: %s", m->shape, err.message);
+        int code = model_open(&m, &file, &weights, &err);
+        CHECK_MSG(code == TC_OK, "%s: %s", m.shape, err.message);
         if (code) continue;
-        snprintf(name, sizeof name, "%s %s", m->spec ? m->spec->name : m->shape, m->precision);
+        snprintf(name, sizeof name, "%s %s", m.spec ? m.spec->name : m.shape, m.precision);
         for (const struct arch *arch = archs; arch < archs + ARCHS; arch++)
-            if (nvrtc_knows(&nvrtc, arch) && model_wants(m, arch))
+            if (nvrtc_knows(&nvrtc, arch) && model_wants(i, &m, arch))
                 queue_add_model(&q, name, &weights, arch);
         tc__weights_close(&weights);
         tc__model_file_close(&file);
     }
     queue_finish(&q);
+    tc__nvrtc_close(&nvrtc);
+}
+
+/* What does not fit is no crash and no wrong result: the compiler says so. */
+TEST(what_is_too_wide_does_not_compile) {
+    tc__nvrtc nvrtc;
+    tc_error err;
+    model m;
+    if (tc__nvrtc_open(&nvrtc, 0, &err)) SKIP("%s (needs NVRTC)", err.message);
+    int wide = 0;
+    for (size_t i = 0; model_at(i, &m); i++) {
+        tc__model_file file;
+        tc__weights weights;
+        tc__kinds kinds;
+        job j = {.model = "wide", .arch = &archs[1]};
+        if (!m.wide) continue;
+        REQUIRE(model_open(&m, &file, &weights, &err) == TC_OK);
+        REQUIRE(tc__kinds_find(&weights, &kinds, &err) == TC_OK);
+        tc__write_decode(&weights, &kinds, j.arch->sm_count, &j.text);
+        job_compile(&j, &nvrtc);
+        CHECK_MSG(j.status && j.log && strstr(j.log, "the matrix is too wide for this GPU"),
+                  "%s for %s: %s", m.shape, j.arch->name, j.log ? j.log : "");
+        job_free(&j);
+        tc__weights_close(&weights);
+        tc__model_file_close(&file);
+        wide++;
+    }
+    CHECK(wide == 2);
     tc__nvrtc_close(&nvrtc);
 }
 
@@ -521,409 +720,8 @@ TEST(programs_are_cut_at_kernels) {
     tc__buf_free(&whole);
 }
 
-/* ---- the cache ---- */
-
-/* A folder for kernel sources and one for the cache, named in the environment. */
-typedef struct place {
-    char folder[PROGRAM_PATH], cache[PROGRAM_PATH + 8];
-} place;
-
-static const tc__jit_target jit_target = {80, false, false, 99000, 163 << 10};
-static const char jit_text[] =
-    "#include \"prelude.cuh\"\n"
-    "extern \"C\" __global__ void f(float *x) { x[0] = warp_sum(x[threadIdx.x]); }\n";
-
-static bool place_open(place *p) {
-    if (!program_folder(p->folder)) return false;
-    snprintf(p->cache, sizeof p->cache, "%s/cache", p->folder);
-    setenv("TINYCHAT_CACHE", p->cache, 1);
-    return true;
-}
-
-static void place_close(const place *p) {
-    unsetenv("TINYCHAT_CACHE");
-    unsetenv("TINYCHAT_KERNELS");
-    program_remove_folder(p->cache);
-    program_remove_folder(p->folder);
-}
-
-/* Compiles one program into `image`; `nvrtc` false: in a world without NVRTC. */
-static int jit_once(const char *text, const tc__jit_target *target, bool nvrtc, tc__buf *image,
-                    bool *cached, tc_error *err) {
-    const char *chosen = getenv("TINYCHAT_NVRTC");
-    char *kept = chosen ? tc__copy(chosen, strlen(chosen)) : NULL;
-    tc__jit_program program;
-    memset(&program, 0, sizeof program);
-    program.name = "test";
-    program.text = text;
-    if (!nvrtc) setenv("TINYCHAT_NVRTC", "/nonexistent/libnvrtc.so", 1);
-    int code = tc__jit(&program, 1, target, NULL, err);
-    if (!nvrtc && kept)
-        setenv("TINYCHAT_NVRTC", kept, 1);
-    else if (!nvrtc)
-        unsetenv("TINYCHAT_NVRTC");
-    free(kept);
-    *cached = program.cached;
-    tc__buf_free(image);
-    *image = program.image;
-    return code;
-}
-
-/* The only file in a folder. False unless there is exactly one. */
-static bool only_file(const char *folder, char path[3 * PROGRAM_PATH]) {
-    DIR *dir = opendir(folder);
-    struct dirent *entry;
-    int files = 0;
-    while (dir && (entry = readdir(dir)) != NULL)
-        if (entry->d_name[0] != '.' || strlen(entry->d_name) > 2) {
-            snprintf(path, 3 * PROGRAM_PATH, "%s/%s", folder, entry->d_name);
-            files++;
-        }
-    if (dir) closedir(dir);
-    return files == 1;
-}
-
-static void write_file(const char *path, const void *bytes, size_t len) {
-    FILE *file = fopen(path, "wb");
-    CHECK(file && fwrite(bytes, 1, len, file) == len);
-    if (file) CHECK(fclose(file) == 0);
-}
-
-static bool need_nvrtc(tc_error *err) {
-    tc__nvrtc nvrtc;
-    int code = tc__nvrtc_open(&nvrtc, 0, err);
-    if (!code) tc__nvrtc_close(&nvrtc);
-    return code == TC_OK;
-}
-
-TEST(a_hit_needs_no_nvrtc) {
-    tc__jit_target other = jit_target;
-    tc__buf first = {0}, again = {0};
-    bool cached;
-    tc_error err;
-    place p;
-    char other_text[sizeof jit_text + 8];
-    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
-    REQUIRE(place_open(&p));
-    CHECK_MSG(jit_once(jit_text, &jit_target, true, &first, &cached, &err) == TC_OK, "%s",
-              err.message);
-    CHECK(!cached && first.len > 500 && !memcmp(first.data, "\177ELF", 4));
-    CHECK_MSG(jit_once(jit_text, &jit_target, false, &again, &cached, &err) == TC_OK, "%s",
-              err.message);
-    CHECK(cached && again.len == first.len && !memcmp(again.data, first.data, first.len));
-
-    /* whatever the image depends on is part of the key */
-    snprintf(other_text, sizeof other_text, "%s//\n", jit_text);
-    CHECK(jit_once(other_text, &jit_target, false, &again, &cached, &err) == TC_ERR_DEVICE);
-    CHECK_MSG(strstr(err.message, "TINYCHAT_NVRTC"), "%s", err.message);
-    other.arch = 86;
-    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
-    other = jit_target, other.driver++;
-    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
-    other = jit_target, other.shared_limit--;
-    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
-    other = jit_target, other.as_ptx = true;
-    CHECK(jit_once(jit_text, &other, false, &again, &cached, &err) == TC_ERR_DEVICE);
-    CHECK(jit_once(jit_text, &other, true, &again, &cached, &err) == TC_OK && !cached);
-    CHECK(again.data && strstr(again.data, ".target sm_80"));
-    tc__buf_free(&first);
-    tc__buf_free(&again);
-    place_close(&p);
-}
-
-/* What only sm_90a has is there where it is asked for, in an image of its own. */
-TEST(the_target_of_one_architecture_is_apart) {
-    static const char text[] = "extern \"C\" __global__ void f(int *x) {\n"
-                               "#ifdef __CUDA_ARCH_FEAT_SM90_ALL\n"
-                               "    asm volatile(\"wgmma.fence.sync.aligned;\");\n"
-                               "#endif\n"
-                               "}\n";
-    tc__jit_target target = {90, false, false, 99000, 227 << 10};
-    tc__buf plain = {0}, specific = {0};
-    bool cached;
-    place p;
-    tc__nvrtc nvrtc;
-    tc_error err;
-    if (tc__nvrtc_open(&nvrtc, 0, &err)) SKIP("%s (needs NVRTC)", err.message);
-    int major = nvrtc.major;
-    tc__nvrtc_close(&nvrtc);
-    if (major < 12) SKIP("NVRTC %d does not know sm_90a", major);
-    REQUIRE(place_open(&p));
-    CHECK(jit_once(text, &target, true, &plain, &cached, &err) == TC_OK && !cached);
-    target.specific = true;
-    CHECK_MSG(jit_once(text, &target, true, &specific, &cached, &err) == TC_OK, "%s", err.message);
-    CHECK(!cached);
-    CHECK(plain.len && specific.len &&
-          (plain.len != specific.len || memcmp(plain.data, specific.data, plain.len)));
-    tc__buf_free(&plain);
-    tc__buf_free(&specific);
-    place_close(&p);
-}
-
-/* What came out of tc__jit_import is what went into tc__jit_export, or a reason is given. */
-static void check_import(const char *path, const char *text, const tc__jit_target *target,
-                         int expected, const char *words, const tc__buf *image) {
-    tc__jit_program program;
-    tc_error err = {0, ""};
-    memset(&program, 0, sizeof program);
-    program.name = "test", program.text = text;
-    int code = tc__jit_import(path, "another world", &program, 1, target, &err);
-    CHECK_MSG(code == expected, "%d: %s", code, err.message);
-    CHECK_MSG(!code || strstr(err.message, words), "%s", err.message);
-    CHECK(
-        code || !image ||
-        (program.image.len == image->len && !memcmp(program.image.data, image->data, image->len)));
-    tc__buf_free(&program.image);
-}
-
-TEST(kernels_can_be_carried_to_another_machine) {
-    static const char other_text[] = "extern \"C\" __global__ void g() {}\n";
-    tc__jit_target target = jit_target, other = jit_target;
-    tc__jit_program programs[2];
-    char path[2 * PROGRAM_PATH];
-    tc__buf bytes = {0};
-    tc__map map;
-    tc_error err;
-    place p;
-    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
-    REQUIRE(place_open(&p));
-    memset(programs, 0, sizeof programs);
-    programs[0].name = programs[1].name = "test";
-    programs[0].text = jit_text, programs[1].text = other_text;
-    REQUIRE(tc__jit(programs, 2, &target, NULL, &err) == TC_OK);
-    snprintf(path, sizeof path, "%s/kernels", p.folder);
-    CHECK(tc__jit_export(path, "this world", programs, 2, &target, &err) == TC_OK);
-    unsetenv("TINYCHAT_CACHE");
-    setenv("TINYCHAT_NVRTC", "/nonexistent/libnvrtc.so", 1);
-    target.driver = 12080; /* another driver may take them */
-    check_import(path, jit_text, &target, TC_OK, "", &programs[0].image);
-    check_import(path, other_text, &target, TC_OK, "", &programs[1].image);
-    other.arch = 86;
-    check_import(path, jit_text, &other, TC_ERR_UNSUPPORTED,
-                 "kernels for this world; needed are those for another world", NULL);
-    check_import(path, "\n", &target, TC_ERR_UNSUPPORTED, "export them anew", NULL);
-    REQUIRE(tc__map_open(path, &map, &err) == TC_OK);
-    tc__buf_add(&bytes, map.data, map.size);
-    tc__map_close(&map);
-    for (size_t at = 0; at < bytes.len; at += at < 600 ? 1 : 401) { /* a byte is wrong */
-        bytes.data[at] ^= 4;
-        write_file(path, bytes.data, bytes.len);
-        bool text = at >= 8 && at < 248; /* for people: any text will do */
-        if (!text) check_import(path, jit_text, &target, TC_ERR_FORMAT, path, NULL);
-        bytes.data[at] ^= 4;
-    }
-    for (size_t len = 0; len < bytes.len; len += len < 600 ? 7 : 401) { /* the end is missing */
-        write_file(path, bytes.data, len);
-        check_import(path, jit_text, &target, TC_ERR_FORMAT, path, NULL);
-    }
-    check_import("/nonexistent/kernels", jit_text, &target, TC_ERR_IO, "/nonexistent", NULL);
-    unsetenv("TINYCHAT_NVRTC");
-    for (int i = 0; i < 2; i++) tc__buf_free(&programs[i].image);
-    tc__buf_free(&bytes);
-    place_close(&p);
-}
-
-TEST(damaged_cache_files_are_compiled_anew) {
-    tc__buf good = {0}, image = {0};
-    char path[3 * PROGRAM_PATH] = "";
-    bool cached;
-    tc__map map;
-    tc_error err;
-    place p;
-    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
-    REQUIRE(place_open(&p));
-    CHECK(jit_once(jit_text, &jit_target, true, &good, &cached, &err) == TC_OK);
-    REQUIRE(only_file(p.cache, path));
-    REQUIRE(tc__map_open(path, &map, &err) == TC_OK);
-    size_t n = map.size;
-    uint8_t *entry = malloc(n + 1);
-    memcpy(entry, map.data, n);
-    entry[n] = 0;
-    tc__map_close(&map);
-
-    /* not trusted: without NVRTC every one of these is an error */
-    for (size_t at = 0; at < n; at += at < 64 ? 1 : n / 50) {
-        entry[at] ^= 0x10;
-        write_file(path, entry, n);
-        entry[at] ^= 0x10;
-        if (at >= 36 && at < 40) continue; /* NVRTC's version: for people */
-        CHECK_MSG(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE,
-                  "byte %zu of %zu may be wrong", at, n);
-    }
-    for (size_t length = 0; length <= n + 1; length += length < 64 ? 7 : n / 20) {
-        if (length == n) continue;
-        write_file(path, entry, length);
-        CHECK_MSG(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE,
-                  "%zu of %zu bytes are enough", length, n);
-    }
-    write_file(path, entry, n + 1);
-    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE);
-
-    /* compiled anew, and the file is whole again */
-    CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK && !cached);
-    CHECK(image.len == good.len && !memcmp(image.data, good.data, good.len));
-    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_OK && cached);
-
-    /* an intact entry under another's name */
-    CHECK(unlink(path) == 0);
-    CHECK(jit_once(probe, &jit_target, true, &image, &cached, &err) == TC_OK && !cached);
-    CHECK(only_file(p.cache, path));
-    write_file(path, entry, n);
-    CHECK(jit_once(probe, &jit_target, false, &image, &cached, &err) == TC_ERR_DEVICE);
-    free(entry);
-    tc__buf_free(&good);
-    tc__buf_free(&image);
-    place_close(&p);
-}
-
-TEST(a_cache_that_cannot_be_written_costs_only_time) {
-    char path[3 * PROGRAM_PATH];
-    tc__buf image = {0};
-    bool cached;
-    tc_error err;
-    place p;
-    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
-    REQUIRE(place_open(&p));
-    snprintf(path, sizeof path, "%s/file", p.folder);
-    write_file(path, "", 0);
-    snprintf(path, sizeof path, "%s/file/below", p.folder); /* no folder can be made there */
-    const char *const folders[] = {path, "/proc/tinychat", "/dev/null"};
-    for (size_t i = 0; i < TC_COUNT(folders); i++) {
-        setenv("TINYCHAT_CACHE", folders[i], 1);
-        CHECK_MSG(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK, "%s: %s",
-                  folders[i], err.message);
-        CHECK(!cached && image.len > 500);
-    }
-    setenv("TINYCHAT_CACHE", p.cache, 1);
-    CHECK(mkdir(p.cache, 0700) == 0);
-    if (geteuid() != 0) { /* root may write anywhere */
-        CHECK(chmod(p.cache, 0500) == 0);
-        CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK && !cached);
-        CHECK(chmod(p.cache, 0700) == 0);
-    }
-    CHECK(!only_file(p.cache, path)); /* nothing is left behind */
-    tc__buf_free(&image);
-    place_close(&p);
-}
-
-/* The folders by which the cache is found, in this order; none at all is no error. */
-TEST(the_cache_is_where_it_is_expected) {
-    static const char *const names[] = {"TINYCHAT_CACHE", "XDG_CACHE_HOME", "HOME"};
-    static const char *const values[] = {"/a/own", "/a/xdg", "/a/home"};
-    static const char *const want[] = {"/a/own", "/a/xdg/tinychat", "/a/home/.cache/tinychat", ""};
-    char *kept[3], path[256];
-    for (int i = 0; i < 3; i++) {
-        const char *value = getenv(names[i]);
-        kept[i] = value ? tc__copy(value, strlen(value)) : NULL;
-        setenv(names[i], values[i], 1);
-    }
-    for (int i = 0; i <= 3; i++) {
-        tc__jit_folder(path, sizeof path);
-        CHECK_MSG(!strcmp(path, want[i]), "%s, not %s", path, want[i]);
-        if (i < 3) setenv(names[i], "", 1); /* empty is as good as not set */
-    }
-    for (int i = 0; i < 3; i++) {
-        unsetenv(names[i]);
-        if (kept[i]) setenv(names[i], kept[i], 1);
-        free(kept[i]);
-    }
-}
-
-TEST(processes_may_start_at_once) {
-    char path[3 * PROGRAM_PATH];
-    tc__buf image = {0};
-    bool cached;
-    tc_error err;
-    place p;
-    pid_t children[4];
-    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
-    REQUIRE(place_open(&p));
-    fflush(NULL);
-    for (size_t i = 0; i < TC_COUNT(children); i++) {
-        children[i] = fork();
-        if (children[i] == 0) {
-            int code = jit_once(jit_text, &jit_target, true, &image, &cached, &err);
-            if (code) fprintf(stderr, "%s\n", err.message);
-            _exit(code || image.len < 500);
-        }
-    }
-    for (size_t i = 0; i < TC_COUNT(children); i++) {
-        int status = -1;
-        CHECK(waitpid(children[i], &status, 0) == children[i] && status == 0);
-    }
-    CHECK(only_file(p.cache, path));
-    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_OK && cached);
-    tc__buf_free(&image);
-    place_close(&p);
-}
-
-/* ---- messages ---- */
-
-/* Copies the kernel sources into the folder; line `broken` of the prelude becomes nonsense. */
-static void copy_sources(const char *folder, int broken) {
-    const char *name, *text;
-    char path[2 * PROGRAM_PATH];
-    for (int i = 0; (text = tc_kernel_source(i, &name)) != NULL; i++) {
-        tc__buf copy = {0};
-        int line = 1;
-        for (; *text; text++) {
-            if (i == 0 && line == broken) {
-                tc__buf_str(&copy, "this is no code;\n");
-                text = strchr(text, '\n');
-            } else {
-                tc__buf_add(&copy, text, 1);
-            }
-            line += *text == '\n';
-        }
-        snprintf(path, sizeof path, "%s/%s", folder, name);
-        write_file(path, copy.data, copy.len);
-        tc__buf_free(&copy);
-    }
-}
-
-TEST(a_mistake_in_the_source_is_named) {
-    char path[2 * PROGRAM_PATH];
-    tc__buf image = {0};
-    bool cached;
-    tc_error err;
-    place p;
-    if (!need_nvrtc(&err)) SKIP("%s (needs NVRTC)", err.message);
-    REQUIRE(place_open(&p));
-    setenv("TINYCHAT_KERNELS", p.folder, 1);
-    copy_sources(p.folder, 0);
-    CHECK_MSG(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_OK, "%s",
-              err.message);
-    /* the files' text is part of the key, wherever it comes from */
-    unsetenv("TINYCHAT_KERNELS");
-    CHECK(jit_once(jit_text, &jit_target, false, &image, &cached, &err) == TC_OK && cached);
-    setenv("TINYCHAT_KERNELS", p.folder, 1);
-    copy_sources(p.folder, 12);
-    CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_ERR_DEVICE);
-    CHECK_MSG(strstr(err.message, "prelude.cuh(12): error"), "%s", err.message);
-    CHECK_MSG(strstr(err.message, "sm_80"), "%s", err.message);
-    CHECK_MSG(!strchr(err.message, '\n'), "more than one line: %s", err.message);
-    /* the instances' own text has the program's name */
-    unsetenv("TINYCHAT_KERNELS");
-    CHECK(jit_once("\nnonsense;\n", &jit_target, true, &image, &cached, &err) == TC_ERR_DEVICE);
-    CHECK_MSG(strstr(err.message, "test.cu(2): error"), "%s", err.message);
-    /* a file that is missing */
-    setenv("TINYCHAT_KERNELS", p.folder, 1);
-    snprintf(path, sizeof path, "%s/rows.cuh", p.folder);
-    CHECK(unlink(path) == 0);
-    CHECK(jit_once(jit_text, &jit_target, true, &image, &cached, &err) == TC_ERR_IO);
-    CHECK_MSG(strstr(err.message, "rows.cuh"), "%s", err.message);
-    tc__buf_free(&image);
-    place_close(&p);
-}
-
 TEST_MAIN(RUN(programs_are_cut_at_kernels) RUN(kernel_sources_stand_alone)
               RUN(the_probe_calls_every_function_of_the_prelude)
                   RUN(prelude_assembles_for_every_architecture)
-                      RUN(models_compile_for_every_architecture) RUN(the_demo_model_compiles)
-                          RUN(a_hit_needs_no_nvrtc) RUN(the_target_of_one_architecture_is_apart)
-                              RUN(kernels_can_be_carried_to_another_machine)
-                                  RUN(damaged_cache_files_are_compiled_anew)
-                                      RUN(a_cache_that_cannot_be_written_costs_only_time)
-                                          RUN(the_cache_is_where_it_is_expected)
-                                              RUN(processes_may_start_at_once)
-                                                  RUN(a_mistake_in_the_source_is_named))
+                      RUN(models_compile_for_every_architecture)
+                          RUN(what_is_too_wide_does_not_compile) RUN(the_demo_model_compiles))

@@ -42,7 +42,22 @@ $(tail -n +3 "$results/README.md")
 
 END
     grep -q '^| llama-2-7b W4A16 g128 ' "$work/out" && grep -q '^| llama-2-7b W16A16 ' "$work/out" &&
-        grep -q '^| warm .* 0.250 |' "$work/out"
+        grep -q '^| warm .* 0.250 |' "$work/out" &&
+        grep -q '^| decode, .* of floor at 4670 GB/s |$' "$work/out"
+}
+# The time to the first token of a short prompt, and as decode steps.
+short_prompts_are_measured_in_steps() {
+    python3 - "$results/w4a16.json" "$work/out" << 'END'
+import json, sys
+timings = json.load(open(sys.argv[1]))["timings"]
+step = next(t["ms_per_token"] for t in timings if t["what"] == "decode" and t["context"] == 4)
+lines = [line for line in open(sys.argv[2]) if line.startswith("| llama-2-7b W4A16 g128 ")]
+cells = [cell.strip() for cell in lines[1].split("|")]
+for tokens, cell in ((8, cells[2]), (64, cells[3])):
+    first = next(t["ttft_ms"] for t in timings if t["tokens"] == tokens)
+    expected = "%.2f (%.1fx)" % (first, first / step)
+    assert cell == expected, (tokens, cell, expected)
+END
 }
 charts_are_well_formed() {
     for chart in speed precision replies; do
@@ -63,6 +78,7 @@ END
 check w4_is_measured measure w4a16
 check w16_is_measured measure w16a16
 check all_figures_are_there all_is_there
+check short_prompts_are_measured_in_steps short_prompts_are_measured_in_steps
 check the_charts_are_well_formed charts_are_well_formed
 check no_results_are_no_error nothing_is_no_error
 echo "$passed passed, $failed failed, 0 skipped"

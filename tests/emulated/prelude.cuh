@@ -1,8 +1,10 @@
 // prelude - src/kernels/prelude.cuh for a processor: what the kernels stand on, in plain C++, so
 // that their arithmetic and their addresses can be tested where there is no GPU. Threads are
-// coroutines that run one after the other. Lanes meet in shuffles and matrix instructions, blocks
-// and clusters at their barriers; a barrier that nobody will complete is found. Copies are made at
-// once: what this cannot find is a wait that is missing.
+// fibers that run one after the other, the warps in an order that changes. Lanes meet in shuffles
+// and matrix instructions, blocks and clusters at their barriers; a barrier that nobody will
+// complete is found. Copies to shared memory, which begins as NaNs, are made either at once or,
+// when emulated.late, only when somebody waits for them: what reads or writes too early shows with
+// one of the two.
 //
 // The kernels' files are compiled as they are, but for `extern __shared__` (see test_emulated.sh).
 
@@ -16,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <setjmp.h>
 #include <ucontext.h>
 #include <vector>
 
@@ -24,7 +27,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static // blocks with such variables run one at a time
-#define __align__(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -36,7 +39,7 @@ typedef long long i64;
 struct float2 {
     float x, y;
 };
-struct float4 {
+struct __align__(16) float4 {
     float x, y, z, w;
 };
 struct int4 {
@@ -67,13 +70,19 @@ struct Meeting { // of a known number of threads, again and again
 struct WarpMeeting : Meeting {
     u32 given[2][32][8]; // by each lane in an even and in an odd round
 };
+struct Copy { // to shared memory; from nowhere: zeros
+    u32 to;
+    const void *from;
+    u32 bytes;
+};
 struct TransactionBarrier { // mbarrier
     int arrivals = 0, pending = 0;
     long bytes = 0;
     unsigned phase = 0;
+    std::vector<Copy> due;
 };
 struct EmulatedBlock {
-    int threads, rank; // in the cluster
+    int threads, rank; // those that have not ended; in the cluster
     u8 *shared;
     std::vector<WarpMeeting> warps;
     std::map<int, Meeting> meetings; // bar.sync; number 0 is all threads
@@ -83,17 +92,21 @@ struct EmulatedThread {
     dim3 thread, block_index;
     EmulatedBlock *block;
     int lane, warp;
-    bool done;
-    ucontext_t context;
+    bool started, done;
+    jmp_buf place;
     std::vector<char> stack;
+    std::vector<Copy> open;                // since the last commit
+    std::vector<std::vector<Copy>> groups; // committed, not waited for
 };
 
 static struct {
+    bool late;
     EmulatedThread *now;
+    std::vector<EmulatedThread> threads;
     std::vector<EmulatedBlock> cluster;
     Meeting cluster_meeting;
     dim3 grid, block;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::function<void()> kernel;
     long steps; // anything that may let another thread go on
 } emulated;
@@ -105,19 +118,24 @@ static struct {
 
 inline void emulated_demand(bool condition, const char *what) {
     if (condition) return;
-    printf("the emulated GPU: %s\n", what);
+    printf("the emulated GPU: block %u, %u, thread %u: %s\n", blockIdx.x, blockIdx.y, threadIdx.x,
+           what);
     exit(1);
 }
 
-inline void emulated_yield() { swapcontext(&emulated.now->context, &emulated.scheduler); }
+inline void emulated_yield() {
+    if (!_setjmp(emulated.now->place)) _longjmp(emulated.scheduler, 1);
+}
 
+inline void emulated_release(Meeting &meeting) {
+    meeting.arrived = 0, meeting.round++, emulated.steps++;
+}
 inline void emulated_meet(Meeting &meeting, int threads) {
     const unsigned round = meeting.round;
-    if (++meeting.arrived < threads) {
+    if (++meeting.arrived < threads)
         while (meeting.round == round) emulated_yield();
-    } else {
-        meeting.arrived = 0, meeting.round++, emulated.steps++;
-    }
+    else
+        emulated_release(meeting);
 }
 
 // Every lane gives n words and gets those of all: [lane][word].
@@ -131,23 +149,32 @@ inline const u32 (*emulated_exchange(const u32 *words, int n))[8] {
 
 static void emulated_entry() {
     emulated.kernel();
+    EmulatedBlock &block = *emulated.now->block;
+    Meeting &all = block.meetings[0];
     emulated.now->done = true, emulated.steps++;
-    emulated_yield();
+    if (--block.threads && all.arrived == block.threads) emulated_release(all);
+    _longjmp(emulated.scheduler, 1);
 }
 
-static void emulated_start(EmulatedThread &t, EmulatedBlock &block, int thread, dim3 index) {
-    t.thread = {(unsigned)thread, 0, 0}, t.block_index = index;
-    t.block = &block, t.lane = thread % 32, t.warp = thread / 32, t.done = false;
-    t.stack.resize(32768);
-    getcontext(&t.context);
-    t.context.uc_stack.ss_sp = t.stack.data(), t.context.uc_stack.ss_size = t.stack.size();
-    t.context.uc_link = nullptr;
-    makecontext(&t.context, emulated_entry, 0);
+// Goes on with a thread until it waits or ends.
+static void emulated_resume(EmulatedThread &t) {
+    static ucontext_t from, to; // the first time: how a fiber gets its stack
+    emulated.now = &t;
+    if (_setjmp(emulated.scheduler)) return;
+    if (t.started) _longjmp(t.place, 1);
+    t.started = true;
+    getcontext(&to);
+    to.uc_stack.ss_sp = t.stack.data(), to.uc_stack.ss_size = t.stack.size();
+    to.uc_link = nullptr;
+    makecontext(&to, emulated_entry, 0);
+    swapcontext(&from, &to);
 }
 
 // Runs the blocks of one cluster.
 static void emulated_cluster(dim3 first, int cluster, int threads) {
-    std::vector<EmulatedThread> all(cluster * threads);
+    static unsigned turn;
+    std::vector<EmulatedThread> &all = emulated.threads;
+    all.resize(cluster * threads);
     emulated.cluster.assign(cluster, EmulatedBlock());
     emulated.cluster_meeting = Meeting();
     for (int b = 0; b < cluster; b++) {
@@ -155,25 +182,38 @@ static void emulated_cluster(dim3 first, int cluster, int threads) {
         block.threads = threads, block.rank = b, block.warps.resize(threads / 32);
         block.shared = (u8 *)aligned_alloc(1024, EMULATED_SHARED);
         memset(block.shared, 0xff, EMULATED_SHARED); // numbers that are not
-        for (int t = 0; t < threads; t++)
-            emulated_start(all[b * threads + t], block, t, {first.x + b, first.y, 0});
+    }
+    for (size_t i = 0; i < all.size(); i++) {
+        EmulatedThread &t = all[i];
+        const int number = (int)i % threads, b = (int)i / threads;
+        t.thread = {(unsigned)number, 0, 0}, t.block_index = {first.x + b, first.y, 0};
+        t.block = &emulated.cluster[b], t.lane = number % 32, t.warp = number / 32;
+        t.started = t.done = false;
+        t.open.clear(), t.groups.clear();
+        t.stack.resize(128 << 10);
     }
     for (size_t left = all.size(); left;) {
         const long before = emulated.steps;
-        for (EmulatedThread &t : all) {
+        const size_t begin = turn++ % (all.size() / 32) * 32;
+        for (size_t i = 0; i < all.size(); i++) {
+            EmulatedThread &t = all[(begin + i) % all.size()];
             if (t.done) continue;
-            emulated.now = &t;
-            swapcontext(&emulated.scheduler, &t.context);
+            emulated_resume(t);
             left -= t.done;
         }
         emulated_demand(emulated.steps != before, "all threads wait for ever");
     }
-    for (EmulatedBlock &block : emulated.cluster) free(block.shared);
+    for (EmulatedBlock &block : emulated.cluster) {
+        for (const auto &barrier : block.barriers)
+            emulated_demand(barrier.second.due.empty(), "copies that nobody has waited for");
+        free(block.shared);
+    }
 }
 
+// Blocks must not count on an order: the last rows of the grid come first.
 static void emulated_launch(dim3 grid, int threads, int cluster, std::function<void()> kernel) {
     emulated.kernel = kernel, emulated.grid = grid, emulated.block = {(unsigned)threads, 1, 1};
-    for (unsigned y = 0; y < grid.y; y++)
+    for (unsigned y = grid.y; y-- > 0;)
         for (unsigned x = 0; x < grid.x; x += cluster)
             emulated_cluster({x, y, 0}, cluster, threads);
 }
@@ -192,6 +232,7 @@ inline void launch_dependents() {}
 inline void atomicAdd(float *p, float v) { *p += v; }
 inline void atomicMax(int *p, int v) { *p = std::max(*p, v); }
 inline u32 atomicAdd(u32 *p, u32 v) { return (*p += v) - v; }
+inline u32 arrive(u32 *count) { return (*count)++; }
 
 // ---- numbers ----
 
@@ -211,6 +252,10 @@ inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 #define __expf expf
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
+inline float exp2_fast(float x) { return x < -126 ? 0 : exp2f(x); }
+inline void sincospif(float x, float *sine, float *cosine) {
+    *sine = (float)sin(M_PI * (double)x), *cosine = (float)cos(M_PI * (double)x);
+}
 inline float max_or_nan(float a, float b) { return std::isnan(a) || a > b ? a : b; }
 inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += (signed char)(a >> 8 * i) * (signed char)(b >> 8 * i);
@@ -224,11 +269,9 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
 }
 
 inline float f16_to_f32(u16 h) {
-    const int exponent = h >> 10 & 31, fraction = h & 1023;
-    float f = exponent == 31  ? (fraction ? NAN : INFINITY)
-              : exponent == 0 ? ldexpf((float)fraction, -24)
-                              : ldexpf((float)(1024 + fraction), exponent - 25);
-    return h & 0x8000 ? -f : f;
+    const u32 size = (h & 0x7fff) << 13, sign = (u32)(h & 0x8000) << 16;
+    if ((h & 0x7c00) == 0x7c00) return __uint_as_float(sign | 0x7f800000 | size);
+    return __uint_as_float(sign | __float_as_uint(__uint_as_float(size) * 0x1p112f));
 }
 inline u16 f32_to_f16(float f) {
     const u32 sign = __float_as_uint(f) >> 16 & 0x8000;
@@ -265,14 +308,12 @@ inline void w4_to_f16x2(u32 word, u32 low, u32 high, u32 a[4]) {
 
 // ---- warps ----
 
-inline u32 __shfl_xor_sync(u32, u32 v, int offset) {
-    return emulated_exchange(&v, 1)[emulated.now->lane ^ offset][0];
-}
-inline int __shfl_xor_sync(u32 mask, int v, int offset) {
-    return (int)__shfl_xor_sync(mask, (u32)v, offset);
-}
-inline float __shfl_xor_sync(u32 mask, float v, int offset) {
-    return __uint_as_float(__shfl_xor_sync(mask, __float_as_uint(v), offset));
+template <class T> inline T __shfl_xor_sync(u32, T v, int offset) {
+    static_assert(sizeof v == 4, "a word");
+    u32 word;
+    memcpy(&word, &v, 4);
+    memcpy(&v, emulated_exchange(&word, 1)[emulated.now->lane ^ offset], 4);
+    return v;
 }
 inline bool __any_sync(u32, bool v) {
     const u32 word = v;
@@ -307,6 +348,12 @@ inline float warp_max(float v) {
     return v;
 }
 inline bool elect_one() { return emulated.now->lane == 0; }
+inline int warp_uniform(int v) {
+    const u32 word = (u32)v;
+    const u32(*all)[8] = emulated_exchange(&word, 1);
+    for (int i = 0; i < 32; i++) emulated_demand((int)all[i][0] == v, "lanes differ");
+    return v;
+}
 
 // ---- memory: an address in shared memory is an offset into the block's ----
 
@@ -328,24 +375,54 @@ inline uint4 load_shared_16(u32 a) { return emulated_load<uint4>(a); }
 inline uint2 load_shared_8(u32 a) { return emulated_load<uint2>(a); }
 inline float4 load_shared_float4(u32 a) { return emulated_load<float4>(a); }
 inline float load_shared_f32(u32 a) { return emulated_load<float>(a); }
-inline uint4 load_stream(const void *p) { return *(const uint4 *)p; }
-inline float4 load_float4_l2(const float *p) { return *(const float4 *)p; }
-inline float load_f32_l2(const float *p) { return *p; }
+template <class T> inline T emulated_global(const void *p) {
+    emulated_demand((u64)p % sizeof(T) == 0, "an address that is not aligned");
+    return *(const T *)p;
+}
+inline uint4 load_stream(const void *p) { return emulated_global<uint4>(p); }
+inline float4 load_float4_l2(const float *p) { return emulated_global<float4>(p); }
+inline float2 load_float2_l2(const float *p) { return emulated_global<float2>(p); }
+inline float load_f32_l2(const float *p) { return emulated_global<float>(p); }
+inline u32 load_u32_l2(const u32 *p) { return emulated_global<u32>(p); }
 inline void prefetch_l2(const void *) {}
-inline void emulated_copy(u32 shared, const void *global, u32 bytes) {
-    emulated_demand((u64)global % std::min(bytes, 16u) == 0, "a copy from where it is not aligned");
-    memcpy(emulated_at(shared, bytes), global, bytes);
+
+inline void emulated_copy(EmulatedBlock &block, const Copy &copy) {
+    if (copy.from)
+        memcpy(block.shared + copy.to, copy.from, copy.bytes);
+    else
+        memset(block.shared + copy.to, 0, copy.bytes);
 }
-inline void copy_async_16(u32 shared, const void *global) { emulated_copy(shared, global, 16); }
-inline void copy_async_16_of_128(u32 shared, const void *global) { emulated_copy(shared, global, 16); }
-inline void copy_async_16_of_256(u32 shared, const void *global) { emulated_copy(shared, global, 16); }
-inline void copy_async_8(u32 shared, const void *global) { emulated_copy(shared, global, 8); }
+inline void emulated_check(const Copy &copy, u32 align) {
+    emulated_demand(((u64)copy.from | copy.to) % align == 0, "a copy that is not aligned");
+    emulated_demand(copy.to + copy.bytes <= EMULATED_SHARED, "a copy to where there is no memory");
+}
+inline void emulated_copy_async(const Copy &copy) {
+    emulated_check(copy, copy.bytes);
+    if (emulated.late)
+        emulated.now->open.push_back(copy);
+    else
+        emulated_copy(*emulated.now->block, copy);
+}
+inline void copy_async_16(u32 shared, const void *global) {
+    emulated_copy_async({shared, global, 16});
+}
+inline void copy_async_8(u32 shared, const void *global) {
+    emulated_copy_async({shared, global, 8});
+}
+inline void copy_async_16_of_128(u32 shared, const void *global) { copy_async_16(shared, global); }
+inline void copy_async_16_of_256(u32 shared, const void *global) { copy_async_16(shared, global); }
 inline void copy_async_16_or_zero(u32 shared, const void *global, bool valid) {
-    static const uint4 zero = {0, 0, 0, 0};
-    emulated_copy(shared, valid ? global : &zero, 16);
+    emulated_copy_async({shared, valid ? global : nullptr, 16});
 }
-inline void copy_async_commit() {}
-template <int pending> inline void copy_async_wait() {}
+inline void copy_async_commit() {
+    emulated.now->groups.push_back(emulated.now->open);
+    emulated.now->open.clear();
+}
+template <int pending> inline void copy_async_wait() {
+    std::vector<std::vector<Copy>> &groups = emulated.now->groups;
+    for (; (int)groups.size() > pending; groups.erase(groups.begin()))
+        for (const Copy &copy : groups[0]) emulated_copy(*emulated.now->block, copy);
+}
 
 // ---- matrix instructions ----
 
@@ -358,6 +435,14 @@ inline void load_matrix_x4(u32 r[4], u32 row) {
     for (int m = 0; m < 4; m++)
         r[m] = emulated_load<u32>(rows[8 * m + emulated.now->lane / 4][0] +
                                   4 * (emulated.now->lane % 4));
+}
+inline void load_matrix_x4_trans(u32 r[4], u32 row) {
+    const u32(*rows)[8] = emulated_exchange(&row, 1);
+    const int column = emulated.now->lane / 4, first = emulated.now->lane % 4 * 2;
+    for (int m = 0; m < 4; m++) {
+        const u32 low = emulated_load<u16>(rows[8 * m + first][0] + 2 * column);
+        r[m] = low | emulated_load<u16>(rows[8 * m + first + 1][0] + 2 * column) << 16;
+    }
 }
 inline void mma_16x8x16(float d[4], const u32 a[4], u32 b0, u32 b1) {
     const u32 mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -410,20 +495,34 @@ inline void barrier_arrive_at(u32 barrier, u32 rank) {
     emulated_arrive(emulated_barrier(emulated.cluster[rank], barrier), 1, 0);
 }
 inline void copy_async_arrive(u32 barrier) {
+    copy_async_commit();
+    copy_async_wait<0>();
     emulated_arrive(emulated_barrier(*emulated.now->block, barrier), 1, 0);
 }
+inline void emulated_complete(EmulatedBlock &block, TransactionBarrier &barrier, const Copy &copy) {
+    emulated_copy(block, copy);
+    emulated_arrive(barrier, 0, -(long)copy.bytes);
+}
 inline void barrier_wait(u32 barrier, u32 parity) {
-    const TransactionBarrier &b = emulated_barrier(*emulated.now->block, barrier);
-    while ((b.phase & 1) == parity) emulated_yield();
+    TransactionBarrier &b = emulated_barrier(*emulated.now->block, barrier);
+    while ((b.phase & 1) == parity) {
+        for (const Copy &copy : b.due) emulated_complete(*emulated.now->block, b, copy);
+        b.due.clear();
+        if ((b.phase & 1) == parity) emulated_yield();
+    }
 }
 inline void copy_bulk_multicast(u32 shared, const void *global, u32 bytes, u32 barrier,
                                 u16 blocks) {
-    emulated_demand(((u64)global | shared | bytes) % 16 == 0 && shared + bytes <= EMULATED_SHARED,
-                    "a bulk copy that is not aligned or too large");
+    const Copy copy = {shared, global, bytes};
+    emulated_check(copy, 16);
+    emulated_demand(bytes % 16 == 0, "a bulk copy of an odd size");
     for (EmulatedBlock &block : emulated.cluster)
         if (blocks >> block.rank & 1) {
-            memcpy(block.shared + shared, global, bytes);
-            emulated_arrive(emulated_barrier(block, barrier), 0, -(long)bytes);
+            TransactionBarrier &b = emulated_barrier(block, barrier);
+            if (emulated.late)
+                b.due.push_back(copy);
+            else
+                emulated_complete(block, b, copy);
         }
 }
 inline void copy_bulk(u32 shared, const void *global, u32 bytes, u32 barrier) {

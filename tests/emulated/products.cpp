@@ -170,11 +170,16 @@ static void check(const char *name, int group, int tokens, int limbs, float size
                   void (*kernel)(const GemmArgs &)) {
     const Product p = {name, ROWS, M::K, group, tokens, OUT, limbs == 2, size};
     const dim3 grid = {(unsigned)launch.x, (unsigned)launch.y, 1};
-    const double error = p.error(
-        [&](const GemmArgs &args) {
-            emulated_launch(grid, launch.threads, launch.cluster, [&] { kernel(args); });
-        },
-        [](const SettleArgs &args) { settle_operand<GATED ? ROWS / 2 : ROWS>(args); });
+    double error = 0;
+    for (int late = 0; late < 2; late++) {
+        emulated.late = late;
+        const double e = p.error(
+            [&](const GemmArgs &args) {
+                emulated_launch(grid, launch.threads, launch.cluster, [&] { kernel(args); });
+            },
+            [](const SettleArgs &args) { settle_operand<GATED ? ROWS / 2 : ROWS>(args); });
+        error = std::max(error, e);
+    }
     // sums in binary32; an operand is rounded to binary16
     const double allowed = OUT == TO_OPERAND ? 6e-4 : 4e-6;
     printf("    %-40s %4d tokens  %.1e\n", name, tokens, error);
@@ -283,8 +288,16 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     for (float &v : extra) v = 1.5f + random_number();
     const ProductArgs args = {m.bytes.data(), in.data(),  gamma.data(), beta.data(),
                               extra.data(),   out.data(), tokens};
-    emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, 1,
-                    [&] { product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(args); });
+    std::vector<float> early;
+    for (int late = 0; late < 2; late++) {
+        std::fill(out.begin(), out.end(), 0.5f);
+        emulated.late = late;
+        emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, 1,
+                        [&] { product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(args); });
+        if (!late) early = out;
+    }
+    CHECK_MSG(!memcmp(early.data(), out.data(), 4 * out.size()),
+              "%s: it does not wait for its copies", name);
     double worst = 0;
     for (int t = 0; t < tokens; t++) {
         std::vector<double> x(K), y(ROWS);

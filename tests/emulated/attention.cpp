@@ -1,19 +1,18 @@
-/* attention.cuh against the formulas in binary64, in the emulator. Compiled by test_attention.sh
- * for one shape at a time: HEADS, KV_HEADS, HEAD_DIM, ALIBI and QK_NORM are its constants. */
-#include "emulator.h"
+// The kernels of attention on the emulated GPU, against the formulas in binary64. test_emulated.sh
+// compiles this for one shape at a time: HEADS, KV_HEADS, HEAD_DIM, ALIBI and QK_NORM are its
+// constants.
+#include "prelude.cuh"
 
 #define NORM NORM_RMS
 #define NORM_EPS 1e-5f
 #define ROPE_SCALE 1.25f
-#include "../src/kernels/attention.cuh"
+#include "attention.cuh"
+#include "test.h"
 
 /* Rounding to binary16: of the result of a prefill and of its probabilities, whose errors are
  * independent; of nothing but keys and values, which the formulas see too, in decode. */
 #define PREFILL_TOLERANCE 8e-4
 #define DECODE_TOLERANCE 4e-6
-
-static int failed;
-static double worst_error[2];
 
 static double uniform() { /* in (-1, 1) */
     static u64 state = 1;
@@ -21,7 +20,7 @@ static double uniform() { /* in (-1, 1) */
     return (double)(state >> 11) / 4503599627370496.0 - 1;
 }
 
-/* About normal. */
+// About normal.
 static double normal() { return uniform() + uniform() + uniform(); }
 
 static struct Model {
@@ -40,7 +39,7 @@ static void model_fill() {
     for (float &gamma : model.k_norm) gamma = (float)(1 + 0.3 * uniform());
 }
 
-/* What attention sees of a projected vector. */
+// What attention sees of a projected vector.
 static std::vector<double> turned(const float *in, const float *gamma, int pos) {
     std::vector<double> x(in, in + HEAD_DIM), out(HEAD_DIM);
     double square = 0;
@@ -57,7 +56,7 @@ static std::vector<double> turned(const float *in, const float *gamma, int pos) 
     return out;
 }
 
-/* One head's result for a query at pos. */
+// One head's result for a query at pos.
 static std::vector<double> attended(const std::vector<double> &q, int head, int pos, const u16 *k,
                                     const u16 *v) {
     std::vector<double> scores(pos + 1), out(HEAD_DIM);
@@ -75,7 +74,7 @@ static std::vector<double> attended(const std::vector<double> &q, int head, int 
     return out;
 }
 
-/* `tokens` behind pos earlier ones, on memory that is NaN where nothing has been written. */
+// `tokens` behind pos earlier ones, on memory that is NaN where nothing has been written.
 struct Case {
     int pos, tokens, splits, ctx;
     std::vector<float> qkv, out, scale;
@@ -102,12 +101,8 @@ struct Case {
     HeadArgs head() const { return {model.turns, model.slopes, model.q_norm, model.k_norm}; }
     float *parts_at() { return (float *)parts.data(); }
 
-    void launch(unsigned x, unsigned y, int threads, std::function<void()> kernel) {
-        gridDim = {x, y, 1};
-        for (unsigned i = 0; i < x * y; i++) {
-            blockIdx = {i % x, y - 1 - i / x, 0}; /* parts must not count on an order */
-            emulator_run(threads, kernel);
-        }
+    static void launch(int x, int y, int threads, std::function<void()> kernel) {
+        emulated_launch({(unsigned)x, (unsigned)y, 1}, threads, 1, kernel);
     }
     void decode() {
         DecodeAttentionArgs args = {qkv.data(), k.data(), v.data(), out.data(), parts_at(),
@@ -129,12 +124,12 @@ struct Case {
         launch(HEADS * splits, tiles, PREFILL_THREADS, [&] { attention_prefill(args); });
         if (splits > 1) launch((tokens * HEADS + 7) / 8, 1, 256, [&] { attention_merge(args); });
     }
-    bool as_vectors() const { return tokens <= 8; } /* as a prefill of few tokens asks for */
+    bool as_vectors() const { return tokens <= 8; } // as a prefill of few tokens asks for
     double result(bool prefill, int t, int head, int i) {
         if (!prefill || as_vectors()) return out[((size_t)t * HEADS + head) * HEAD_DIM + i];
         return f16_to_f32(*operand_at(operand.data(), HEADS * HEAD_DIM, t, head * HEAD_DIM + i));
     }
-    /* Numbers of the cache that are wrong; all others must be as they were. */
+    // Numbers of the cache that are wrong; all others must be as they were.
     int wrong_in_cache(std::vector<u16> k_before, std::vector<u16> v_before) const {
         int wrong = 0;
         for (int t = 0; t < tokens; t++)
@@ -150,7 +145,7 @@ struct Case {
             }
         return wrong + (k_before != k) + (v_before != v);
     }
-    /* Relative L2 error of the results; of many tokens some are looked at. */
+    // Relative L2 error of the results; of many tokens some are looked at.
     double error(bool prefill) {
         double difference = 0, size = 0;
         for (int t = 0; t < tokens; t++)
@@ -169,7 +164,8 @@ struct Case {
     }
 };
 
-static void check(bool prefill, int pos, int tokens, int splits) {
+// Gives the error.
+static double check(bool prefill, int pos, int tokens, int splits) {
     Case c(pos, tokens, splits);
     const std::vector<u16> k_before = c.k, v_before = c.v;
     if (prefill)
@@ -180,31 +176,44 @@ static void check(bool prefill, int pos, int tokens, int splits) {
         c.decode();
     const int wrong = c.wrong_in_cache(k_before, v_before);
     const double error = c.error(prefill);
-    bool good = wrong == 0 && error <= (prefill ? PREFILL_TOLERANCE : DECODE_TOLERANCE);
-    for (u32 count : c.arrived) good = good && count == 0;
-    for (float scale : c.scale) good = good && (!prefill || scale == 1);
-    if (!(error <= worst_error[prefill])) worst_error[prefill] = error;
-    failed += !good;
-    if (!good)
-        printf("    %s of %d tokens behind %d, %d splits, copies %s: error %.1e, %d numbers of the "
-               "cache wrong\n",
-               prefill ? "prefill" : "decode", tokens, pos, splits,
-               emulator.late ? "late" : "at once", error, wrong);
+    CHECK_MSG(error <= (prefill ? PREFILL_TOLERANCE : DECODE_TOLERANCE) && !wrong,
+              "%d tokens behind %d, %d splits, copies %s: error %.1e, %d numbers of the cache are "
+              "wrong",
+              tokens, pos, splits, emulated.late ? "late" : "at once", error, wrong);
+    for (u32 count : c.arrived) CHECK(count == 0);
+    for (float scale : c.scale) CHECK(!prefill || scale == 1);
+    return error;
 }
 
-int main() {
-    static const int decodes[][2] = {{0, 1}, {15, 2}, {16, 1}, {100, 4}, {270, 3}, {700, 5}};
-    static const int few[][2] = {{0, 8}, {13, 5}, {16, 2}, {15, 3}, {200, 7}, {30, 8}};
-    static const int prefills[][3] = {{0, 1, 1},     {0, 49, 1},   {63, 2, 1},
-                                      {120, 130, 1}, {500, 20, 2}, {300, 3, 4}};
-    model_fill();
+TEST(decode) {
+    static const int cases[][2] = {{0, 1}, {15, 2}, {16, 1}, {100, 4}, {270, 3}, {700, 5}};
+    double worst = 0;
     for (int late = 0; late < 2; late++) {
-        emulator.late = late;
-        for (const int *at : decodes) check(false, at[0], 1, at[1]);
-        for (const int *at : few) check(false, at[0], at[1], 1);
-        for (const int *at : prefills) check(true, at[0], at[1], at[2]);
+        emulated.late = late;
+        for (const int *at : cases) worst = fmax(worst, check(false, at[0], 1, at[1]));
     }
-    printf("    heads %d:%d of %3d%s%s: decode %.1e, prefill %.1e\n", HEADS, KV_HEADS, HEAD_DIM,
-           ALIBI ? ", ALiBi" : "", QK_NORM ? ", norms" : "", worst_error[0], worst_error[1]);
-    return failed != 0;
+    printf("    error %.1e\n", worst);
 }
+
+TEST(decode_of_a_few) {
+    static const int cases[][2] = {{0, 8}, {13, 5}, {16, 2}, {15, 3}, {200, 7}, {30, 8}};
+    double worst = 0;
+    for (int late = 0; late < 2; late++) {
+        emulated.late = late;
+        for (const int *at : cases) worst = fmax(worst, check(false, at[0], at[1], 1));
+    }
+    printf("    error %.1e\n", worst);
+}
+
+TEST(prefill) {
+    static const int cases[][3] = {{0, 1, 1},     {0, 49, 1},   {63, 2, 1},
+                                   {120, 130, 1}, {500, 20, 2}, {300, 3, 4}};
+    double worst = 0;
+    for (int late = 0; late < 2; late++) {
+        emulated.late = late;
+        for (const int *at : cases) worst = fmax(worst, check(true, at[0], at[1], at[2]));
+    }
+    printf("    error %.1e\n", worst);
+}
+
+TEST_MAIN(model_fill(); RUN(decode) RUN(decode_of_a_few) RUN(prefill))
