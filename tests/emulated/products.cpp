@@ -338,15 +338,15 @@ TEST(products_of_decode) {
     check_decode<W4<2176, 128>, 384, 1, 16, 4, 1, IN_RMS, OUT_QKV>("g128, one block", 128, 1);
 }
 
-// With one limb the vectors are rounded to binary16.
+// With one limb the vectors are rounded to binary16, by 2^-11 at most.
 TEST(products_of_short_prompts) {
     check_decode<W4Short<512, 128, 2>, 144, 8, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 8);
-    check_decode<W4Short<512, 128, 1>, 144, 8, 16, 2, 5, IN_RMS, OUT_STORE>("one limb", 128, 5, 3e-4);
+    check_decode<W4Short<512, 128, 1>, 144, 8, 16, 2, 5, IN_RMS, OUT_STORE>("one limb", 128, 5, 5e-4);
     check_decode<W4Short<512, 128, 2>, 144, 4, 8, 3, 9, IN_LAYER, OUT_ACT>("LayerNorm", 128, 3);
     check_decode<W4Short<320, 64, 2>, 160, 8, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 7);
     check_decode<W4Short<224, 32, 2>, 96, 8, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 2);
     check_decode<F16Short<352, 2>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
-    check_decode<F16Short<352, 1>, 80, 8, 16, 4, 5, IN_PLAIN, OUT_ADD>("one limb", 0, 8, 3e-4);
+    check_decode<F16Short<352, 1>, 80, 8, 16, 4, 5, IN_PLAIN, OUT_ADD>("one limb", 0, 8, 5e-4);
 }
 
 TEST_MAIN(RUN(portable_products) RUN(products_for_few_tokens) RUN(products_for_many_tokens)
