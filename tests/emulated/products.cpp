@@ -329,6 +329,9 @@ TEST(products_of_decode) {
     check_decode<W4<512, 128>, 144, 1, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 1);
     check_decode<W4<512, 128>, 144, 1, 8, 3, 9, IN_LAYER, OUT_ACT>("g128, LayerNorm", 128, 1);
     check_decode<W4<320, 64>, 160, 1, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 1);
+    check_decode<W4<1664, 64>, 96, 1, 12, 4, 4, IN_LAYER, OUT_ACT>("g64 in pairs", 64, 1);
+    check_decode<W4<256, 32>, 96, 1, 16, 4, 4, IN_RMS, OUT_QKV>("g32 in fours", 32, 1);
+    check_decode<W4<1600, 64>, 96, 1, 12, 4, 4, IN_RMS, OUT_ADD>("g64, 13 chunks", 64, 1);
     check_decode<W4<224, 32>, 96, 1, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 1);
     check_decode<F16<352>, 80, 1, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 1);
     check_decode<F16<352>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
