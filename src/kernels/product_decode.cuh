@@ -53,6 +53,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr int UNITS = K / COLUMNS; // of a row block
     static constexpr int WORDS = GROUP / 16;  // u32 words of a lane and group
     static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES;
+    static constexpr int UNROLL = 2; // units at once, where there are registers for it
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
@@ -241,7 +242,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2;
     static constexpr int COLUMNS = GROUP, UNITS = K / COLUMNS;
-    static constexpr int UNIT_BYTES = 32 * COLUMNS;
+    static constexpr int UNIT_BYTES = 32 * COLUMNS, UNROLL = 1;
     typedef F16<K> Coarser;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
@@ -683,7 +684,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     else __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
-    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= 2 ? Share::UNITS : 1;
+    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
