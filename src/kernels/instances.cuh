@@ -38,19 +38,29 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
+    // 12 to 16 warps, as share out the chunks of a vector best; of several vectors 12 or 16.
+    template <class N> static __device__ constexpr int warps() {
+        constexpr int CHUNKS = (N::K + 127) / 128;
+        int best = 16;
+        for (int n = T == 1 ? 15 : 12; n >= 12 && CHUNKS >= 16; n--)
+            if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
+        return best;
+    }
     template <class N, int WARPS, int R>
     using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS, IN>;
-    // Units of the deepest ring that fits, up to 6.5 KB a warp. Not above 0: nothing fits.
+    // Units of the deepest ring that fits, up to 104 KB in all. Not above 0: nothing fits.
     template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
         const int fit = (limit - Shape<N, WARPS, 0>::SMEM) / (WARPS * N::UNIT_BYTES);
-        return fit < 6 * 1088 / N::UNIT_BYTES ? fit : 6 * 1088 / N::UNIT_BYTES;
+        const int most = 16 * 6 * 1088 / (WARPS * N::UNIT_BYTES);
+        return fit < most ? fit : most;
     }
     typedef typename M::Coarser Coarse;
-    static constexpr bool SHARED = ring<Coarse, 16>(SHARE) >= 2;
+    static constexpr bool SHARED = ring<Coarse, warps<Coarse>()>(SHARE) >= 2;
     static constexpr int LIMIT = SHARED ? SHARE : SHARED_LIMIT;
-    static constexpr bool FINE = ring<M, 16>(LIMIT) >= 2;
+    static constexpr bool FINE = ring<M, warps<M>()>(LIMIT) >= 2;
     typedef typename Choose<FINE, M, Coarse>::type Matrix;
-    static constexpr int WARPS = ring<Matrix, 16>(LIMIT) >= 2 ? 16 : 8;
+    static constexpr int MANY = warps<Matrix>();
+    static constexpr int WARPS = ring<Matrix, MANY>(LIMIT) >= 2 ? MANY : 8;
     static constexpr int RING = ring<Matrix, WARPS>(LIMIT);
     static constexpr bool FITS = RING > 0;
     static constexpr int SMEM = SHARED ? SHARE : Shape<Matrix, WARPS, FITS ? RING : 1>::SMEM;

@@ -47,9 +47,13 @@ struct ProductArgs {
 // each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
 template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_;
-    static constexpr int UNITS = K / GROUP;  // of a row block
-    static constexpr int WORDS = GROUP / 16; // u32 words of a lane
-    static constexpr int UNIT_BYTES = 8 * GROUP + 64;
+    // Smaller units are taken together where they make up 128 columns: here these are one.
+    static constexpr int COLUMNS = K % 128 ? GROUP : 128;
+    static constexpr int GROUPS = COLUMNS / GROUP, GROUP_BYTES = 8 * GROUP + 64;
+    static constexpr int UNITS = K / COLUMNS; // of a row block
+    static constexpr int WORDS = GROUP / 16;  // u32 words of a lane and group
+    static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES;
+    static constexpr int UNROLL = 2; // units at once, where there are registers for it
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
@@ -58,7 +62,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     // digit 2.
     template <int T> struct Layout {
         static_assert(T == 1, "one vector at a time");
-        static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 16 * UNITS;
+        static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 16 * (K / GROUP);
     };
     static constexpr int X_STEP = 128 * DIGITS, INFO_STEP = 2048 / GROUP; // of 128 columns
 
@@ -94,29 +98,11 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        u32 q[8];
-        i32 d[4] = {0, 0, 0, 0};
-        load_words(words + slot, q);
+        sum[0] = sum[1] = 0;
 #pragma unroll
-        for (int k = 0; k < WORDS; k += 4) {
-            const u32 b = x + unit * (GROUP * DIGITS) + k / 4 * (CHUNK * DIGITS);
-            if (GROUP == 32) {
-                const uint2 v = load_shared_8(b);
-                step(q + k, v.x, v.y, d);
-            } else {
-                const uint4 v = load_shared_16(b);
-                step(q + k, v.x, v.y, d);
-                step(q + k + 2, v.z, v.w, d);
-            }
-        }
-        const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
-        const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
-        const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
-        const uint2 known = load_shared_8(info + 16 * unit);
-        const float scale = __uint_as_float(known.x), less = __uint_as_float(known.y);
-        sum[0] = s0 * scale * ((float)(d[0] * radix + d[1]) + z0 * less);
-        // these rows come in the high nibbles, sixteen times too large
-        sum[1] = s1 * scale * ((float)(d[2] * radix + d[3]) * 0.0625f + z1 * less);
+        for (int g = 0; g < GROUPS; g++)
+            multiply_group(slot + g * GROUP_BYTES, x + (unit * COLUMNS + g * GROUP) * DIGITS,
+                           info + (unit * GROUPS + g) * 16, sum);
     }
     // The lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
     template <int T> static __device__ __forceinline__ void finish(float sum[4]) {
@@ -204,6 +190,31 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static __device__ __forceinline__ i32 digit_sum(u32 digits) {
         return __dp4a((i32)digits, 0x01010101, 0);
     }
+    __device__ __forceinline__ void multiply_group(u32 slot, u32 x, u32 info, float sum[2]) const {
+        u32 q[8];
+        i32 d[4] = {0, 0, 0, 0};
+        load_words(words + slot, q);
+#pragma unroll
+        for (int k = 0; k < WORDS; k += 4) {
+            const u32 b = x + k / 4 * (CHUNK * DIGITS);
+            if (GROUP == 32) {
+                const uint2 v = load_shared_8(b);
+                step(q + k, v.x, v.y, d);
+            } else {
+                const uint4 v = load_shared_16(b);
+                step(q + k, v.x, v.y, d);
+                step(q + k + 2, v.z, v.w, d);
+            }
+        }
+        const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
+        const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
+        const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
+        const uint2 known = load_shared_8(info);
+        const float scale = __uint_as_float(known.x), less = __uint_as_float(known.y);
+        sum[0] += s0 * scale * ((float)(d[0] * radix + d[1]) + z0 * less);
+        // these rows come in the high nibbles, sixteen times too large
+        sum[1] += s1 * scale * ((float)(d[2] * radix + d[3]) * 0.0625f + z1 * less);
+    }
     static __device__ __forceinline__ void load_words(u32 from, u32 q[8]) {
         if (GROUP == 32) {
             const uint2 v = load_shared_8(from);
@@ -230,8 +241,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 // largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2;
-    static constexpr int UNITS = K / GROUP;
-    static constexpr int UNIT_BYTES = 32 * GROUP;
+    static constexpr int COLUMNS = GROUP, UNITS = K / COLUMNS;
+    static constexpr int UNIT_BYTES = 32 * COLUMNS, UNROLL = 1;
     typedef F16<K> Coarser;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
@@ -353,7 +364,7 @@ template <class M, int WARPS> struct WarpShare {
     static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
     static __device__ __forceinline__ int first_unit(int part) {
         if (UNIFORM) return UNITS * part;
-        return min(first_chunk(part) * (128 / M::GROUP), M::UNITS);
+        return min(first_chunk(part) * (128 / M::COLUMNS), M::UNITS);
     }
     // Of the chunks that a warp prepares, number `step`; CHUNKS: it has no more.
     static __device__ __forceinline__ int chunk_of(int warp, int step) {
@@ -704,7 +715,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
     float factor = 1; // RMSNorm's of this token
-    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= 2 ? Share::UNITS : 1;
+    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);

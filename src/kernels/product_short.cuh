@@ -42,13 +42,13 @@ template <int K, int GROUP, int LIMBS> struct ShortVectors {
             mma_16x8x16(e, b, v.z, v.w);
         }
     }
-    // The sums of group `unit` with its vectors' scales, and those of the rows r and r + 8.
-    __device__ __forceinline__ void scale(int unit, float row, float row8, const float d[4],
-                                          const float e[4], float sum[4]) const {
-        const float f0 = load_shared_f32(scale0 + 4 * unit);
-        const float f1 = load_shared_f32(scale1 + 4 * unit);
-        sum[0] = row * f0 * (d[0] + e[0]), sum[1] = row * f1 * (d[1] + e[1]);
-        sum[2] = row8 * f0 * (d[2] + e[2]), sum[3] = row8 * f1 * (d[3] + e[3]);
+    // Adds the sums of a group, with its vectors' scales and those of the rows r and r + 8.
+    __device__ __forceinline__ void add(int group, float row, float row8, const float d[4],
+                                        const float e[4], float sum[4]) const {
+        const float f0 = load_shared_f32(scale0 + 4 * group);
+        const float f1 = load_shared_f32(scale1 + 4 * group);
+        sum[0] += row * f0 * (d[0] + e[0]), sum[1] += row * f1 * (d[1] + e[1]);
+        sum[2] += row8 * f0 * (d[2] + e[2]), sum[3] += row8 * f1 * (d[3] + e[3]);
     }
     template <int T> static __device__ __forceinline__ void finish(float *) {}
 
@@ -109,17 +109,24 @@ struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
 
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        const W4Scales z(load_shared_8(this->scales + slot));
-        float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
-        u32 q[8], a[4], b[4];
-        W4<K, GROUP>::load_words(this->words + slot, q);
+        constexpr int GROUPS = W4<K, GROUP>::GROUPS; // of a unit
+        sum[0] = sum[1] = sum[2] = sum[3] = 0;
 #pragma unroll
-        for (int i = 0; i < GROUP / 32; i++) {
-            w4_to_f16x2(q[2 * i], z.low, z.high, a);
-            w4_to_f16x2(q[2 * i + 1], z.low, z.high, b);
-            Vectors::step(unit * (GROUP / 32) + i, a, b, d, e);
+        for (int g = 0; g < GROUPS; g++) {
+            const u32 at = slot + g * W4<K, GROUP>::GROUP_BYTES;
+            const int group = unit * GROUPS + g;
+            const W4Scales z(load_shared_8(this->scales + at));
+            float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+            u32 q[8], a[4], b[4];
+            W4<K, GROUP>::load_words(this->words + at, q);
+#pragma unroll
+            for (int i = 0; i < GROUP / 32; i++) {
+                w4_to_f16x2(q[2 * i], z.low, z.high, a);
+                w4_to_f16x2(q[2 * i + 1], z.low, z.high, b);
+                Vectors::step(group * (GROUP / 32) + i, a, b, d, e);
+            }
+            Vectors::add(group, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
         }
-        Vectors::scale(unit, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
     }
 };
 
@@ -148,7 +155,8 @@ struct F16Short : F16<K>, ShortVectors<K, F16<K>::GROUP, LIMBS> {
             F16<K>::load_rows(slot, i, a, b);
             Vectors::step(unit * (GROUP / 32) + i, a, b, d, e);
         }
-        Vectors::scale(unit, 1, 1, d, e, sum);
+        sum[0] = sum[1] = sum[2] = sum[3] = 0;
+        Vectors::add(unit, 1, 1, d, e, sum);
     }
 };
 

@@ -330,6 +330,9 @@ TEST(products_of_decode) {
     check_decode<W4<512, 128>, 144, 1, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 1);
     check_decode<W4<512, 128>, 144, 1, 8, 3, 9, IN_LAYER, OUT_ACT>("g128, LayerNorm", 128, 1);
     check_decode<W4<320, 64>, 160, 1, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 1);
+    check_decode<W4<1664, 64>, 96, 1, 12, 4, 4, IN_LAYER, OUT_ACT>("g64 in pairs", 64, 1);
+    check_decode<W4<256, 32>, 96, 1, 16, 4, 4, IN_RMS, OUT_QKV>("g32 in fours", 32, 1);
+    check_decode<W4<1600, 64>, 96, 1, 12, 4, 4, IN_RMS, OUT_ADD>("g64, 13 chunks", 64, 1);
     check_decode<W4<224, 32>, 96, 1, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 1);
     check_decode<F16<352>, 80, 1, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 1);
     check_decode<F16<320>, 80, 1, 16, 4, 5, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
@@ -343,6 +346,8 @@ TEST(products_of_short_prompts) {
     check_decode<W4Short<512, 128, 2>, 144, 8, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 8);
     check_decode<W4Short<512, 128, 1>, 144, 8, 16, 2, 5, IN_RMS, OUT_STORE>("one limb", 128, 5, 5e-4);
     check_decode<W4Short<512, 128, 2>, 144, 4, 8, 3, 9, IN_LAYER, OUT_ACT>("LayerNorm", 128, 3);
+    check_decode<W4Short<1664, 64, 2>, 96, 8, 12, 2, 4, IN_RMS, OUT_QKV>("g64 in pairs", 64, 6);
+    check_decode<W4Short<256, 32, 1>, 96, 4, 16, 4, 4, IN_LAYER, OUT_ACT>("g32 in fours", 32, 4, 5e-4);
     check_decode<W4Short<320, 64, 2>, 160, 8, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 7);
     check_decode<W4Short<224, 32, 2>, 96, 8, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 2);
     check_decode<F16Short<352, 2>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
