@@ -62,7 +62,7 @@ typedef struct cuda_device {
     int sm_count;
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
-    int few;      /* tokens, up to CUDA_SHORT, for which the products read their weights twice at most */
+    int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
     bool overlap; /* programmatic dependent launch */
     const tc__weights *weights;
     tc__cu_ptr memory; /* all tensors, in the order of the file */

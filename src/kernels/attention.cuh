@@ -405,12 +405,12 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
     if (shared.last) decode_add_parts(tile_parts, parts, heads, out);
 }
 
-// RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: each block of
-// them prepares all the new keys that it sees. A block takes up to 8 heads of one KV head of a token and one
-// part of the keys; its warps share the part's units, add what each has, and the block that arrives
-// last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of DECODE_THREADS, at
-// most one block per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1). Bytes moved: K and V up to
-// the position once per HEAD_TILES.
+// RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: then each
+// block prepares all the new keys that its token sees. A block takes up to 8 heads of one KV head of
+// a token and one part of the keys; its warps share the part's units, add what each has, and the
+// block that arrives last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of
+// DECODE_THREADS, at most one block per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1). Bytes
+// moved: K and V up to the position once per HEAD_TILES and token.
 template <int TOKENS>
 __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
@@ -421,10 +421,10 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     const int kv = blockIdx.x / HEAD_TILES % KV_HEADS, head_tile = blockIdx.x % HEAD_TILES;
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
-    // Before the wait: everything but the new token's projections. This kernel may start while
+    // Before the wait: everything but the new tokens' projections. This kernel may start while
     // others of its token still run, but none starts before the first, embed_rows or sample, has
-    // written the position; and the cache of earlier positions comes from earlier tokens, which had finished
-    // before that.
+    // written the position; and the cache of earlier positions comes from earlier tokens, which had
+    // finished before that.
     const int known = (int)load_u32_l2((const u32 *)&args.state->pos); // keys in the cache
     const int pos = known + token, units = pos / UNIT_KEYS + 1;
     const int parts =
