@@ -403,7 +403,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
     static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
-    static constexpr int MOST = T > 1 ? 8 : STEPS > 6 ? 5 : 6;
+    static constexpr int MOST = T > 1 ? 16 : STEPS > 6 ? 5 : 6;
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // the moments' entries of a token: one for each warp or for each chunk
@@ -503,20 +503,15 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
             __syncthreads();
         }
-        constexpr bool AHEAD = T > 1 && PASSES > 1; // loads while the stretch before is prepared
-        float4 v[STRETCH], next[STRETCH];
-#pragma unroll
-        for (int k = 0; k < STRETCH; k++)
-            if (AHEAD) next[k] = fetch(args.in, k, tokens);
 #pragma unroll 1
         for (int from = 0; from < STEPS; from += STRETCH) {
+            float4 v[STRETCH];
 #pragma unroll
-            for (int k = 0; k < STRETCH; k++) {
-                v[k] = AHEAD ? next[k] : fetch(args.in, from + k, tokens);
-                if (AHEAD) next[k] = fetch(args.in, from + STRETCH + k, tokens);
-            }
+            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, from + k, tokens);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
-            if (T > 1 && IN == IN_RMS) note_squares(v, from, tokens, moments);
+            if (T > 1 && IN == IN_RMS)
+#pragma unroll
+                for (int k = 0; k < STRETCH; k += 8) note_squares(v, k, from, tokens, moments);
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) {
                 int t, nth;
@@ -558,14 +553,15 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
     }
-    // The squares of a stretch's chunks, eight sums over the lanes at once: lane l gets number l / 4.
-    __device__ __forceinline__ void note_squares(const float4 v[STRETCH], int from, int tokens,
-                                                 float2 *moments) const {
-        static_assert(STRETCH <= 8, "eight sums");
-        const int lane = threadIdx.x & 31;
+    // The squares of up to eight chunks of a stretch, from number `begin` on: eight sums over the
+    // lanes at once, of which lane l gets number l / 4.
+    __device__ __forceinline__ void note_squares(const float4 v[STRETCH], int begin, int from,
+                                                 int tokens, float2 *moments) const {
+        const int lane = threadIdx.x & 31, step = begin + lane / 4;
         float s[8];
 #pragma unroll
-        for (int k = 0; k < 8; k++) s[k] = k < STRETCH ? squares_of(v[k], 0) : 0;
+        for (int k = 0; k < 8; k++)
+            s[k] = begin + k < STRETCH ? squares_of(v[begin + k], 0) : 0;
 #pragma unroll
         for (int n = 4; n > 0; n /= 2) {
             const bool upper = lane & 4 * n;
@@ -578,8 +574,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         s[0] += __shfl_xor_sync(0xffffffffu, s[0], 2);
         s[0] += __shfl_xor_sync(0xffffffffu, s[0], 1);
         int t, nth;
-        const bool some = chunk_of(from + lane / 4, tokens, &t, &nth);
-        if (some && lane % 4 == 0 && lane / 4 < STRETCH)
+        if (chunk_of(from + step, tokens, &t, &nth) && lane % 4 == 0 && step < STRETCH)
             moments[t * ENTRIES + first + nth * Share::TEAMS].x = s[0];
     }
     __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
@@ -700,21 +695,22 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     // everything else that depends on nothing
     Vectors vectors;
     vectors.load_constants(args);
-    const int own = first_row * 16 + threadIdx.x; // with one token: the row that this thread stores
-    const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
+    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
+    const int token = T == 1 ? 0 : threadIdx.x / 16 % T; // of the numbers that this thread stores
+    const int own = (first_row + threadIdx.x / (16 * T)) * 16 + threadIdx.x % 16; // the first's row
+    const bool stores = threadIdx.x < rows * 16 * T && own < ROWS;
     float kept = 0; // what its sum meets
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
-    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
+    if (OUT == OUT_ADD && stores && token < tokens)
+        kept = load_f32_l2(args.out + (i64)token * ROWS + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
     if (Share::TEAMS > 1) __syncthreads();
     else __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
-    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
-    const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
-    float factor = 1; // RMSNorm's of this token
+    float factor = 1; // RMSNorm's of this thread's token
     constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
@@ -740,7 +736,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         __syncthreads();
         if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments + token * Vectors::ENTRIES);
         product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
-            args, first_row + from, some, tokens, sums, factor, T == 1 && from == 0, kept);
+            args, first_row + from, some, tokens, sums, factor, from == 0, kept);
         if (from + S::SPAN < rows) __syncthreads();
     }
 }
