@@ -207,30 +207,35 @@ def find(results, shape, w4):
     return next((r for r in results if r.shape == shape and r.w4 == w4), None)
 
 
-def draw_speed(results, peers, path):
-    """Bars: tokens per second of everybody, and the floor."""
-    bars = []
+def draw_floor(results, peers, path):
+    """Bars: how near to the floor of its GPU each engine comes, whichever GPU it ran on."""
+    groups = []
     for key, w4 in (("w4a16", True), ("w16a16", False)):
         ours = find(results, peers["shape"], w4)
         if not ours:
             continue
-        group = [(p["name"], 1000 / p["ms"], PEER) for p in peers[key]]
-        group.append((f"tinychat, {ours.precision}", ours.decode[4]["tokens_per_second"],
-                      OURS if w4 else W16))
-        group.append(("the floor: reading the weights once", 1000 / ours.floor_ms(4), GRID))
-        bars.append(sorted(group, key=lambda b: -b[1]))
-    if not bars:
+        floor = ours.floor_ms(4) * ours.read_gbs / peers["read_gbs"]  # of the peers' GPU
+        group = [(100 * floor / p["ms"], p["name"], f"{p['ms']:.2f} ms", PEER)
+                 for p in peers[key]]
+        group.append((ours.of_floor(4), f"tinychat, {ours.precision}",
+                      f"{ours.decode[4]['ms_per_token']:.2f} ms", OURS if w4 else W16))
+        groups.append(sorted(group, reverse=True))
+    if not groups:
         return
-    svg = Svg(860, 70 + sum(28 * len(g) + 34 for g in bars),
-              f"Tokens per second: {peers['shape']}, batch 1, {peers['gpu']}")
-    most, y = max(b[1] for g in bars for b in g), 54
-    for title, group in zip(("4-bit weights", "16-bit weights"), bars):
+    gpu = results[0].data["device"].split(" (")[0]
+    svg = Svg(860, 96 + sum(28 * len(g) + 34 for g in groups),
+              f"One token of {peers['shape']}: how near to reading the weights once, at the memory's speed")
+    svg.text(20, 50, f"tinychat on {gpu} (reads {results[0].read_gbs:.0f} GB/s), the others on "
+                     f"{peers['gpu']} (reads {peers['read_gbs']} GB/s)", fill=PALE)
+    y = 70
+    for title, group in zip(("4-bit weights", "16-bit weights"), groups):
         svg.text(20, y + 8, title, fill=PALE)
         y += 20
-        for name, speed, color in group:
+        for share, name, time, color in group:
             svg.text(310, y + 15, name, anchor="end")
-            svg.rect(320, y + 2, 440 * speed / most, 18, color, 2)
-            svg.text(328 + 440 * speed / most, y + 16, f"{speed:.0f}",
+            svg.rect(320, y + 2, 400, 18, GRID, 2)
+            svg.rect(320, y + 2, 4 * share, 18, color, 2)
+            svg.text(730, y + 16, f"{share:.0f} %, {time}",
                      weight="bold" if color in (OURS, W16) else "normal")
             y += 28
         y += 14
@@ -345,8 +350,7 @@ def main():
             continue
         text = report(results, startup)
         if "--print" not in sys.argv:
-            if peers["gpu"] in results[0].data["device"]:
-                draw_speed(results, peers, folder / "speed.svg")
+            draw_floor(results, peers, folder / "floor.svg")
             draw_context(results, folder / "context.svg")
             draw_precision(results, folder / "precision.svg")
             draw_replies(results, "llama-2-7b", 20, folder / "replies.svg")

@@ -112,7 +112,8 @@ static int chat_check_template(const tc_chat *chat, tc_error *err) {
     return tc__fail(
         err, TC_ERR_ARGUMENT,
         "chat template '%s' does not fit: it ends replies with '%.*s', and the tokenizer of "
-        "this model has no such special token; the model file's own template is '%s'",
+        "this model has no such special token; take the model file's own template, '%s', or give "
+        "a stop string",
         chosen->name, (int)len, mark, own->name);
 }
 

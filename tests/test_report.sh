@@ -60,11 +60,11 @@ for tokens, cell in ((8, cells[2]), (64, cells[3])):
 END
 }
 charts_are_well_formed() {
-    for chart in speed precision replies; do
+    for chart in floor precision replies; do
         python3 -c 'import sys, xml.dom.minidom; xml.dom.minidom.parse(sys.argv[1])' \
             "$results/$chart.svg" || return 1
     done
-    [ "$(grep -c '<animate' "$results/replies.svg")" -gt 200 ] && grep -q tinychat "$results/speed.svg"
+    [ "$(grep -c '<animate' "$results/replies.svg")" -gt 200 ] && grep -q tinychat "$results/floor.svg"
 }
 nothing_is_no_error() {
     rm -r "$work/results" && python3 "$work/report.py" | grep -q 'no results yet'
