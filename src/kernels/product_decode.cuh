@@ -403,7 +403,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
     static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
-    static constexpr int MOST = T > 1 ? 16 : STEPS > 6 ? 5 : 6;
+    static constexpr int MOST = T > 1 ? 8 : STEPS > 6 ? 5 : 6;
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // the moments' entries of a token: one for each warp or for each chunk
