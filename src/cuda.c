@@ -101,9 +101,10 @@ typedef struct cuda_cache {
     tc__cu_ptr wide_x, wide_in, wide_rest, wide_scale, wide_mid, mid_scale, mid_exponents,
         mid_highest;
     tc__cu_ptr wide_q, wide_qkv;
-    float *host_logits; /* pinned, [CUDA_EACH][vocab] */
-    int *host_token;    /* pinned */
-    cuda_sample_settings *host_settings; /* pinned */
+    /* pinned: [CUDA_EACH][vocab]; the choice, and what it is made by */
+    float *host_logits;
+    int *host_token;
+    cuda_sample_settings *host_settings;
     int next;           /* the device's State.next */
     bool ahead;         /* the evaluation of the sampled token runs already, into the other row */
     int ahead_pos;
@@ -1087,7 +1088,8 @@ static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
                              cache->ctx};
     tc__cu_result result = cu->host_device_pointer(&args.settings, cache->host_settings, 0);
     if (!result) result = cu->host_device_pointer(&args.host, cache->host_token, 0);
-    return result ? result : cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
+    if (!result) result = cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
+    return result;
 }
 
 /* The launches of one token, that at ids[state.next] or (`sampled`) one that is chosen first; its
@@ -1428,9 +1430,10 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
         result = cu->copy_to_device(cache->state, &state, sizeof state, cache->stream);
         cache->next = cache->ahead_pos;
     }
-    *cache->host_settings = (cuda_sample_settings){
+    const cuda_sample_settings settings = {
         u, cache->logits_row, (int)n_context, sampling->top_k, sampling->temperature,
         sampling->top_p, sampling->min_p, sampling->repeat_penalty, 0};
+    *cache->host_settings = settings;
     *cache->host_token = CUDA_NO_TOKEN;
     bool ahead = cache->next < cache->ctx;
     if (!result && ahead)

@@ -1,19 +1,20 @@
 // product_decode - y = W x for one activation vector: the kernel of decoding. With the matrices of
 // product_short.cuh it takes up to eight vectors.
 //
-// Bound by reading W once. A block owns whole 16-row blocks of W and with them a contiguous range
-// of units (16 rows x one group); its warps cut that range into equal contiguous parts, each with a
-// ring of units in shared memory that cp.async keeps full. Weights depend on nothing, so the ring
-// is filled before the kernel waits for its predecessor: memory works on while one kernel ends and
-// the next prepares its vector.
+// Bound by reading W once. A block owns whole 16-row blocks of W, and each of its warps a range of
+// their columns (WarpShare). A warp goes through its units (16 rows x 128 columns, or fewer) row
+// block by row block; they come through its own ring in shared memory that cp.async keeps full.
+// Weights depend on nothing, so the ring is filled before the kernel waits for its predecessor:
+// memory works on while one kernel ends and the next prepares its vector. Of that a warp needs its
+// own columns only, which it prepares itself, so it waits for no other warp until its sums are done.
 //
 // A unit goes through the tensor cores, 16 rows as the A operand. 4-bit weights stay whole numbers:
 // the vectors become fixed-point numbers with a scale per group, three digits to base 256 (22 bits
 // and sign), and each digit is a column of B. All products and sums within a group are exact; the
 // zero point is taken off by the sum of the group's activations. Binary16 weights take each number
 // of a vector as a sum of two binary16 (22 bits), again in two columns.
-// Partial sums of the warps meet in shared memory and are added in the order of the warps: the same
-// input always gives the same bits.
+// Partial sums of the warps meet in shared memory and are added in the order of their columns: the
+// same input always gives the same bits.
 //
 // Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes.
 // Bytes moved: the matrix once; the vectors once per block (from L2).
@@ -154,12 +155,14 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     // Where this lane's columns of a chunk of 128 lie from the chunk's start on, and their group.
     static __device__ __forceinline__ u32 place() {
         const u32 at = 4 * (threadIdx.x & 31);
-        return at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 + at % 8;
+        return at / CHUNK * (CHUNK * DIGITS) + at % CHUNK / 8 % 4 * RUN + at % CHUNK / 32 * 8 +
+               at % 8;
     }
     static __device__ __forceinline__ u32 info_place() {
         return (threadIdx.x & 31) / LANES * 16;
     }
-    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
         if (DIGITS == 3) *(u32 *)x = p.first;
         *(u32 *)(x + (DIGITS - 2) * CHUNK) = p.middle;
         *(u32 *)(x + (DIGITS - 1) * CHUNK) = p.last;
@@ -167,9 +170,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         // an infinity or NaN stays such
         const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
         const float one = __uint_as_float(bits);
-        *(float4 *)info = DIGITS == 3
-                              ? make_float4(one * 256, -(float)p.high, one, -(float)p.low)
-                              : make_float4(one, -(float)p.low, 0, 0);
+        *(float4 *)info = DIGITS == 3 ? make_float4(one * 256, -(float)p.high, one, -(float)p.low)
+                                      : make_float4(one, -(float)p.low, 0, 0);
     }
 
   protected:
@@ -320,11 +322,14 @@ template <int K_> struct F16 {
         return p;
     }
     // As of W4.
-    static __device__ __forceinline__ u32 place() { return 8 * (threadIdx.x & 31); }
+    static __device__ __forceinline__ u32 place() {
+        return 8 * (threadIdx.x & 31);
+    }
     static __device__ __forceinline__ u32 info_place() {
         return 4 * (threadIdx.x & 31) / GROUP * 4;
     }
-    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
         *(uint2 *)x = make_uint2(p.top01, p.top23);
         *(uint2 *)(x + PLANE) = make_uint2(p.rest01, p.rest23);
         if (4 * (threadIdx.x & 31) % GROUP == 0)
@@ -345,8 +350,7 @@ template <int T> __device__ __forceinline__ void store_part(float *part, const f
 
 // How the warps of a block share its row blocks: every warp has one of PARTS ranges of columns, whole
 // chunks of 128. With few columns there are fewer ranges than warps, and TEAMS of PARTS warps take
-// row blocks in turn. So a warp's units meet few columns of a vector, which that warp alone prepares
-// (with teams: one warp of each). It needs to wait for no other warp before it multiplies.
+// row blocks in turn; the warps of a range then share its chunks of the vector, too.
 template <class M, int WARPS> struct WarpShare {
     static constexpr int CHUNKS = (M::K + 127) / 128;
     static __device__ constexpr int parts() {
@@ -355,9 +359,9 @@ template <class M, int WARPS> struct WarpShare {
         return n;
     }
     static constexpr int PARTS = parts(), TEAMS = WARPS / PARTS;
-    static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS; // chunks of a range
-    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;  // of these a warp prepares
-    static constexpr bool EVEN = STEPS * WARPS == CHUNKS;     // every warp has so many
+    static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS;  // chunks of a range
+    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;   // of these a warp prepares
+    static constexpr bool EVEN = STEPS * WARPS == CHUNKS;      // every warp has so many
     static constexpr bool UNIFORM = M::K % (128 * PARTS) == 0; // all ranges have so many units:
     static constexpr int UNITS = M::UNITS / PARTS;
 
@@ -366,10 +370,20 @@ template <class M, int WARPS> struct WarpShare {
         if (UNIFORM) return UNITS * part;
         return min(first_chunk(part) * (128 / M::COLUMNS), M::UNITS);
     }
-    // Of the chunks that a warp prepares, number `step`; CHUNKS: it has no more.
-    static __device__ __forceinline__ int chunk_of(int warp, int step) {
-        const int part = warp % PARTS, chunk = first_chunk(part) + warp / PARTS + step * TEAMS;
-        return chunk < first_chunk(part + 1) ? chunk : CHUNKS;
+    static __device__ __forceinline__ int part_of(int warp) {
+        return TEAMS == 1 ? warp : warp % PARTS;
+    }
+    static __device__ __forceinline__ int team_of(int warp) {
+        return TEAMS == 1 ? 0 : warp / PARTS;
+    }
+    // Columns that a warp prepares.
+    static __device__ __forceinline__ int columns_of(int warp) {
+        const int part = part_of(warp), end = first_chunk(part + 1);
+        if (TEAMS == 1) return min(128 * end, M::K) - 128 * first_chunk(part);
+        int columns = 0;
+        for (int chunk = first_chunk(part) + team_of(warp); chunk < end; chunk += TEAMS)
+            columns += min(128, M::K - 128 * chunk);
+        return columns;
     }
 };
 
@@ -379,10 +393,10 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     typedef WarpShare<M, WARPS> Share;
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-    // row blocks whose partial sums there is room for, 16 KB (of few tokens 32), before they are
-    // added up
-    static constexpr int ROOM = (T == 1 ? 16 : 32) / T;
-    static constexpr int MOST = ROOM < Share::TEAMS ? Share::TEAMS : ROOM / Share::TEAMS * Share::TEAMS;
+    // row blocks whose partial sums there is room for, about 16 KB (of few tokens 32), before they
+    // are added up: as many of each team
+    static constexpr int ROUNDS = (T == 1 ? 16 : 32) / T / Share::TEAMS;
+    static constexpr int MOST = Share::TEAMS * (ROUNDS ? ROUNDS : 1);
     static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
@@ -396,8 +410,8 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
 
 // Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads of
 // a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
-// come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left for the end;
-// LayerNorm is done here.
+// come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left
+// for the end; LayerNorm is done here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
     typedef WarpShare<M, WARPS> Share;
     static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
@@ -409,24 +423,24 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     // the moments' entries of a token: one for each warp or for each chunk
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
-    // steps whose gamma and beta come early; of several vectors all or none
-    static constexpr bool SAME = T > 1 && IN != IN_PLAIN && Share::STEPS <= 2; // for all of them
-    static constexpr int GAMMAS = SAME     ? Share::STEPS
-                                  : !EARLY ? 0
-                                  : IN == IN_LAYER && STEPS > 2 ? 2
-                                                                : STEPS;
-    static constexpr int BETAS = EARLY && IN == IN_LAYER && STEPS <= 2 ? STEPS : 0;
+    // steps whose gamma and beta come early; with LayerNorm registers are scarce. Several vectors
+    // have the same ones.
+    static constexpr bool SAME = T > 1 && IN != IN_PLAIN && Share::STEPS <= 2;
+    static constexpr int LAYER_GAMMAS = WARPS <= 12 && STEPS <= 3 ? STEPS : STEPS > 3 ? 0 : 2;
+    static constexpr int GAMMAS = SAME                           ? Share::STEPS
+                                  : !EARLY                       ? 0
+                                  : IN != IN_LAYER || STEPS < 2 ? STEPS
+                                                                 : LAYER_GAMMAS;
+    static constexpr int BETAS = EARLY && IN == IN_LAYER && GAMMAS == STEPS ? STEPS : 0;
     static_assert(!SAME || STRETCH % Share::STEPS == 0, "a stretch has whole vectors");
 
     int first, end; // of this warp's chunks; they are TEAMS apart
-    int column;     // this lane's first
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
     __device__ __forceinline__ ProductVectors() {
-        const int warp = threadIdx.x >> 5, part = warp % Share::PARTS;
-        first = Share::first_chunk(part) + warp / Share::PARTS;
+        const int warp = threadIdx.x >> 5, part = Share::part_of(warp);
+        first = Share::first_chunk(part) + Share::team_of(warp);
         end = Share::first_chunk(part + 1);
-        column = 128 * first + 4 * (threadIdx.x & 31);
     }
     static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
         if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
@@ -444,10 +458,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     // Columns that entry e of a token's moments stands for.
     static __device__ __forceinline__ int columns_of(int e) {
-        int columns = 0;
-        if (T > 1) return min(128, K - 128 * e);
-        for (int k = 0; k < STEPS; k++) columns += max(min(128, K - 128 * Share::chunk_of(e, k)), 0);
-        return columns;
+        return T == 1 ? Share::columns_of(e) : min(128, K - 128 * e);
     }
     // Mean and reciprocal deviation of a token out of its moments: (mean, squares about it) each.
     static __device__ __forceinline__ float2 combined(const float2 *moments) {
@@ -479,7 +490,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     // This lane's first column of a chunk, and whether it lies in the vector.
     __device__ __forceinline__ int column_of(int nth) const {
-        return column + 128 * Share::TEAMS * nth;
+        return 128 * (first + Share::TEAMS * nth) + 4 * (threadIdx.x & 31);
     }
     __device__ __forceinline__ bool inside(int nth) const {
         return (K % 128 == 0 || column_of(nth) < K) &&
@@ -602,8 +613,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         __syncthreads();
         const float2 m = combined(moments);
 #pragma unroll
-        for (int k = 0; k < STRETCH; k++)
-            shift(v[k], m, inside(k));
+        for (int k = 0; k < STRETCH; k++) shift(v[k], m, inside(k));
     }
 };
 
@@ -658,7 +668,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int part = warp % Share::PARTS, team = warp / Share::PARTS;
+    const int part = Share::part_of(warp), team = Share::team_of(warp);
     const u32 base = shared_address(smem);
     launch_dependents();
 
@@ -672,8 +682,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     int of_row = units;                                                 // of these in the row block
     const int to_next_row = Share::TEAMS * M::UNITS * M::UNIT_BYTES - (units - 1) * M::STEP;
     M matrix;
-    matrix.open(args.weights, first_row + team, first_unit,
-                base + S::RINGS + warp * (RING * SLOT));
+    matrix.open(args.weights, first_row + team, first_unit, base + S::RINGS + warp * (RING * SLOT));
     // Copies the next unit, if there is one.
     auto refill = [&](u32 slot) {
         if (left > 0) {
@@ -692,22 +701,23 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
         refill(i * SLOT);
     }
-    // everything else that depends on nothing
     Vectors vectors;
-    vectors.load_constants(args);
-    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
-    const int token = T == 1 ? 0 : threadIdx.x / 16 % T; // of the numbers that this thread stores
-    const int own = (first_row + threadIdx.x / (16 * T)) * 16 + threadIdx.x % 16; // the first's row
-    const bool stores = threadIdx.x < rows * 16 * T && own < ROWS;
-    float kept = 0; // what its sum meets
-    if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
+    vectors.load_constants(args); // they, too, depend on nothing
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
-    if (OUT == OUT_ADD && stores && token < tokens)
-        kept = load_f32_l2(args.out + (i64)token * ROWS + own);
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
-    if (Share::TEAMS > 1) __syncthreads();
-    else __syncwarp();
+    // what the first sum that this thread stores meets, in time for the end
+    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
+    const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
+    const int own = (first_row + threadIdx.x / (16 * T)) * 16 + threadIdx.x % 16;
+    const bool stores = threadIdx.x < rows * 16 * T && own < ROWS && token < tokens;
+    float kept = 0;
+    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + (i64)token * ROWS + own);
+    if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
+    if (Share::TEAMS > 1)
+        __syncthreads();
+    else
+        __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
     float factor = 1; // RMSNorm's of this thread's token

@@ -255,8 +255,9 @@ __device__ __forceinline__ int sample_choose(const SampleArgs &args, const Sampl
     u64 before = 0;
     if (i < n)
         for (int j = 0; j < i; j++) before += sorted_masses[j];
-    const bool kept = i < n && i < k &&
-                      (i == 0 || set.top_p >= 1 || (double)before < (double)set.top_p * (double)total);
+    const bool kept =
+        i < n && i < k &&
+        (i == 0 || set.top_p >= 1 || (double)before < (double)set.top_p * (double)total);
     const u64 end = before + (i < n ? sorted_masses[i] : 0);
     const u64 whole = block_max(kept ? end : 0, shared);
     const u64 r = (u64)(set.u * (double)whole);
@@ -286,8 +287,9 @@ __device__ __forceinline__ void sample_finish(const SampleArgs &args, int token,
     const uint2 *row = (const uint2 *)(args.table + (i64)id * HIDDEN);
     for (int i = threadIdx.x; i < HIDDEN / 4; i += SAMPLE_THREADS) {
         const uint2 v = row[i];
-        *(float4 *)(args.x + 4 * i) = make_float4(f16_to_f32((u16)v.x), f16_to_f32((u16)(v.x >> 16)),
-                                                  f16_to_f32((u16)v.y), f16_to_f32((u16)(v.y >> 16)));
+        *(float4 *)(args.x + 4 * i) =
+            make_float4(f16_to_f32((u16)v.x), f16_to_f32((u16)(v.x >> 16)), f16_to_f32((u16)v.y),
+                        f16_to_f32((u16)(v.y >> 16)));
     }
 }
 
