@@ -2351,9 +2351,9 @@ TC_INTERNAL int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_
 TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix);
 
 /* Appends the source of the decode kernels and of the prefill kernels. Kernel names: ROLE_KIND for
- * decode, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16, 64, 128 and 256 tokens, and those of
- * the list in gpu_programs.c. NAME_launch holds {grid x, threads, shared bytes, vectors, and for tSIZE
- * what instances.cuh says}. */
+ * decode, few_ROLE_KIND for up to 8 tokens, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16, 64,
+ * 128 and 256 tokens, and those of the list in gpu_programs.c. NAME_launch holds {grid x, threads,
+ * shared bytes, vectors, and for tSIZE what instances.cuh says}. */
 TC_INTERNAL void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                   tc__buf *text);
 TC_INTERNAL void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -9038,6 +9038,7 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                         {norm, arch->gated ? "OUT_GATED" : "OUT_ACT", arch->parallel ? 1 : 0},
                         {"IN_PLAIN", "OUT_ADD", 1}};
     const char *name = programs_roles[role];
+    const int limbs = role == TC__QKV ? 2 : 1; /* scores of attention are sensitive */
     if (kinds->kind[role][i].type == TC__W4)
         tc__buf_printf(text, "typedef W4<%zu, %u> %s_%d_matrix;\n", matrix->columns,
                        (unsigned)kinds->kind[role][i].group_size, name, i);
@@ -9045,6 +9046,18 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
         tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
     tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
                    i, matrix->rows, how[role].side, how[role].in, how[role].out);
+    if (kinds->kind[role][i].type == TC__W4)
+        tc__buf_printf(text, "typedef EachPick<W4Short<%zu, %u, %d>, ", matrix->columns,
+                       (unsigned)kinds->kind[role][i].group_size, limbs);
+    else
+        tc__buf_printf(text, "typedef EachPick<F16Short<%zu, %d>, ", matrix->columns, limbs);
+    tc__buf_printf(text, "%s_%d_matrix, %zu, %s> few_%s_%d_each;\n", name, i, matrix->rows,
+                   how[role].in, name, i);
+    tc__buf_printf(text,
+                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, %d, "
+                   "%s, %s)\n",
+                   name, i, name, i, matrix->rows, name, i, how[role].side, how[role].in,
+                   how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -9056,18 +9069,22 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
         for (int i = 0; i < kinds->count[role]; i++) programs_decode(weights, kinds, role, i, text);
     tc__buf_printf(text,
                    "typedef F16<%zu> head_matrix;\n"
-                   "typedef EachPick<head_matrix, %zu> each_pick;\n",
-                   head->columns, head->rows);
+                   "typedef EachPick<F16Short<%zu, 2>, head_matrix, %zu, %s> head_few;\n",
+                   head->columns, head->columns, head->rows, norm);
     tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
                    head->rows, norm);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, 0, %s, OUT_STORE)\n",
+                   "DECODE_PRODUCT(head_each, head_few::Matrix, %zu, head_few::T, 0, %s, OUT_STORE)\n",
                    head->rows, norm);
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
+              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode<1>(args))\n"
               "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
+              "KERNEL(attention_few, DECODE_THREADS, 1, DecodeAttentionArgs, "
+              "attention_decode<FEW_TOKENS>(args))\n"
+              "LAUNCH_TOKENS(attention_few, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM, "
+              "FEW_TOKENS)\n"
               "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
               "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
               "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"
@@ -9156,6 +9173,8 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
 #define CUDA_NO_TOKEN INT_MIN   /* host_token while the choice is not made */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
+#define CUDA_SHORT 8            /* tokens of a prompt that goes the way of decode, at most */
+#define CUDA_FEW_KEYS 256       /* up to these each token of a few has its own blocks of attention */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
@@ -9172,7 +9191,7 @@ typedef struct cuda_kernel {
 
 /* The kernels of one kind of matrix (its role, type and group size). */
 typedef struct cuda_product {
-    cuda_kernel decode, prefill[CUDA_SIZES];
+    cuda_kernel decode, few, prefill[CUDA_SIZES];
 } cuda_product;
 
 /* The model's programs, cut into parts: their sources, and the images that come of them. */
@@ -9194,6 +9213,7 @@ typedef struct cuda_device {
     int sm_count;
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
+    int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
     bool overlap; /* programmatic dependent launch */
     const tc__weights *weights;
     tc__cu_ptr memory; /* all tensors, in the order of the file */
@@ -9203,8 +9223,8 @@ typedef struct cuda_device {
     const cuda_programs *programs; /* of the modules; only while kernels are looked up */
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
-    cuda_kernel embed, embed_all, head, head_each, attention, rope, attention_prefill, sample;
-    cuda_kernel attention_parts;
+    cuda_kernel embed, embed_all, head, head_each, attention, attention_few, rope;
+    cuda_kernel attention_prefill, attention_parts, sample;
     cuda_kernel rows, settle, widen, read_loop, random_fill;
 } cuda_device;
 
@@ -9285,7 +9305,7 @@ typedef struct cuda_decode_attention_args {
 } cuda_decode_attention_args;
 
 typedef struct cuda_prefill_attention_args {
-    tc__cu_ptr qkv, q, k, v, out, scale, parts, state;
+    tc__cu_ptr qkv, q, k, v, out, vectors, scale, parts, state;
     cuda_head_args head;
     int ctx, tokens, splits;
 } cuda_prefill_attention_args;
@@ -9399,6 +9419,7 @@ static int cuda_load_kernel(cuda_device *device, int program, const char *name, 
 static int cuda_load_products(cuda_device *device, tc_error *err) {
     char name[64];
     int code = TC_OK;
+    device->few = CUDA_SHORT;
     for (int role = 0; role < TC__ROLES && !code; role++)
         for (int i = 0; i < device->kinds.count[role] && !code; i++) {
             cuda_product *product = &device->products[role][i];
@@ -9407,6 +9428,7 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
                 int program;
                 cuda_kernel *kernel;
             } kernels[] = {{"", CUDA_DECODE, &product->decode},
+                           {"few_", CUDA_DECODE, &product->few},
                            {"t16_", CUDA_FEW, &product->prefill[0]},
                            {"t64_", CUDA_FEW, &product->prefill[1]},
                            {"t128_", CUDA_PREFILL, &product->prefill[2]},
@@ -9415,6 +9437,8 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
                 snprintf(name, sizeof name, "%s%s_%d", kernels[k].prefix, tc__role_name(role), i);
                 code = cuda_load_kernel(device, kernels[k].program, name, kernels[k].kernel, err);
             }
+            if (!code && 2 * product->few.tokens < device->few)
+                device->few = 2 * product->few.tokens;
         }
     return code;
 }
@@ -9429,6 +9453,7 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"head", CUDA_DECODE, &device->head},
         {"head_each", CUDA_DECODE, &device->head_each},
         {"attention", CUDA_DECODE, &device->attention},
+        {"attention_few", CUDA_DECODE, &device->attention_few},
         {"sample_token", CUDA_DECODE, &device->sample},
         {"widen", CUDA_DECODE, &device->widen},
         {"read_loop", CUDA_DECODE, &device->read_loop},
@@ -9463,7 +9488,7 @@ static int cuda_write_programs(const cuda_device *device, cuda_programs *all, tc
         const char *name;
         void (*write)(const tc__weights *, const tc__kinds *, int sm_count, tc__buf *);
         int parts;
-    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode, 4},
+    } writers[CUDA_PROGRAMS] = {{"decode", tc__write_decode, 5},
                                 {"prefill", tc__write_prefill, 3},
                                 {"wide", tc__write_prefill_wide, 4},
                                 {"few", tc__write_prefill_few, 2}};
@@ -9982,8 +10007,8 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->sample_arrived = cuda_cut(base, &at, 4);
     cache->x = cuda_cut(base, &at, 4 * hidden);
     cache->qkv = cuda_cut(base, &at, 4 * qkv);
-    cache->attention = cuda_cut(base, &at, 4 * heads);
-    cache->act = cuda_cut(base, &at, 4 * inner);
+    cache->attention = cuda_cut(base, &at, 4 * CUDA_SHORT * heads);
+    cache->act = cuda_cut(base, &at, 4 * CUDA_SHORT * inner);
     cache->parts =
         cuda_cut(base, &at, 4 * tiles * (size_t)device->splits * 8 * (arch->head_dim + 2));
     cache->arrived = cuda_cut(base, &at, 4 * tiles);
@@ -10052,13 +10077,23 @@ static void cuda_cache_close(tc__cache *handle) {
 
 /* ---- decode ---- */
 
+/* A product of the vectors at args.in, up to CUDA_SHORT: as many at once as its kernel takes. */
 static tc__cu_result cuda_product_decode(cuda_cache *cache, int role, const tc__tensor *matrix,
-                                         cuda_product_args args) {
+                                         cuda_product_args args, int tokens) {
     cuda_device *device = cache->device;
+    cuda_product *product = &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
+    const cuda_kernel *kernel = tokens == 1 ? &product->decode : &product->few;
+    const bool gated = role == TC__GATE_UP && device->weights->arch.gated;
+    const size_t width = gated ? matrix->rows / 2 : matrix->rows;
+    tc__cu_result result = TC_OK;
     args.weights = cuda_tensor(device, matrix);
-    args.tokens = 1;
-    cuda_kernel *kernel = &device->products[role][tc__kind_of(&device->kinds, role, matrix)].decode;
-    return cuda_launch(device, kernel, 0, 1, &args, cache->stream, true);
+    for (int t = 0; t < tokens && !result; t += kernel->tokens) {
+        args.tokens = tokens - t < kernel->tokens ? tokens - t : kernel->tokens;
+        result = cuda_launch(device, kernel, 0, 1, &args, cache->stream, true);
+        args.in += 4 * (size_t)kernel->tokens * matrix->columns;
+        args.out += 4 * (size_t)kernel->tokens * width;
+    }
+    return result;
 }
 
 static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr x,
@@ -10082,46 +10117,109 @@ static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *l
     return head;
 }
 
-/* A layer of one token. In a parallel block the MLP reads x before attention adds to it. */
-static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l) {
+/* The vectors of one token, or of up to CUDA_SHORT. */
+typedef struct cuda_vectors {
+    tc__cu_ptr x, qkv, attention, act;
+    int tokens;
+    size_t pos; /* of the first; of one token 0: the device knows it */
+} cuda_vectors;
+
+static tc__cu_ptr cuda_keys(const cuda_cache *cache, uint32_t l, tc__cu_ptr *values) {
+    const size_t layers = cache->device->weights->arch.layers;
+    const size_t bytes =
+        cuda_kv_bytes((const tc__device *)cache->device) / layers * (size_t)cache->ctx;
+    *values = cache->kv + l * bytes + bytes / 2;
+    return cache->kv + l * bytes;
+}
+
+/* One token, or a few behind few keys. */
+static tc__cu_result cuda_attend_few(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
+    cuda_device *device = cache->device;
+    const cuda_kernel *one = &device->attention, *few = &device->attention_few;
+    cuda_decode_attention_args args = {
+        v->qkv,         0,
+        0,              v->attention,
+        cache->parts,   cache->arrived,
+        cache->state,   cuda_head_of(device, &device->weights->layers[l]),
+        cache->ctx};
+    args.k = cuda_keys(cache, l, &args.v);
+    if (v->tokens == 1)
+        return cuda_launch(device, one, 0, device->splits, &args, cache->stream, true);
+    return cuda_launch(device, few, few->grid * v->tokens, 1, &args, cache->stream, true);
+}
+
+/* Into how many parts blocks share a prefill's keys: as many as bring two blocks to every SM, have
+ * CUDA_SPLIT_KEYS keys each, and fit where the projections were. */
+static int cuda_prefill_splits(const cuda_cache *cache, const tc__layer *layer, int tokens,
+                               int tiles, size_t pos) {
+    const tc__arch *arch = &cache->device->weights->arch;
+    const size_t floats = (size_t)tokens * arch->heads * (arch->head_dim + 2); /* of a part */
+    const size_t most = (size_t)cache->chunk * layer->qkv->rows / floats;
+    const size_t keys = (pos + (size_t)tokens) / CUDA_SPLIT_KEYS;
+    size_t splits = 2 * (size_t)cache->device->sm_count / ((size_t)tiles * arch->heads);
+    if (splits > keys) splits = keys;
+    if (splits > most) splits = most;
+    return splits > 1 ? (int)splits : 1;
+}
+
+/* From the projections in wide_qkv, the first at `pos`: results in wide_in, or as `vectors`. */
+static tc__cu_result cuda_attend_many(cuda_cache *cache, uint32_t l, int tokens, size_t pos,
+                                      tc__cu_ptr vectors) {
+    cuda_device *device = cache->device;
+    const tc__arch *arch = &device->weights->arch;
+    const tc__layer *layer = &device->weights->layers[l];
+    const int tile = device->attention_prefill.tokens, tiles = (tokens + tile - 1) / tile;
+    cuda_prefill_attention_args args = {
+        cache->wide_qkv, cache->wide_q,     0,   0,      cache->wide_in,
+        vectors,         cache->wide_scale, cache->wide_qkv, cache->state,
+        cuda_head_of(device, layer), cache->ctx, tokens, 1};
+    args.k = cuda_keys(cache, l, &args.v);
+    args.splits = cuda_prefill_splits(cache, layer, tokens, tiles, pos);
+    tc__cu_result result =
+        cuda_launch(device, &device->rope, 0, tokens, &args, cache->stream, true);
+    if (!result)
+        result = cuda_launch(device, &device->attention_prefill, (int)arch->heads * args.splits,
+                             tiles, &args, cache->stream, true);
+    if (!result && args.splits > 1)
+        result = cuda_launch(device, &device->attention_parts, (tokens * (int)arch->heads + 7) / 8,
+                             1, &args, cache->stream, true);
+    return result;
+}
+
+/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it. */
+static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
     const tc__layer *layer = &device->weights->layers[l];
     const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : layer->attn_norm;
     const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : layer->attn_norm_bias;
-    size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
-    tc__cu_ptr k = cache->kv + l * layer_kv;
     cuda_product_args qkv = {0,
-                             cache->x,
+                             v->x,
                              cuda_tensor(device, layer->attn_norm),
                              cuda_vector(device, layer->attn_norm_bias),
                              cuda_vector(device, layer->qkv_bias),
-                             cache->qkv,
+                             v->qkv,
                              0};
-    cuda_product_args o = {0, cache->attention, 0, 0, 0, cache->x, 0};
+    cuda_product_args o = {0, v->attention, 0, 0, 0, v->x, 0};
     cuda_product_args up = {0,
-                            cache->x,
+                            v->x,
                             cuda_tensor(device, mlp_norm),
                             cuda_vector(device, mlp_bias),
                             cuda_vector(device, layer->act_scales),
-                            cache->act,
+                            v->act,
                             0};
-    cuda_product_args down = {0, cache->act, 0, 0, 0, cache->x, 0};
-    cuda_decode_attention_args attention = {cache->qkv,       k,
-                                            k + layer_kv / 2, cache->attention,
-                                            cache->parts,     cache->arrived,
-                                            cache->state,     cuda_head_of(device, layer),
-                                            cache->ctx};
-    tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv);
+    cuda_product_args down = {0, v->act, 0, 0, 0, v->x, 0};
+    tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv, v->tokens);
     if (!result && arch->parallel)
-        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
+        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
     if (!result)
-        result = cuda_launch(device, &device->attention, 0, device->splits, &attention,
-                             cache->stream, true);
-    if (!result) result = cuda_product_decode(cache, TC__O, layer->o, o);
+        result = v->pos + (size_t)v->tokens <= CUDA_FEW_KEYS
+                     ? cuda_attend_few(cache, l, v)
+                     : cuda_attend_many(cache, l, v->tokens, v->pos, v->attention);
+    if (!result) result = cuda_product_decode(cache, TC__O, layer->o, o, v->tokens);
     if (!result && !arch->parallel)
-        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up);
-    return result ? result : cuda_product_decode(cache, TC__DOWN, layer->down, down);
+        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
+    return result ? result : cuda_product_decode(cache, TC__DOWN, layer->down, down, v->tokens);
 }
 
 /* The choice of a token by cache->host_settings. `begin`: and the first step of its evaluation. */
@@ -10151,11 +10249,12 @@ static tc__cu_result cuda_token(cuda_cache *cache, int row, bool sampled) {
     cuda_device *device = cache->device;
     cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
                              cache->x, 1};
+    const cuda_vectors vectors = {cache->x, cache->qkv, cache->attention, cache->act, 1, 0};
     tc__cu_result result =
         sampled ? cuda_choose(cache, true)
                 : cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
     for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++)
-        result = cuda_token_layer(cache, l);
+        result = cuda_token_layer(cache, l, &vectors);
     return result ? result : cuda_head(cache, &device->head, cache->x, 1, row, true);
 }
 
@@ -10254,46 +10353,16 @@ static tc__cu_result cuda_norm(cuda_cache *cache, const tc__tensor *gamma, const
     return cuda_launch(device, &device->rows, tokens, 1, &args, cache->stream, true);
 }
 
-/* Into how many parts blocks share a prefill's keys: as many as bring two blocks to every SM, have
- * CUDA_SPLIT_KEYS keys each, and fit where the projections were. */
-static int cuda_prefill_splits(const cuda_cache *cache, const tc__layer *layer, int tokens,
-                               int tiles, size_t pos) {
-    const tc__arch *arch = &cache->device->weights->arch;
-    const size_t floats = (size_t)tokens * arch->heads * (arch->head_dim + 2); /* of a part */
-    const size_t most = (size_t)cache->chunk * layer->qkv->rows / floats;
-    const size_t keys = (pos + (size_t)tokens) / CUDA_SPLIT_KEYS;
-    size_t splits = 2 * (size_t)cache->device->sm_count / ((size_t)tiles * arch->heads);
-    if (splits > keys) splits = keys;
-    if (splits > most) splits = most;
-    return splits > 1 ? (int)splits : 1;
-}
-
 /* From the normed vectors in wide_in: attention, added to wide_x. `pos`: of the first token. */
 static tc__cu_result cuda_prefill_attention(cuda_cache *cache, uint32_t l, int tokens, size_t pos) {
     cuda_device *device = cache->device;
-    const tc__arch *arch = &device->weights->arch;
-    size_t layer_kv = cuda_kv_bytes((const tc__device *)device) / arch->layers * (size_t)cache->ctx;
     const tc__layer *layer = &device->weights->layers[l];
-    tc__cu_ptr k = cache->kv + l * layer_kv;
     cuda_gemm_args qkv = {
         0, cache->wide_in, cache->wide_rest, cache->wide_scale, cache->wide_qkv, 0, 0, 0, tokens};
     cuda_gemm_args o = {0, cache->wide_in, 0, cache->wide_scale, cache->wide_x, 0, 0, 0, tokens};
-    cuda_prefill_attention_args args = {
-        cache->wide_qkv,  cache->wide_q,  k,
-        k + layer_kv / 2, cache->wide_in, cache->wide_scale,
-        cache->wide_qkv,  cache->state,   cuda_head_of(device, layer),
-        cache->ctx,       tokens,         1};
-    const int tile = device->attention_prefill.tokens, tiles = (tokens + tile - 1) / tile;
-    args.splits = cuda_prefill_splits(cache, layer, tokens, tiles, pos);
     qkv.each = cuda_vector(device, layer->qkv_bias);
     tc__cu_result result = cuda_gemm(cache, TC__QKV, layer->qkv, &qkv);
-    if (!result) result = cuda_launch(device, &device->rope, 0, tokens, &args, cache->stream, true);
-    if (!result)
-        result = cuda_launch(device, &device->attention_prefill, (int)arch->heads * args.splits,
-                             tiles, &args, cache->stream, true);
-    if (!result && args.splits > 1)
-        result = cuda_launch(device, &device->attention_parts, (tokens * (int)arch->heads + 7) / 8,
-                             1, &args, cache->stream, true);
+    if (!result) result = cuda_attend_many(cache, l, tokens, pos, 0);
     return result ? result : cuda_gemm(cache, TC__O, layer->o, &o);
 }
 
@@ -10392,8 +10461,10 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
         result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * (size_t)n, cache->stream);
     if (!result)
         result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
+    const cuda_vectors few = {cache->wide_x, cache->wide_qkv, cache->attention, cache->act, n, pos};
     for (uint32_t l = 0; l < arch->layers && !result; l++)
-        result = cuda_prefill_layer(cache, l, n, pos);
+        result = n <= device->few ? cuda_token_layer(cache, l, &few)
+                                  : cuda_prefill_layer(cache, l, n, pos);
     if (!result && each) {
         int code = cuda_each(cache, n, pos, each, user, err);
         if (code) return code;

@@ -17,7 +17,7 @@ sources="base model_file arch
     unicode split vocabulary
     tokenizer template stream sampler threads shapes cpu_fixed cpu_kernels
     cpu kernels gpu_driver jit gpu_programs cuda session chat selftest doctor api"
-kernels="prelude rows attention product_decode product_prefill product_wgmma sample instances"
+kernels="prelude rows attention product_decode product_prefill product_short product_wgmma sample instances"
 
 {
     echo "/* tinychat.c - generated from src/ by \"make amalgamate\"; change it there. MIT licence. */"

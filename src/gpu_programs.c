@@ -114,6 +114,7 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                         {norm, arch->gated ? "OUT_GATED" : "OUT_ACT", arch->parallel ? 1 : 0},
                         {"IN_PLAIN", "OUT_ADD", 1}};
     const char *name = programs_roles[role];
+    const int limbs = role == TC__QKV ? 2 : 1; /* scores of attention are sensitive */
     if (kinds->kind[role][i].type == TC__W4)
         tc__buf_printf(text, "typedef W4<%zu, %u> %s_%d_matrix;\n", matrix->columns,
                        (unsigned)kinds->kind[role][i].group_size, name, i);
@@ -121,6 +122,18 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
         tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
     tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
                    i, matrix->rows, how[role].side, how[role].in, how[role].out);
+    if (kinds->kind[role][i].type == TC__W4)
+        tc__buf_printf(text, "typedef EachPick<W4Short<%zu, %u, %d>, ", matrix->columns,
+                       (unsigned)kinds->kind[role][i].group_size, limbs);
+    else
+        tc__buf_printf(text, "typedef EachPick<F16Short<%zu, %d>, ", matrix->columns, limbs);
+    tc__buf_printf(text, "%s_%d_matrix, %zu, %s> few_%s_%d_each;\n", name, i, matrix->rows,
+                   how[role].in, name, i);
+    tc__buf_printf(text,
+                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, %d, "
+                   "%s, %s)\n",
+                   name, i, name, i, matrix->rows, name, i, how[role].side, how[role].in,
+                   how[role].out);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -132,18 +145,22 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
         for (int i = 0; i < kinds->count[role]; i++) programs_decode(weights, kinds, role, i, text);
     tc__buf_printf(text,
                    "typedef F16<%zu> head_matrix;\n"
-                   "typedef EachPick<head_matrix, %zu> each_pick;\n",
-                   head->columns, head->rows);
+                   "typedef EachPick<F16Short<%zu, 2>, head_matrix, %zu, %s> head_few;\n",
+                   head->columns, head->columns, head->rows, norm);
     tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
                    head->rows, norm);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(head_each, head_matrix, %zu, each_pick::T, 0, %s, OUT_STORE)\n",
+                   "DECODE_PRODUCT(head_each, head_few::Matrix, %zu, head_few::T, 0, %s, OUT_STORE)\n",
                    head->rows, norm);
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode(args))\n"
+              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode<1>(args))\n"
               "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
+              "KERNEL(attention_few, DECODE_THREADS, 1, DecodeAttentionArgs, "
+              "attention_decode<FEW_TOKENS>(args))\n"
+              "LAUNCH_TOKENS(attention_few, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM, "
+              "FEW_TOKENS)\n"
               "KERNEL(sample_token, SAMPLE_THREADS, 1, SampleArgs, sample(args))\n"
               "LAUNCH(sample_token, SAMPLE_BLOCKS, SAMPLE_THREADS, 0)\n"
               "KERNEL(widen, 256, 1, WidenArgs, bf16_to_f16(args))\n"

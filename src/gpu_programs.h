@@ -27,9 +27,9 @@ TC_INTERNAL int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_
 TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix);
 
 /* Appends the source of the decode kernels and of the prefill kernels. Kernel names: ROLE_KIND for
- * decode, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16, 64, 128 and 256 tokens, and those of
- * the list in gpu_programs.c. NAME_launch holds {grid x, threads, shared bytes, vectors, and for tSIZE
- * what instances.cuh says}. */
+ * decode, few_ROLE_KIND for up to 8 tokens, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16, 64,
+ * 128 and 256 tokens, and those of the list in gpu_programs.c. NAME_launch holds {grid x, threads,
+ * shared bytes, vectors, and for tSIZE what instances.cuh says}. */
 TC_INTERNAL void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                   tc__buf *text);
 TC_INTERNAL void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,

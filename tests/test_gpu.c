@@ -682,15 +682,15 @@ static const once once_cases[] = {
     {"g128, large tiles",
      "w4a16",
      128,
-     1024,
+     512,
      0,
-     {ONCE_LLAMA, ONCE_SIZES(128, 3328, 2, 1, 64), .gated = 1}},
+     {ONCE_LLAMA, ONCE_SIZES(128, 8192, 2, 1, 64), .gated = 1}},
     {"f16, large tiles",
      "w16a16",
      0,
-     1024,
+     300,
      0,
-     {ONCE_LLAMA, ONCE_SIZES(128, 3328, 2, 1, 64), .gated = 1}},
+     {ONCE_LLAMA, ONCE_SIZES(128, 8192, 2, 1, 64), .gated = 1}},
 };
 
 static void compare_once(const once *c, tc_session *session, tc_session *reference) {

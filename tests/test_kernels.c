@@ -111,7 +111,7 @@ static const char probe[] =
     "        copy_bulk(at, in, 16384, b);\n"
     "        copy_bulk_multicast(at + 16384 + 8192 * rank, in, 8192, b, 3);\n"
     "    }\n"
-    "    if (threadIdx.x < 2) barrier_arrive_at(b, threadIdx.x);\n"
+    "    if (threadIdx.x < 2) barrier_arrive_at(b, threadIdx.x), barrier_arrive(b);\n"
     "    copy_async_arrive(b);\n"
     "    barrier_wait(b, 0);\n"
     "    registers_up_to<240>();\n"

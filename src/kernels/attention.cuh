@@ -127,12 +127,12 @@ __device__ __forceinline__ void copy_rows(u32 to, const u16 *from, int stride, i
             copy_async_16_or_zero(to + 2 * r * HEAD_STRIDE, from + r * stride, r < left);
 }
 
-// ---- decode: one token ----
+// ---- decode: one token, or a few at the beginning ----
 
 struct DecodeAttentionArgs {
-    const float *qkv; // [QKV_ROWS] before RoPE
+    const float *qkv; // [tokens][QKV_ROWS] before RoPE
     u16 *k, *v;       // this layer's cache
-    float *out;       // [HEADS * HEAD_DIM]
+    float *out;       // [tokens][HEADS * HEAD_DIM]
     float *parts;     // [KV_HEADS * HEAD_TILES][SPLITS][DECODE_PARTIAL]
     u32 *arrived;     // [KV_HEADS * HEAD_TILES], zero; left zero
     const State *state;
@@ -152,15 +152,19 @@ constexpr int DECODE_SMEM = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
 // head itself, beyond them a part has at least as many as its rings hold.
 constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
 
+// Tokens that one launch takes at most, and the new keys that a warp of it prepares at once.
+constexpr int FEW_TOKENS = 8, FEW_AT_ONCE = 4;
+
 // Up to 8 heads' queries as the A operand of mma: row r is head r's in binary16 and row r + 8 what
 // that leaves out, so scores see 22 bits of the queries at no cost.
-__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int first,
-                                               int heads, const float2 *angles,
+__device__ __forceinline__ void decode_queries(const DecodeAttentionArgs &args, int token,
+                                               int first, int heads, const float2 *angles,
                                                u32 q[HEAD_DIM / 16][4]) {
     constexpr int N = HEAD_DIM / 8;
     const int lane = threadIdx.x & 31, at = 2 * (lane & 3);
     // rows without a head repeat the last one's; nobody reads their results
-    const float *in = args.qkv + (first + min(lane >> 2, heads - 1)) * HEAD_DIM + at;
+    const float *in =
+        args.qkv + token * QKV_ROWS + (first + min(lane >> 2, heads - 1)) * HEAD_DIM + at;
     float2 x[N];
 #pragma unroll
     for (int c = 0; c < N; c++) x[c] = load_float2_l2(in + 8 * c);
@@ -308,27 +312,41 @@ __device__ __forceinline__ void decode_add_parts(const float *parts, int n, int 
 
 // What a block's warps share beside the rings.
 struct DecodeShared {
-    float2 angles[HALF];
     float tops[DECODE_WARPS][8], sums[DECODE_WARPS][8];
     bool last; // of the blocks of a head tile
 };
 
-// The new token's key and value into their rows in shared memory and, once per KV head, the cache.
-// The zeros that were copied into these rows must have arrived.
-__device__ __forceinline__ void decode_new_key(const DecodeAttentionArgs &args, int kv, int pos,
-                                               bool write, const float2 *angles, u16 *k_row,
-                                               u16 *v_row) {
+// Keys and values of the new tokens at positions `from` to `last`, of which the first is `begin`,
+// into their rows in shared memory and, once per KV head, the last into the cache, if it is this
+// block's token `own`. rows: those of position `unit` and the 15 behind it. The zeros that were
+// copied there must have arrived.
+template <int AT_ONCE>
+__device__ __forceinline__ void decode_new_keys(const DecodeAttentionArgs &args, int kv, int begin,
+                                                int from, int last, int own, bool write,
+                                                const float2 *angles, u16 *rows, int unit) {
     const int lane = threadIdx.x & 31;
-    const float *in = args.qkv + (HEADS + kv) * HEAD_DIM;
-    const i64 at = ((i64)kv * args.ctx + pos) * HEAD_DIM;
-    HeadVector k, v;
-    k.load(in, lane);
-    v.load(in + KV_HEADS * HEAD_DIM, lane);
-    if constexpr (QK_NORM) k.norm(args.head.k_norm, lane);
-    if constexpr (!ALIBI) k.turn(angles, lane);
-    k.store(k_row, 1, lane);
-    v.store(v_row, 1, lane);
-    if (write) k.store(args.k + at, 1, lane), v.store(args.v + at, 1, lane);
+    for (int p = from; p <= last; p += AT_ONCE) {
+        HeadVector k[AT_ONCE], v[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const int token = min(p + i, last) - begin;
+            const float *in = args.qkv + token * QKV_ROWS + (HEADS + kv) * HEAD_DIM;
+            k[i].load(in, lane);
+            v[i].load(in + KV_HEADS * HEAD_DIM, lane);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (p + i > last) break;
+            const i64 at = ((i64)kv * args.ctx + p + i) * HEAD_DIM;
+            u16 *row = rows + (p + i - unit) * HEAD_STRIDE;
+            if constexpr (QK_NORM) k[i].norm(args.head.k_norm, lane);
+            if constexpr (!ALIBI) k[i].turn(angles + (p + i - begin) * HALF, lane);
+            k[i].store(row, 1, lane);
+            v[i].store(row + DECODE_SLOT / 2, 1, lane);
+            if (write && p + i == own)
+                k[i].store(args.k + at, 1, lane), v[i].store(args.v + at, 1, lane);
+        }
+    }
 }
 
 // ALiBi, and the keys that do not exist yet; `past` is how far the unit's first key lies behind the
@@ -347,7 +365,8 @@ __device__ __forceinline__ void decode_mask(float s[2][2], int past, float slope
 // What the warps have to one, and what the blocks have: the last one to arrive adds it.
 __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
                                               const DecodeSoftmax &softmax, DecodeShared &shared,
-                                              float *rings, int first_head, int heads, int parts) {
+                                              float *rings, int token, int first_head, int heads,
+                                              int parts) {
     constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4; // a warp's [8][HEAD_DIM] in its ring
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float sum = softmax.sum;
@@ -363,7 +382,7 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
             shared.tops[warp][lane >> 2] = softmax.top, shared.sums[warp][lane >> 2] = sum;
     }
     __syncthreads();
-    float *out = args.out + first_head * HEAD_DIM;
+    float *out = args.out + (token * HEADS + first_head) * HEAD_DIM;
     float *tile_parts = args.parts + (i64)blockIdx.x * gridDim.y * DECODE_PARTIAL;
     float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
     for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
@@ -386,23 +405,28 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
     if (shared.last) decode_add_parts(tile_parts, parts, heads, out);
 }
 
-// RoPE, the KV write and attention of one token. A block takes up to 8 heads of one KV head and one
-// part of the keys; its warps share the part's units, add what each has, and the block that arrives
-// last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of DECODE_THREADS, at
-// most one block per SM in all. Bytes moved: K and V up to the position once per HEAD_TILES.
+// RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: then each
+// block prepares all the new keys that its token sees. A block takes up to 8 heads of one KV head of
+// a token and one part of the keys; its warps share the part's units, add what each has, and the
+// block that arrives last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of
+// DECODE_THREADS, at most one block per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1). Bytes
+// moved: K and V up to the position once per HEAD_TILES and token.
+template <int TOKENS>
 __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
-    __shared__ __align__(16) DecodeShared shared;
+    __shared__ __align__(16) float2 angles[TOKENS * HALF];
+    __shared__ DecodeShared shared;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int kv = blockIdx.x / HEAD_TILES, head_tile = blockIdx.x % HEAD_TILES;
+    const int token = TOKENS == 1 ? 0 : blockIdx.x / (KV_HEADS * HEAD_TILES);
+    const int kv = blockIdx.x / HEAD_TILES % KV_HEADS, head_tile = blockIdx.x % HEAD_TILES;
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
-    // Before the wait: everything but the new token's projections. This kernel may start while
+    // Before the wait: everything but the new tokens' projections. This kernel may start while
     // others of its token still run, but none starts before the first, embed_rows or sample, has
-    // written the position; and the cache of earlier positions comes from earlier tokens, which had finished
-    // before that.
-    const int pos = (int)load_u32_l2((const u32 *)&args.state->pos);
-    const int units = pos / UNIT_KEYS + 1;
+    // written the position; and the cache of earlier positions comes from earlier tokens, which had
+    // finished before that.
+    const int known = (int)load_u32_l2((const u32 *)&args.state->pos); // keys in the cache
+    const int pos = known + token, units = pos / UNIT_KEYS + 1;
     const int parts =
         units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
     if ((int)blockIdx.y >= parts) return;
@@ -422,11 +446,12 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
             copy_rows<UNIT_KEYS, 32>(
                 ring + s * DECODE_SLOT + place.shared(),
                 (s & 1 ? v_cache : k_cache) + at * HEAD_DIM + place.global(HEAD_DIM), HEAD_DIM,
-                pos - (int)at, place.row);
+                known - (int)at, place.row);
         copy_async_commit();
         if (s & 1) next += DECODE_WARPS;
     }
-    rope_angles(args.head.turns, pos, shared.angles);
+    for (int t = 0; t <= token; t++)
+        rope_angles(args.head.turns, known + t, angles + t * HALF);
     float slope = 0;
     if constexpr (ALIBI)
         slope = LOG2_E * args.head.slopes[first_head + min(lane >> 2, heads - 1)];
@@ -434,7 +459,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     wait_for_previous();
 
     u32 q[HEAD_DIM / 16][4];
-    decode_queries(args, first_head, heads, shared.angles, q);
+    decode_queries(args, token, first_head, heads, angles + token * HALF, q);
     DecodeSoftmax softmax;
     softmax.clear();
     u32 slot = ring;
@@ -443,12 +468,12 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         const bool more = next < end;
         const i64 next_at = (i64)next * UNIT_KEYS * HEAD_DIM + place.global(HEAD_DIM);
         copy_async_wait<DECODE_SLOTS - 1>();
-        if (u == units - 1) { // the new key and value are the last of this unit
-            u16 *row = (u16 *)(slots + (slot - ring)) + (pos - first) * HEAD_STRIDE;
+        if (first + UNIT_KEYS > known) { // the last keys and values of this unit are new
             copy_async_wait<DECODE_SLOTS - 2>(); // the values too
             __syncwarp();
-            decode_new_key(args, kv, pos, head_tile == 0, shared.angles, row,
-                           row + DECODE_SLOT / 2);
+            decode_new_keys<TOKENS == 1 ? 1 : FEW_AT_ONCE>(
+                args, kv, known, max(first, known), min(first + UNIT_KEYS - 1, pos), pos,
+                head_tile == 0, angles, (u16 *)(slots + (slot - ring)), first);
         }
         __syncwarp();
         float s[2][2];
@@ -456,7 +481,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         __syncwarp();
         if (more)
             copy_rows<UNIT_KEYS, 32>(slot + place.shared(), k_cache + next_at, HEAD_DIM,
-                                     pos - next * UNIT_KEYS, place.row);
+                                     known - next * UNIT_KEYS, place.row);
         copy_async_commit();
         decode_mask(s, first - pos, slope);
         u32 p[4];
@@ -467,12 +492,12 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         __syncwarp();
         if (more)
             copy_rows<UNIT_KEYS, 32>(slot + DECODE_SLOT + place.shared(), v_cache + next_at,
-                                     HEAD_DIM, pos - next * UNIT_KEYS, place.row);
+                                     HEAD_DIM, known - next * UNIT_KEYS, place.row);
         copy_async_commit();
         next += DECODE_WARPS;
         if (DECODE_SLOTS == 4) slot = 2 * ring + 2 * DECODE_SLOT - slot;
     }
-    decode_finish(args, softmax, shared, (float *)smem, first_head, heads, parts);
+    decode_finish(args, softmax, shared, (float *)smem, token, first_head, heads, parts);
 }
 
 // ---- prefill: many tokens ----
@@ -482,6 +507,7 @@ struct PrefillAttentionArgs {
     u16 *q;           // [tokens][HEADS * HEAD_DIM] after RoPE, scaled
     u16 *k, *v;       // this layer's cache
     u16 *out;         // an operand of HEADS * HEAD_DIM columns (means of values: cannot overflow)
+    float *vectors;   // or null; then instead of out: [tokens][HEADS * HEAD_DIM]
     float *scale;     // [tokens] set to 1: out is ready for the next product
     float *parts; // [splits][tokens][HEADS][HEAD_DIM], then [splits][tokens][HEADS] of {top, sum}
     const State *state;
@@ -490,23 +516,34 @@ struct PrefillAttentionArgs {
 };
 
 constexpr int ROPE_VECTORS = HEADS + 2 * KV_HEADS; // queries, keys and values of a token
-constexpr int ROPE_PARTS = (ROPE_VECTORS + 23) / 24;
+constexpr int ROPE_EACH = 3;                       // of a warp
+constexpr int ROPE_PARTS = (ROPE_VECTORS + 8 * ROPE_EACH - 1) / (8 * ROPE_EACH);
 
-// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. Launch:
-// (ROPE_PARTS, tokens) blocks of 256 threads. Bytes moved: 6 for each number of qkv.
+// RoPE and the KV write of a prefill: a warp takes one head's vector at a time. The position was
+// there before the first kernel of the prefill. Launch: (ROPE_PARTS, tokens) blocks of 256 threads.
+// Bytes moved: 6 for each number of qkv.
 __device__ __forceinline__ void rope_write(const PrefillAttentionArgs &args) {
+    __shared__ __align__(16) float2 angles[HALF];
+    const int t = blockIdx.y, lane = threadIdx.x & 31;
+    const int pos = (int)load_u32_l2((const u32 *)&args.state->pos) + t;
+    const int first = blockIdx.x * 8 + (threadIdx.x >> 5);
+    const float *in = args.qkv + (i64)t * QKV_ROWS;
+    rope_angles(args.head.turns, pos, angles);
     wait_for_previous();
     launch_dependents();
-    __shared__ __align__(16) float2 angles[HALF];
-    const int t = blockIdx.y, pos = args.state->pos + t, lane = threadIdx.x & 31;
-    const float *in = args.qkv + (i64)t * QKV_ROWS;
     if (blockIdx.x == 0 && threadIdx.x == 0) args.scale[t] = 1;
-    rope_angles(args.head.turns, pos, angles);
+    HeadVector vectors[ROPE_EACH];
+#pragma unroll
+    for (int i = 0; i < ROPE_EACH; i++)
+        if (first + i * ROPE_PARTS * 8 < ROPE_VECTORS)
+            vectors[i].load(in + (first + i * ROPE_PARTS * 8) * HEAD_DIM, lane);
     __syncthreads();
-    for (int h = blockIdx.x * 8 + (threadIdx.x >> 5); h < ROPE_VECTORS; h += ROPE_PARTS * 8) {
+#pragma unroll
+    for (int i = 0; i < ROPE_EACH; i++) {
+        const int h = first + i * ROPE_PARTS * 8;
+        if (h >= ROPE_VECTORS) break;
         const bool query = h < HEADS, key = !query && h < HEADS + KV_HEADS;
-        HeadVector x;
-        x.load(in + h * HEAD_DIM, lane);
+        HeadVector &x = vectors[i];
         if constexpr (QK_NORM)
             if (query || key) x.norm(query ? args.head.q_norm : args.head.k_norm, lane);
         if constexpr (!ALIBI)
@@ -666,6 +703,8 @@ __device__ __forceinline__ void prefill_store(const PrefillAttentionArgs &args,
                 const int at = 8 * d + 2 * (lane & 3);
                 if (args.splits > 1)
                     *(float2 *)(args.parts + part * HEAD_DIM + at) = make_float2(x, y);
+                else if (args.vectors)
+                    *(float2 *)(args.vectors + row * HEAD_DIM + at) = make_float2(x, y);
                 else
                     *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, head * HEAD_DIM + at) =
                         f32_to_f16x2(x, y);
@@ -703,9 +742,9 @@ __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &ar
     const int head = blockIdx.x % HEADS, split = blockIdx.x / HEADS, kv = head / GROUP_HEADS;
     const int first = (gridDim.y - 1 - blockIdx.y) * PREFILL_QUERIES; // the longest start first
     const int warp_first = first + warp * 16 * ROW_TILES;
+    const int pos = warp_uniform((int)load_u32_l2((const u32 *)&args.state->pos));
     wait_for_previous();
     launch_dependents();
-    const int pos = warp_uniform(args.state->pos);
     const int keys = pos + min(first + PREFILL_QUERIES, args.tokens);
     const int tiles = (keys + PREFILL_KEYS - 1) / PREFILL_KEYS;
     const int begin = tiles * split / args.splits * PREFILL_KEYS;
@@ -723,13 +762,21 @@ __device__ __forceinline__ void attention_prefill(const PrefillAttentionArgs &ar
         HEADS * HEAD_DIM, args.tokens - first, place.row);
     copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + K_TILE, args.k + from, HEAD_DIM, left, place.row);
     copy_async_commit();
+    copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left, place.row);
+    copy_async_commit();
     PrefillSoftmax softmax;
     softmax.clear();
+    bool first_tile = true; // its values are on their way
     while (left > 0) {
-        copy_async_wait<0>();
+        if (first_tile)
+            copy_async_wait<1>();
+        else
+            copy_async_wait<0>();
         __syncthreads(); // the keys are there, and nobody reads the last values any more
-        copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left,
-                                                 place.row);
+        if (!first_tile)
+            copy_rows<PREFILL_KEYS, PREFILL_THREADS>(to + V_TILE, args.v + from, HEAD_DIM, left,
+                                                     place.row);
+        first_tile = false;
         copy_async_commit();
         float s[ROW_TILES][PREFILL_KEYS / 8][4];
         const bool seen = past < 16 * ROW_TILES; // by any query of this warp
@@ -772,6 +819,10 @@ __device__ __forceinline__ void attention_merge(const PrefillAttentionArgs &args
         }
         const float4 o = all.result();
         const int t = (int)(row / HEADS), column = (int)(row % HEADS) * HEAD_DIM + d;
+        if (args.vectors) {
+            *(float4 *)(args.vectors + row * HEAD_DIM + d) = o;
+            continue;
+        }
         *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column) = f32_to_f16x2(o.x, o.y);
         *(u32 *)operand_at(args.out, HEADS * HEAD_DIM, t, column + 2) = f32_to_f16x2(o.z, o.w);
     }

@@ -8,6 +8,7 @@
 #include "attention.cuh"
 #include "product_decode.cuh"
 #include "product_prefill.cuh"
+#include "product_short.cuh"
 #include "product_wgmma.cuh"
 #include "rows.cuh"
 #include "sample.cuh"
@@ -32,20 +33,21 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // little more than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more
 // than a block may ask for, and keeps 1 KB of it for each block.) A vector too large for that gets
 // fewer digits.
-template <class M, int ROWS, int T, int SIDE> struct DecodePick {
+template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int BLOCKS = (ROWS + 15) / 16 < SM_COUNT ? (ROWS + 15) / 16 : SM_COUNT;
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
-    // 12 to 16 warps, as share out the chunks of a vector best.
+    // 12 to 16 warps, as share out the chunks of a vector best; of several vectors 12 or 16.
     template <class N> static __device__ constexpr int warps() {
         constexpr int CHUNKS = (N::K + 127) / 128;
         int best = 16;
-        for (int n = 15; n >= 12 && CHUNKS >= 16; n--)
+        for (int n = T == 1 ? 15 : 12; n >= 12 && CHUNKS >= 16; n--)
             if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
         return best;
     }
-    template <class N, int WARPS, int R> using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS>;
+    template <class N, int WARPS, int R>
+    using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS, IN>;
     // Units of the deepest ring that fits, up to 104 KB in all. Not above 0: nothing fits.
     template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
         const int fit = (limit - Shape<N, WARPS, 0>::SMEM) / (WARPS * N::UNIT_BYTES);
@@ -66,7 +68,7 @@ template <class M, int ROWS, int T, int SIDE> struct DecodePick {
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT)                                            \
-    typedef DecodePick<M, ROWS, T, SIDE> name##_pick;                                              \
+    typedef DecodePick<M, ROWS, T, SIDE, IN> name##_pick;                                          \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
     KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
            (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
@@ -74,12 +76,12 @@ template <class M, int ROWS, int T, int SIDE> struct DecodePick {
     extern "C" __device__ int name##_launch[4] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
                                                   name##_pick::SMEM, T};
 
-// As many vectors at once, up to 8, as shared memory holds.
-template <class M, int ROWS> struct EachPick {
-    static constexpr int T = DecodePick<M, ROWS, 8, 0>::FITS   ? 8
-                             : DecodePick<M, ROWS, 4, 0>::FITS ? 4
-                             : DecodePick<M, ROWS, 2, 0>::FITS ? 2
-                                                               : 1;
+// Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
+// no room for two, one by one with the matrix One.
+template <class M, class One, int ROWS, int IN> struct EachPick {
+    template <int T> static constexpr bool HOLDS = DecodePick<M, ROWS, T, 0, IN>::RING >= 2;
+    static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
+    typedef typename Choose<(T > 1), M, One>::type Matrix;
 };
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
@@ -125,14 +127,23 @@ template <class M, int ROWS, int SIZE, int OUT> struct WgmmaProduct {
     }
 };
 
-// The columns are split where that leaves the fullest SM less to do.
+// The columns are split so that the blocks that follow each other in one place have least to do.
 template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
-    static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8;
-    template <int S> static constexpr int LOAD = (TILES * S + SM_COUNT - 1) / SM_COUNT * (12 / S);
-    static constexpr int SPLITS = M::K < 1024 || (LOAD<1> <= LOAD<2> && LOAD<1> <= LOAD<4>) ? 1
-                                  : LOAD<2> <= LOAD<4>                                      ? 2
-                                                                                            : 4;
-    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = LIMBS == 2 ? 1 : 2;
+    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = 2;
+    static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8, PAIRS = M::K / 128;
+    // In units of what 128 columns take. To begin, to end, and to add the parts of a cluster takes
+    // as long as many of them.
+    static __device__ constexpr int load(int splits) {
+        const int places = PER_SM * SM_COUNT, beside = splits == 1 ? 12 : 16 + 2 * splits;
+        return (TILES * splits + places - 1) / places * (PAIRS / splits + beside);
+    }
+    static __device__ constexpr int best() {
+        int splits = 1;
+        for (int s = 2; s <= 8 && 2 * s <= PAIRS; s *= 2)
+            if (load(s) < load(splits)) splits = s;
+        return splits;
+    }
+    static constexpr int SPLITS = best();
     static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = SPLITS;
     static constexpr int SMEM = FewShape<M, TOKENS, LIMBS>::SMEM, BLOCKS = TILES * SPLITS;
     static constexpr bool WALKS = false;

@@ -351,6 +351,11 @@ __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
                  : "memory");
 }
 
+// Arrives at a barrier of this block.
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 // Arrives at the barrier at the same place in block `rank` of the cluster.
 __device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
     asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
@@ -474,21 +479,24 @@ __device__ __forceinline__ u64 wgmma_operand(u32 shared) {
 // d += a * b for a warpgroup: a is 64x16, 16 rows per warp in the registers
 // of mma_16x8x16; b is 16 x N in shared memory. d[4 j] to d[4 j + 3] are the four numbers that
 // mma_16x8x16 gives for columns 8 j to 8 j + 7. Asynchronous: a and d are in use until wgmma_wait.
+// ADD 0: d = a * b.
+template <int ADD = 1>
 __device__ __forceinline__ void wgmma_64x16x16(float (&d)[8], const u32 *a, u64 b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7}, "
-                 "{%8, %9, %10, %11}, %12, 1, 1, 1, 0;"
+                 "{%8, %9, %10, %11}, %12, %13, 1, 1, 0;"
                  : TC_ACC_8(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));
 }
 
+template <int ADD = 1>
 __device__ __forceinline__ void wgmma_64x64x16(float (&d)[32], const u32 *a, u64 b) {
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
                  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, "
                  "%17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 0;"
+                 "{%32, %33, %34, %35}, %36, %37, 1, 1, 0;"
                  : TC_ACC_32(d, 0)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(ADD));
 }
 
 __device__ __forceinline__ void wgmma_64x128x16(float (&d)[64], const u32 *a, u64 b) {

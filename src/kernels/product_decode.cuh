@@ -1,5 +1,5 @@
-// product_decode - y = W x for one activation vector (binary16 matrices: up to eight): the kernel
-// of decoding.
+// product_decode - y = W x for one activation vector: the kernel of decoding. With the matrices of
+// product_short.cuh it takes up to eight vectors.
 //
 // Bound by reading W once. A block owns whole 16-row blocks of W, and each of its warps a range of
 // their columns (WarpShare). A warp goes through its units (16 rows x 128 columns, or fewer) row
@@ -174,7 +174,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
                                       : make_float4(one, -(float)p.low, 0, 0);
     }
 
-  private:
+  protected:
     // Over the lanes of a group. redux would take the groups of a warp one after the other.
     static constexpr int LANES = GROUP / 4;
     static __device__ __forceinline__ u32 group_max(u32 v) {
@@ -250,28 +250,25 @@ template <int K_> struct F16 {
 
     static constexpr int PLANE = (2 * K + 127) / 128 * 128 + 64; // 64 off: planes differ in banks
     template <int T> struct Layout {
-        static constexpr int X = 2 * PLANE + (T > 1 ? 64 : 0);
-        static constexpr int INFO = 4 * UNITS + 4;
+        static_assert(T == 1, "one vector at a time");
+        static constexpr int X = 2 * PLANE, INFO = 4 * UNITS + 4;
     };
     static constexpr int X_STEP = 256, INFO_STEP = 512 / GROUP; // of 128 columns
 
     static constexpr int STEP = 2 * GROUP;
 
     const u8 *at; // this lane's bytes of the next unit
-    u32 own, x, scale0, scale1;
+    u32 own, x, scale;
 
     __device__ __forceinline__ void open(const u8 *weights, i64 row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
         at = weights + ((row_block * 16 + (lane >> 2)) * K + unit * GROUP + 8 * (lane & 3)) * 2;
         own = keep(to + 16 * lane);
     }
-    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 scales, int tokens) {
+    template <int T> __device__ __forceinline__ void look_at(u32 vector, u32 scales, int) {
         const u32 lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
-        x = vectors + (T == 1 ? (column & 1) * PLANE : min((int)column, tokens - 1) * Layout<T>::X);
-        x = keep(x + 16 * pair);
-        scale0 = keep(scales + (T == 1 ? 0 : min((int)(2 * pair), tokens - 1) * Layout<T>::INFO));
-        scale1 =
-            keep(scales + (T == 1 ? 0 : min((int)(2 * pair + 1), tokens - 1) * Layout<T>::INFO));
+        x = keep(vector + (column & 1) * PLANE + 16 * pair);
+        scale = keep(scales);
     }
     __device__ __forceinline__ void copy(u32 slot) const {
 #pragma unroll
@@ -280,32 +277,27 @@ template <int K_> struct F16 {
             copy_async_16_of_256(own + slot + 1024 * i + 512, at + 64 * i + 16LL * K);
         }
     }
+    // Part i of 32 columns of the unit in the slot: two A operands.
+    __device__ __forceinline__ void load_rows(u32 slot, int i, u32 a[4], u32 b[4]) const {
+        const uint4 r0 = load_shared_16(own + slot + 1024 * i);
+        const uint4 r8 = load_shared_16(own + slot + 1024 * i + 512);
+        a[0] = r0.x, a[1] = r8.x, a[2] = r0.y, a[3] = r8.y;
+        b[0] = r0.z, b[1] = r8.z, b[2] = r0.w, b[3] = r8.w;
+    }
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
 #pragma unroll
         for (int i = 0; i < GROUP / 32; i++) {
-            const uint4 r0 = load_shared_16(own + slot + 1024 * i);
-            const uint4 r8 = load_shared_16(own + slot + 1024 * i + 512);
-            const u32 a[4] = {r0.x, r8.x, r0.y, r8.y}, c[4] = {r0.z, r8.z, r0.w, r8.w};
+            u32 a[4], c[4];
+            load_rows(slot, i, a, c);
             const uint4 b = load_shared_16(x + 2 * GROUP * unit + 64 * i);
             mma_16x8x16(d, a, b.x, b.y);
             mma_16x8x16(e, c, b.z, b.w);
-            if (T > 1) {
-                const uint4 rest = load_shared_16(x + PLANE + 2 * GROUP * unit + 64 * i);
-                mma_16x8x16(d, a, rest.x, rest.y);
-                mma_16x8x16(e, c, rest.z, rest.w);
-            }
         }
-        const float f0 = load_shared_f32(scale0 + 4 * unit);
-        if (T == 1) {
-            sum[0] = f0 * ((d[0] + e[0]) + (d[1] + e[1]));
-            sum[1] = f0 * ((d[2] + e[2]) + (d[3] + e[3]));
-        } else {
-            const float f1 = load_shared_f32(scale1 + 4 * unit);
-            sum[0] = f0 * (d[0] + e[0]), sum[1] = f1 * (d[1] + e[1]);
-            sum[2] = f0 * (d[2] + e[2]), sum[3] = f1 * (d[3] + e[3]);
-        }
+        const float f = load_shared_f32(scale + 4 * unit);
+        sum[0] = f * ((d[0] + e[0]) + (d[1] + e[1]));
+        sum[1] = f * ((d[2] + e[2]) + (d[3] + e[3]));
     }
     template <int T> static __device__ __forceinline__ void finish(float *) {}
 
@@ -397,20 +389,21 @@ template <class M, int WARPS> struct WarpShare {
 
 // Shared memory of a block, in this order: the vectors, what is known of their groups, the moments
 // of the norm, the partial sums, the rings. RING: units of a warp's ring.
-template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS> struct ProductShape {
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> struct ProductShape {
     typedef WarpShare<M, WARPS> Share;
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
-    // row blocks whose partial sums there is room for, about 16 KB, before they are added up: as
-    // many of each team
-    static constexpr int ROUNDS = 16 / T / Share::TEAMS;
+    // row blocks whose partial sums there is room for, about 16 KB (of few tokens 32), before they
+    // are added up: as many of each team
+    static constexpr int ROUNDS = (T == 1 ? 16 : 32) / T / Share::TEAMS;
     static constexpr int MOST = Share::TEAMS * (ROUNDS ? ROUNDS : 1);
     static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
     static constexpr int INFO = align(T * M::template Layout<T>::X);
     static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
-    static constexpr int SUMS = MOMENTS + align(8 * T * (T == 1 ? WARPS : Share::CHUNKS));
+    static constexpr int ENTRIES = IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::CHUNKS;
+    static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES);
     static constexpr int RINGS = SUMS + align(SPAN * Share::PARTS * T * 16 * 4);
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
@@ -424,16 +417,22 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
     static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
-    static constexpr int MOST = 9; // loads that there are registers for
+    static constexpr int MOST = T > 1 ? 8 : 9; // loads that there are registers for
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // the moments' entries of a token: one for each warp or for each chunk
     static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
 
-    // steps whose gamma and beta come early; with LayerNorm registers are scarce
+    // steps whose gamma and beta come early; with LayerNorm registers are scarce. Several vectors
+    // have the same ones.
+    static constexpr bool SAME = T > 1 && IN != IN_PLAIN && Share::STEPS <= 2;
     static constexpr int LAYER_GAMMAS = WARPS <= 12 && STEPS <= 3 ? STEPS : STEPS > 3 ? 0 : 2;
-    static constexpr int GAMMAS = !EARLY ? 0 : IN != IN_LAYER || STEPS < 2 ? STEPS : LAYER_GAMMAS;
+    static constexpr int GAMMAS = SAME                           ? Share::STEPS
+                                  : !EARLY                       ? 0
+                                  : IN != IN_LAYER || STEPS < 2 ? STEPS
+                                                                 : LAYER_GAMMAS;
     static constexpr int BETAS = EARLY && IN == IN_LAYER && GAMMAS == STEPS ? STEPS : 0;
+    static_assert(!SAME || STRETCH % Share::STEPS == 0, "a stretch has whole vectors");
 
     int first, end; // of this warp's chunks; they are TEAMS apart
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
@@ -449,7 +448,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     __device__ __forceinline__ void load_constants(const ProductArgs &args) {
 #pragma unroll
-        for (int k = 0; k < (EARLY ? STEPS : 0); k++) {
+        for (int k = 0; k < (EARLY ? STEPS : GAMMAS); k++) {
             const int i = inside(k) ? column_of(k) : K;
             if (k < GAMMAS) gamma[k] = constant(args.gamma, i, 1);
             if (k < BETAS) beta[k] = constant(args.beta, i, 0);
@@ -521,21 +520,22 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, from + k, tokens);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
+            if (T > 1 && IN == IN_RMS)
+#pragma unroll
+                for (int k = 0; k < STRETCH; k += 8) note_squares(v, k, from, tokens, moments);
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) {
                 int t, nth;
                 const bool some = chunk_of(from + k, tokens, &t, &nth);
                 if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
-                if (IN == IN_RMS && T > 1) {
-                    squares = warp_sum(squares_of(v[k], 0));
-                    if (lane == 0 && some)
-                        moments[t * ENTRIES + first + nth * Share::TEAMS].x = squares;
-                }
                 if (IN == IN_LAYER && T > 1 && some)
                     shift(v[k], combined(moments + t * ENTRIES), inside(nth));
                 if (IN != IN_PLAIN) {
                     const int i = some ? column_of(nth) : K;
-                    affine(v[k], k < GAMMAS ? gamma[k] : constant(args.gamma, i, 1),
+                    affine(v[k],
+                           SAME         ? gamma[k % Share::STEPS]
+                           : k < GAMMAS ? gamma[k]
+                                        : constant(args.gamma, i, 1),
                            IN != IN_LAYER ? make_float4(0, 0, 0, 0)
                            : k < BETAS    ? beta[k]
                                           : constant(args.beta, i, 0));
@@ -563,6 +563,30 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static __device__ __forceinline__ void shift(float4 &v, float2 m, bool inside) {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
+    }
+    // The squares of up to eight chunks of a stretch, from number `begin` on: eight sums over the
+    // lanes at once, of which lane l gets number l / 4.
+    __device__ __forceinline__ void note_squares(const float4 v[STRETCH], int begin, int from,
+                                                 int tokens, float2 *moments) const {
+        const int lane = threadIdx.x & 31, step = begin + lane / 4;
+        float s[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++)
+            s[k] = begin + k < STRETCH ? squares_of(v[begin + k], 0) : 0;
+#pragma unroll
+        for (int n = 4; n > 0; n /= 2) {
+            const bool upper = lane & 4 * n;
+#pragma unroll
+            for (int k = 0; k < n; k++) {
+                const float given = __shfl_xor_sync(0xffffffffu, upper ? s[k] : s[k + n], 4 * n);
+                s[k] = (upper ? s[k + n] : s[k]) + given;
+            }
+        }
+        s[0] += __shfl_xor_sync(0xffffffffu, s[0], 2);
+        s[0] += __shfl_xor_sync(0xffffffffu, s[0], 1);
+        int t, nth;
+        if (chunk_of(from + step, tokens, &t, &nth) && lane % 4 == 0 && step < STRETCH)
+            moments[t * ENTRIES + first + nth * Share::TEAMS].x = s[0];
     }
     __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
                                                  float2 *moments) const {
@@ -599,13 +623,13 @@ __device__ __forceinline__ float activation(float x) {
 }
 
 // What becomes of the sums of `rows` row blocks: adds the parts of each in their order, and stores.
-// `first`: the first row block; `early`: `kept` is what this thread's first sum meets.
+// `first`: the first row block; `factor`: RMSNorm's of the token whose numbers this thread stores;
+// `early`: `kept` is what its first sum meets.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
-                                              int tokens, const float *sums, const float2 *moments,
+                                              int tokens, const float *sums, float factor,
                                               bool early, float kept) {
-    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS> S;
-    typedef ProductVectors<M, T, WARPS, IN> Vectors;
+    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
     for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
         const int r = o / (16 * T), t = T == 1 ? 0 : o / 16 % T, n = o % 16;
@@ -618,10 +642,7 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
             y += part[0];
             if (OUT == OUT_GATED) up += part[8];
         }
-        if (IN == IN_RMS) {
-            const float factor = Vectors::factor(moments + t * Vectors::ENTRIES);
-            y *= factor, up *= factor;
-        }
+        y *= factor, up *= factor;
         float *out = args.out + (i64)t * OUT_ROWS + row;
         const bool has = early && o == threadIdx.x;
         if (OUT == OUT_ADD) y += has ? kept : *out;
@@ -639,7 +660,7 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
 
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
-    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS> S;
+    typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
     constexpr int SLOT = M::UNIT_BYTES, NUMBERS = T == 1 ? 2 : 4;
@@ -672,9 +693,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         }
         copy_async_commit();
     };
-    // Where kernels overlap, only about 1 KB of a warp is on its way at once: a longer queue at the
-    // memory would hold up the vector that the kernel before this one is just reading.
-    constexpr int AT_ONCE = SLOT < 1088 ? (1088 + SLOT / 2) / SLOT : 1;
+    // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at once: a
+    // longer queue at the memory would hold up the vectors.
+    constexpr int MUCH = T == 1 ? 1088 : 2 * 1088, AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
 #pragma unroll
     for (int i = 0; i < RING; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
@@ -685,11 +706,13 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     wait_for_previous();
     const int tokens = T == 1 ? 1 : args.tokens;
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
-    // with one token: what the sum of this thread's row meets, in time for the end
-    const int own = first_row * 16 + threadIdx.x;
-    const bool stores = T == 1 && threadIdx.x < rows * 16 && own < ROWS;
+    // what the first sum that this thread stores meets, in time for the end
+    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
+    const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
+    const int own = (first_row + threadIdx.x / (16 * T)) * 16 + threadIdx.x % 16;
+    const bool stores = threadIdx.x < rows * 16 * T && own < ROWS && token < tokens;
     float kept = 0;
-    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + own);
+    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + (i64)token * ROWS + own);
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     if (Share::TEAMS > 1)
         __syncthreads();
@@ -697,6 +720,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         __syncwarp();
 
     matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
+    float factor = 1; // RMSNorm's of this thread's token
     constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
     u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
@@ -720,8 +744,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             store_part<T>(sums + (part * S::SPAN + row) * (16 * T) + (lane >> 2), sum);
         }
         __syncthreads();
+        if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments + token * Vectors::ENTRIES);
         product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
-            args, first_row + from, some, tokens, sums, moments, T == 1 && from == 0, kept);
+            args, first_row + from, some, tokens, sums, factor, from == 0, kept);
         if (from + S::SPAN < rows) __syncthreads();
     }
 }

@@ -17,8 +17,8 @@
 // a cluster, its part of the columns; the ring begins to fill with weights before the kernel waits
 // for its predecessor. The parts are added in the order of the columns: the same input always gives
 // the same bits. With two LIMBS it is as good as in binary32, as product_prefill is.
-// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM (with two LIMBS
-// one), SMEM bytes. Bytes moved: W once per token tile, X once per 128 rows (from L2), Y once.
+// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM, SMEM bytes. Bytes
+// moved: W once per token tile, X once per 128 rows (from L2), Y once.
 
 #ifndef TC_PRODUCT_WGMMA
 #define TC_PRODUCT_WGMMA
@@ -34,7 +34,6 @@ template <int K_, int GROUP_> struct W4Slices {
     static constexpr int STAGE_COLUMNS = 128;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
     static constexpr int COPY_BYTES = 8 * BLOCK_BYTES; // that come as bulk copies
-    static constexpr bool EXACT = false;               // in binary16
     static constexpr int UNITS = GROUP == 32 ? 2 : 1;  // that 64 columns touch
 
     struct Raw {
@@ -71,20 +70,25 @@ template <int K_, int GROUP_> struct W4Slices {
             r.scales[0] = load_shared_8(unit + 8 * GROUP + 8 * (lane >> 2));
         }
     }
-    // a[4 i] to a[4 i + 3]: the A operand of step i of 16 columns; with two LIMBS a[16 + 4 i] to
-    // a[16 + 4 i + 3]: what that leaves out.
-    template <int LIMBS>
-    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16 * LIMBS]) {
+    // a[4 i] to a[4 i + 3]: the A operand of step i of 16 columns, rounded to binary16.
+    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16]) {
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
             const W4Scales z(r.scales[u]);
 #pragma unroll
-            for (int i = 4 / UNITS * u; i < 4 / UNITS * (u + 1); i++) {
-                if constexpr (LIMBS == 1)
-                    z.expand(r.q[i], a + 4 * i);
-                else
-                    z.expand(r.q[i], a + 4 * i, a + 16 + 4 * i);
-            }
+            for (int i = 4 / UNITS * u; i < 4 / UNITS * (u + 1); i++) z.expand(r.q[i], a + 4 * i);
+        }
+    }
+    // The same without the scales, which are those of rows r and r + 8 of each unit: exact.
+    static __device__ __forceinline__ void expand_exactly(const Raw &r, u32 (&a)[16],
+                                                          float2 (&scales)[UNITS]) {
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            const W4Scales z(r.scales[u]);
+            scales[u] = make_float2(f16_to_f32((u16)r.scales[u].x), f16_to_f32((u16)r.scales[u].y));
+#pragma unroll
+            for (int i = 4 / UNITS * u; i < 4 / UNITS * (u + 1); i++)
+                w4_to_f16x2(r.q[i], z.low, z.high, a + 4 * i);
         }
     }
 };
@@ -94,7 +98,7 @@ template <int K_, int GROUP_> struct F16Slices {
     static constexpr int K = K_, GROUP = GROUP_;
     static constexpr int STAGE_COLUMNS = 64, ROW_BYTES = 128 + 64; // so that rows differ in banks
     static constexpr int BLOCK_BYTES = 16 * ROW_BYTES, COPY_BYTES = 0;
-    static constexpr bool EXACT = true;
+    static constexpr int UNITS = 1;
 
     struct Raw {
         u32 at; // the operands are ready: they come when their registers are free
@@ -114,8 +118,7 @@ template <int K_, int GROUP_> struct F16Slices {
     static __device__ __forceinline__ void fetch(u32 shared, int lane, int, Raw &r) {
         r.at = shared + (lane >> 2) * ROW_BYTES + 16 * (lane & 3);
     }
-    template <int LIMBS>
-    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16 * LIMBS]) {
+    static __device__ __forceinline__ void expand(const Raw &r, u32 (&a)[16]) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const uint4 r0 = load_shared_16(r.at + 64 * i);
@@ -124,6 +127,11 @@ template <int K_, int GROUP_> struct F16Slices {
             to[0] = r0.x, to[1] = r8.x, to[2] = r0.y, to[3] = r8.y;
             to[4] = r0.z, to[5] = r8.z, to[6] = r0.w, to[7] = r8.w;
         }
+    }
+    static __device__ __forceinline__ void expand_exactly(const Raw &r, u32 (&a)[16],
+                                                          float2 (&scales)[UNITS]) {
+        expand(r, a);
+        scales[0] = make_float2(1, 1);
     }
 };
 
@@ -152,7 +160,7 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
     __device__ __forceinline__ void make() const { // by one thread
         for (int i = 0; i < STAGES; i++) {
             barrier_init(full + 8 * i, M::COPY_BYTES ? 1 : 1 + 128);
-            barrier_init(empty + 8 * i, 8 * SHARERS); // the multiplying warps
+            barrier_init(empty + 8 * i, 8 * (32 + SHARERS - 1)); // see release
         }
         barrier_init_fence();
     }
@@ -169,20 +177,24 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
         if (threadIdx.x == 0) barrier_expect(full + 8 * slot, M::COPY_BYTES + B_BYTES);
         M::copy(weights(), matrix, first, last, k, full + 8 * slot);
     }
-    // For a multiplying warp: gives the slot back.
+    // For a multiplying warp: gives the slot back. Every lane arrives by itself, so that what it has
+    // read is ordered before what is copied there next, in this block; in the others of the cluster
+    // it is the warp that has done with their share of the vectors.
     __device__ __forceinline__ void release(int slot) const {
         const u32 lane = threadIdx.x & 31;
-        if (lane < SHARERS)
-            barrier_arrive_at(empty + 8 * slot, SHARERS > 1 ? lane : cluster_rank());
+        barrier_arrive(empty + 8 * slot);
+        if (SHARERS > 1 && lane < SHARERS && lane != cluster_rank())
+            barrier_arrive_at(empty + 8 * slot, lane);
     }
 };
 
-template <int TOKENS>
+template <int TOKENS, int ADD = 1>
 __device__ __forceinline__ void wgmma(float (&d)[TOKENS / 2], const u32 *a, u64 b) {
+    static_assert(ADD || TOKENS <= 64, "only for few tokens");
     if constexpr (TOKENS == 256) wgmma_64x256x16(d, a, b);
     if constexpr (TOKENS == 128) wgmma_64x128x16(d, a, b);
-    if constexpr (TOKENS == 64) wgmma_64x64x16(d, a, b);
-    if constexpr (TOKENS == 16) wgmma_64x16x16(d, a, b);
+    if constexpr (TOKENS == 64) wgmma_64x64x16<ADD>(d, a, b);
+    if constexpr (TOKENS == 16) wgmma_64x16x16<ADD>(d, a, b);
 }
 
 // A multiplying warp's work on one tile: acc = row block `row` of the tile (0 to 7) times the
@@ -194,23 +206,16 @@ __device__ __forceinline__ void wgmma_tile(Ring &ring, int row, int pairs, bool 
     typedef typename Ring::M M;
     const int lane = threadIdx.x & 31;
     const u32 row_at = row * M::BLOCK_BYTES;
-    constexpr int LIMBS = Ring::LIMBS;
-    u32 a[2][16 * LIMBS];
+    u32 a[2][16];
     typename M::Raw raw;
     int before = 0; // the slot of the slice before
     // Multiplies slice h of a stage, whose words are in `raw`; brings those of the next slice.
-    auto step = [&](bool first, int h, bool last, u32(&a)[16 * LIMBS]) {
+    auto step = [&](bool first, int h, bool last, u32(&a)[16]) {
         const u64 b = wgmma_operand(ring.vectors()) + h * (Ring::SLICE_BYTES >> 4);
-        M::template expand<LIMBS>(raw, a);
+        M::expand(raw, a);
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            wgmma<Ring::TOKENS>(acc, a + 4 * i, b + 2 * i);
-            if constexpr (LIMBS == 2) {
-                wgmma<Ring::TOKENS>(acc, a + 4 * i, b + (Ring::LIMB_BYTES >> 4) + 2 * i);
-                if constexpr (!M::EXACT) wgmma<Ring::TOKENS>(acc, a + 16 + 4 * i, b + 2 * i);
-            }
-        }
+        for (int i = 0; i < 4; i++) wgmma<Ring::TOKENS>(acc, a + 4 * i, b + 2 * i);
         wgmma_commit();
         const int here = ring.slot;
         if (last || h + 1 == Ring::SLICES) ring.next();
@@ -317,10 +322,8 @@ __device__ __forceinline__ void product_wgmma(const GemmArgs &args) {
 
 // ---- few tokens ----
 
-// With two limbs a block needs the registers, and has the shared memory, of an SM.
 template <class M, int TOKENS, int LIMBS>
-using FewShape =
-    WgmmaRing<M, TOKENS, LIMBS, 1, LIMBS == 2 ? SHARED_LIMIT : SHARED_LIMIT / 2 - 1024>;
+using FewShape = WgmmaRing<M, TOKENS, LIMBS, 1, SHARED_LIMIT / 2 - 1024>;
 
 // A block's columns, in pairs of slices: the last block has the odd slice.
 template <class M, int SPLITS> struct FewColumns {
@@ -335,6 +338,63 @@ template <class M, int SPLITS> struct FewColumns {
         tail = M::K / 64 % 2 && rank == SPLITS - 1;
     }
 };
+
+// wgmma_tile with two limbs of the vectors and exact weights, so that the sums are as good as in
+// binary32: those of a group are computed with q - zero and meet their scale afterwards. There are
+// no registers for the next operands while the tensor cores work: the other warps fill the gap.
+template <class Ring>
+__device__ __forceinline__ void few_tile_exact(Ring &ring, int row, int pairs, bool tail,
+                                               float (&sum)[Ring::TOKENS / 2]) {
+    typedef typename Ring::M M;
+    constexpr int STEPS = 4 / M::UNITS; // of a slice, those of one unit
+    const int lane = threadIdx.x & 31;
+    const u32 row_at = row * M::BLOCK_BYTES;
+    float acc[Ring::TOKENS / 2];
+    typename M::Raw raw;
+    // Slice h of a stage; brings the words of the next. Groups begin and end with it.
+    auto step = [&](bool begins, int h, bool ends, bool last) {
+        const u64 b = wgmma_operand(ring.vectors()) + h * (Ring::SLICE_BYTES >> 4);
+        u32 a[16];
+        float2 scales[M::UNITS];
+        M::expand_exactly(raw, a, scales);
+#pragma unroll
+        for (int u = 0; u < M::UNITS; u++) {
+            wgmma_fence();
+#pragma unroll
+            for (int i = u * STEPS; i < (u + 1) * STEPS; i++) {
+                if (begins && i == u * STEPS)
+                    wgmma<Ring::TOKENS, 0>(acc, a + 4 * i, b + 2 * i);
+                else
+                    wgmma<Ring::TOKENS>(acc, a + 4 * i, b + 2 * i);
+                wgmma<Ring::TOKENS>(acc, a + 4 * i, b + (Ring::LIMB_BYTES >> 4) + 2 * i);
+            }
+            wgmma_commit();
+            wgmma_wait<0>();
+            keep_all(acc);
+            if (!ends) continue;
+#pragma unroll
+            for (int i = 0; i < Ring::TOKENS / 2; i++)
+                sum[i] += (i & 2 ? scales[u].y : scales[u].x) * acc[i];
+        }
+        if (last || h + 1 == Ring::SLICES) {
+            ring.release(ring.slot);
+            ring.next();
+            if (!last) barrier_wait(ring.full + 8 * ring.slot, ring.parity);
+        }
+        if (!last) M::fetch(ring.weights() + row_at, lane, (h + 1) % Ring::SLICES, raw);
+    };
+    constexpr bool PAIR = M::GROUP == 128; // a group is two slices
+#pragma unroll
+    for (int i = 0; i < Ring::TOKENS / 2; i++) sum[i] = acc[i] = 0;
+    barrier_wait(ring.full + 8 * ring.slot, ring.parity);
+    M::fetch(ring.weights() + row_at, lane, 0, raw);
+#pragma unroll 1
+    for (int i = 0; i < pairs; i++) {
+        step(true, 0, !PAIR, false);
+        step(!PAIR, Ring::SLICES - 1, true, !tail && i + 1 == pairs);
+    }
+    if (tail) step(true, 0, true, true);
+}
 
 template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS>
 __device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKENS, LIMBS> &ring) {
@@ -370,7 +430,8 @@ __device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKEN
 template <int ROWS, int TOKENS, int SPLITS, int OUT>
 __device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room,
                                         const float (&acc)[TOKENS / 2], int block, int token) {
-    constexpr int COLUMNS = TOKENS / 8, PARTS = COLUMNS < SPLITS ? COLUMNS : SPLITS;
+    constexpr int COLUMNS = TOKENS / 8; // of eight tokens
+    constexpr int PARTS = SPLITS >= COLUMNS ? COLUMNS : SPLITS >= 4 ? 4 : 2;
     constexpr int PART = COLUMNS / PARTS;
     static_assert(COLUMNS % PARTS == 0, "equal parts");
     const int thread = threadIdx.x - 128, rank = blockIdx.x % SPLITS;
@@ -406,16 +467,19 @@ __device__ __forceinline__ void product_few(const GemmArgs &args) {
     if (threadIdx.x == 0) ring.make();
     __syncthreads();
     if (threadIdx.x < 128) {
-        registers_down_to<LIMBS == 2 ? 40 : 32>();
+        registers_down_to<32>();
         few_copy<M, ROWS, TOKENS, LIMBS, SPLITS>(args, ring);
         if (SPLITS > 1) cluster_sync(), cluster_sync(); // those of few_add
     } else {
-        registers_up_to<LIMBS == 2 ? 232 : 104>();
+        registers_up_to<104>();
         const FewColumns<M, SPLITS> columns;
         const int row = (threadIdx.x >> 5) - 4, block = blockIdx.x / SPLITS * 8 + row;
         const int token = blockIdx.y * TOKENS;
         float acc[TOKENS / 2];
-        wgmma_tile(ring, row, columns.pairs, columns.tail, acc);
+        if constexpr (LIMBS == 2)
+            few_tile_exact(ring, row, columns.pairs, columns.tail, acc);
+        else
+            wgmma_tile(ring, row, columns.pairs, columns.tail, acc);
         wait_for_previous();
         if constexpr (SPLITS == 1)
             store_results<ROWS, TOKENS / 8, OUT>(args, acc, block, token);

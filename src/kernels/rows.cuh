@@ -103,7 +103,10 @@ template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs 
     __shared__ float sums[8], squares[8], tops[8];
     const float *in = args.in + (i64)blockIdx.x * K;
     const int first = 4 * threadIdx.x;
-    float4 v[PARTS];
+    float4 v[PARTS], gamma[PARTS];
+#pragma unroll
+    for (int p = 0; p < PARTS; p++) // depends on nothing
+        if (first + 1024 * p < K) gamma[p] = *(const float4 *)(args.gamma + first + 1024 * p);
     wait_for_previous();
     launch_dependents();
 #pragma unroll
@@ -129,7 +132,7 @@ template <int K> __device__ __forceinline__ void rows_to_operand(const RowsArgs 
     for (int p = 0; p < PARTS; p++) {
         const int i = first + 1024 * p;
         if (i >= K) break;
-        const float4 g = *(const float4 *)(args.gamma + i);
+        const float4 g = gamma[p];
         v[p].x *= f * g.x, v[p].y *= f * g.y, v[p].z *= f * g.z, v[p].w *= f * g.w;
         if (NORM == NORM_LAYER && args.bias) {
             const float4 b = *(const float4 *)(args.bias + i);

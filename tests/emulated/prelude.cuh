@@ -488,6 +488,9 @@ inline void barrier_init_fence() {}
 inline void barrier_expect(u32 barrier, u32 bytes) {
     emulated_arrive(emulated_barrier(*emulated.now->block, barrier), 1, bytes);
 }
+inline void barrier_arrive(u32 barrier) {
+    emulated_arrive(emulated_barrier(*emulated.now->block, barrier), 1, 0);
+}
 inline void barrier_arrive_at(u32 barrier, u32 rank) {
     emulated_arrive(emulated_barrier(emulated.cluster[rank], barrier), 1, 0);
 }
@@ -560,8 +563,14 @@ template <int N> inline void emulated_wgmma(float (&d)[N / 2], const u32 *a, u64
         }
     }
 }
-inline void wgmma_64x16x16(float (&d)[8], const u32 *a, u64 b) { emulated_wgmma<16>(d, a, b); }
-inline void wgmma_64x64x16(float (&d)[32], const u32 *a, u64 b) { emulated_wgmma<64>(d, a, b); }
+template <int ADD = 1> inline void wgmma_64x16x16(float (&d)[8], const u32 *a, u64 b) {
+    for (int i = 0; i < 8 && !ADD; i++) d[i] = 0;
+    emulated_wgmma<16>(d, a, b);
+}
+template <int ADD = 1> inline void wgmma_64x64x16(float (&d)[32], const u32 *a, u64 b) {
+    for (int i = 0; i < 32 && !ADD; i++) d[i] = 0;
+    emulated_wgmma<64>(d, a, b);
+}
 inline void wgmma_64x128x16(float (&d)[64], const u32 *a, u64 b) { emulated_wgmma<128>(d, a, b); }
 inline void wgmma_64x256x16(float (&d)[128], const u32 *a, u64 b) { emulated_wgmma<256>(d, a, b); }
 
