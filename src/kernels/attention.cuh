@@ -153,7 +153,7 @@ constexpr int DECODE_SMEM = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
 constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
 
 // Tokens that one launch takes at most, and the new keys that a warp of it prepares at once.
-constexpr int FEW_TOKENS = 8, FEW_AT_ONCE = 4;
+constexpr int FEW_TOKENS = 8, FEW_AT_ONCE = HEAD_DIM <= 128 ? 4 : 1;
 
 // Up to 8 heads' queries as the A operand of mma: row r is head r's in binary16 and row r + 8 what
 // that leaves out, so scores see 22 bits of the queries at no cost.
