@@ -1345,13 +1345,23 @@ static int time_decode(benchmark *b, timing *t, int most, tc_error *err) {
     return rc;
 }
 
+/* Waits until the GPU has nothing left to do. It begins the token after a chosen one without being
+ * asked, and in a chat has long ended when the next prompt comes. */
+static int come_to_rest(benchmark *b, tc_error *err) {
+    tc_kv_truncate(b->session, 0);
+    int rc = tc_eval(b->session, b->ids, 1, err);
+    if (rc == TC_OK) tc_logits(b->session);
+    tc_kv_truncate(b->session, 0);
+    return rc;
+}
+
 static int time_prefill(benchmark *b, timing *t, int most, tc_error *err) {
     int rc = TC_OK;
     int32_t id;
     while (rc == TC_OK && bench_goes_on(t, most)) {
-        tc_kv_truncate(b->session, 0);
+        rc = come_to_rest(b, err);
         double before = tc_seconds();
-        rc = tc_eval(b->session, b->ids, (size_t)t->tokens, err);
+        if (rc == TC_OK) rc = tc_eval(b->session, b->ids, (size_t)t->tokens, err);
         t->times[t->runs] = tc_seconds() - before;
         if (rc == TC_OK) rc = tc_sample(b->session, NULL, &id, err);
         t->firsts[t->runs] = tc_seconds() - before;

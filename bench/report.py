@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes tables and charts of the benchmark's results. Needs nothing but Python 3.
 
-    python3 bench/report.py            bench/results/GPU/*.json -> README.md and *.svg beside them
+    python3 bench/report.py            bench/results/GPU/*.json -> README.md and *.svg beside them;
+                                       what must be known about these results is in notes.txt there
     python3 bench/report.py --print    prints the tables, writes nothing
 
 A result is what `chat --bench SHAPE --json` prints; startup.json comes from bench/gpu_bench.sh. The
@@ -98,11 +99,12 @@ def decode_table(results):
 
 
 def short_prompt(result, tokens):
-    """Milliseconds to the first token of a short prompt, and how many decode steps that is."""
+    """Milliseconds that a short prompt takes, how many decode steps that is; and those to the first token."""
     t, step = result.prefill.get(tokens), result.decode.get(4)
     if not t or not step:
         return "-"
-    return f"{t['ttft_ms']:.2f} ({t['ttft_ms'] / step['ms_per_token']:.1f}x)"
+    whole = t["ms_per_token"] * tokens
+    return f"{whole:.2f} ({whole / step['ms_per_token']:.2f}x), {t['ttft_ms']:.2f}"
 
 
 def prefill_table(results):
@@ -115,7 +117,7 @@ def prefill_table(results):
                      f"{long['tflops']:.0f}" if long else "-",
                      f"{long['tokens_per_second']:.0f}" if long else "-", f"{memory * 1e-9:.1f}",
                      f"{r.data['kv_bytes'] * 1e-9:.2f}"])
-    return table(["prefill, ms to the first token", "8 tokens (decode steps)", "64", "512",
+    return table(["prefill, ms", "8 tokens (decode steps), to the first token", "64", "TTFT 512",
                   "2048: TFLOP/s", "tok/s", "GPU memory, GB", "of it KV cache"], rows)
 
 
@@ -348,7 +350,9 @@ def main():
         results, startup = load(folder, peers)
         if not results:
             continue
-        text = report(results, startup)
+        text, notes = report(results, startup), folder / "notes.txt"
+        if notes.exists():
+            text += "\n" + notes.read_text()
         if "--print" not in sys.argv:
             draw_floor(results, peers, folder / "floor.svg")
             draw_context(results, folder / "context.svg")
