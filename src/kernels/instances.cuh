@@ -64,7 +64,13 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int RING = ring<Matrix, WARPS>(LIMIT);
     static constexpr bool FITS = RING > 0;
     static constexpr int SMEM = SHARED ? SHARE : Shape<Matrix, WARPS, FITS ? RING : 1>::SMEM;
-    static constexpr int RESIDENT = SHARED ? 2 : 1;
+    // From sm_100 on LayerNorm of so wide a vector takes a few registers more than two blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    static constexpr bool CROWDED = IN == IN_LAYER && Matrix::K > 7168;
+#else
+    static constexpr bool CROWDED = false;
+#endif
+    static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT)                                            \
