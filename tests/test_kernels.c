@@ -4,10 +4,10 @@
 #include "src/gpu_programs.h"
 #include "src/shapes.h"
 #include "src/threads.h"
+#include "compiled.h"
 #include "test.h"
 
 #include <ctype.h>
-#include <elf.h>
 #include <pthread.h>
 
 /* A sanitizer finds nothing in NVRTC: there one architecture is enough. */
@@ -396,119 +396,53 @@ typedef struct job {
     tc__buf text; /* owned */
     int kernels;
     const struct arch *arch;
-    /* out */
-    int status;
-    char *log;
-    uint8_t *image;
-    size_t image_bytes;
+    compiled out;
 } job;
 
-/* As src/jit.c does, but with the assembler's report. */
 static void job_compile(job *j, const tc__nvrtc *nvrtc) {
-    const char *names[16], *texts[16];
-    char arch[64], limit[64];
-    const char *options[] = {arch, limit, "--std=c++17", "--ptxas-options=-v"};
-    tc__nvrtc_program handle = NULL;
-    int count = 0;
-    size_t size = 0;
-    for (; count < 16 && (texts[count] = tc_kernel_source(count, &names[count])); count++)
-        for (int i = 0; i < 2 && j->area; i++)
-            if (!strcmp(names[count], j->area->missing[i])) texts[count] = "";
-    snprintf(arch, sizeof arch, "--gpu-architecture=%s", j->arch->name);
-    snprintf(limit, sizeof limit, "-DSHARED_LIMIT=%d", j->arch->shared);
-    j->status = nvrtc->create(&handle, j->text.data, "model.cu", count, texts, names);
-    if (j->status) return;
-    j->status = nvrtc->compile(handle, TC_COUNT(options), options);
-    if (!nvrtc->log_size(handle, &size) && (j->log = calloc(size + 1, 1)))
-        nvrtc->log(handle, j->log);
-    if (!j->status && !nvrtc->cubin_size(handle, &size) && (j->image = malloc(size))) {
-        j->image_bytes = size;
-        j->status = nvrtc->cubin(handle, (char *)j->image);
-    }
-    nvrtc->destroy(&handle);
+    j->out = compiled_make(nvrtc, j->text.data, j->arch->name, j->arch->shared,
+                           j->area ? j->area->missing : NULL);
 }
 
 static void job_free(job *j) {
     tc__buf_free(&j->text);
-    free(j->log);
-    free(j->image);
-    j->log = NULL, j->image = NULL;
+    compiled_free(&j->out);
 }
 
 /* ---- checking what came out ---- */
 
-/* The four numbers of NAME_launch in a cubin: an initialised variable, found by its symbol. */
-static bool launch_numbers(const job *j, const char *kernel, int numbers[4]) {
-    const Elf64_Ehdr *header = (const void *)j->image;
-    const Elf64_Shdr *sections = (const void *)(j->image + header->e_shoff);
-    char name[80];
-    snprintf(name, sizeof name, "%s_launch", kernel);
-    for (int i = 0; i < header->e_shnum; i++) {
-        if (sections[i].sh_type != SHT_SYMTAB) continue;
-        const Elf64_Sym *symbols = (const void *)(j->image + sections[i].sh_offset);
-        const char *names = (const char *)j->image + sections[sections[i].sh_link].sh_offset;
-        for (size_t k = 0; k < sections[i].sh_size / sizeof *symbols; k++) {
-            if (strcmp(names + symbols[k].st_name, name)) continue;
-            const Elf64_Shdr *section = &sections[symbols[k].st_shndx];
-            if (section->sh_type == SHT_NOBITS || symbols[k].st_size < 16) return false;
-            memcpy(numbers, j->image + section->sh_offset + symbols[k].st_value, 16);
-            return true;
-        }
-    }
-    return false;
-}
-
-/* One kernel's part of the assembler's report:
- *     Function properties for NAME / N bytes stack frame, N bytes spill stores, N bytes spill loads
- *     Used N registers, used N barriers, N bytes smem, ... */
-static void check_kernel(const job *j, const char *report, const char *end) {
-    int stack = -1, stores = -1, loads = -1, registers = -1, fixed = 0, launch[4];
-    char kernel[64] = "";
-    sscanf(report, "Function properties for %63s", kernel);
-    for (const char *at = report; at < end; at++) {
-        if (!strncmp(at, "bytes stack", 11)) {
-            const char *line = at;
-            while (line[-1] != '\n') line--;
-            sscanf(line, "ptxas . %d bytes stack frame, %d bytes spill stores, %d", &stack, &stores,
-                   &loads);
-        }
-        sscanf(at, "Used %d registers", &registers);
-        if (!strncmp(at, " bytes smem", 11)) {
-            const char *number = at;
-            while (number[-1] >= '0' && number[-1] <= '9') number--;
-            fixed = atoi(number);
-        }
-    }
-    CHECK_MSG(registers > 0 && stack >= 0 && loads >= 0, "%s: no report of its registers", kernel);
+static void check_kernel(const job *j, const compiled_kernel *k) {
+    char symbol[80];
+    int launch[4];
+    CHECK_MSG(k->registers > 0 && k->stack >= 0 && k->loads >= 0, "%s: no report of its registers",
+              k->name);
     /* choosing a token is not bound by its instructions; nothing else may use local memory */
-    bool hot = strcmp(kernel, "sample_token") != 0;
-    CHECK_MSG(!hot || (stack == 0 && stores == 0 && loads == 0),
+    bool hot = strcmp(k->name, "sample_token") != 0;
+    CHECK_MSG(!hot || (k->stack == 0 && k->stores == 0 && k->loads == 0),
               "%s %s: %s uses local memory: stack %d, spills %d and %d bytes", j->model,
-              j->arch->name, kernel, stack, stores, loads);
-    bool found = launch_numbers(j, kernel, launch);
-    CHECK_MSG(found, "%s %s: there is no %s_launch", j->model, j->arch->name, kernel);
+              j->arch->name, k->name, k->stack, k->stores, k->loads);
+    snprintf(symbol, sizeof symbol, "%s_launch", k->name);
+    bool found = compiled_numbers(&j->out, symbol, launch, 4);
+    CHECK_MSG(found, "%s %s: there is no %s", j->model, j->arch->name, symbol);
     if (!found) return;
-    CHECK_MSG(launch[2] >= 0 && launch[2] + fixed <= j->arch->shared,
+    CHECK_MSG(launch[2] >= 0 && launch[2] + k->shared <= j->arch->shared,
               "%s %s: %s needs %d + %d bytes of shared memory; there are %d", j->model,
-              j->arch->name, kernel, launch[2], fixed, j->arch->shared);
-    CHECK_MSG(launch[1] >= 32 && launch[1] <= 1024 && launch[1] * registers <= 65536,
-              "%s %s: %s has %d threads of %d registers", j->model, j->arch->name, kernel,
-              launch[1], registers);
+              j->arch->name, k->name, launch[2], k->shared, j->arch->shared);
+    CHECK_MSG(launch[1] >= 32 && launch[1] <= 1024 && launch[1] * k->registers <= 65536,
+              "%s %s: %s has %d threads of %d registers", j->model, j->arch->name, k->name,
+              launch[1], k->registers);
 }
 
 static void check_job(const job *j) {
-    static const char mark[] = "Function properties for ";
     int kernels = 0;
-    CHECK_MSG(j->status == 0 && j->image,
+    const char *at = j->out.log;
+    compiled_kernel kernel;
+    CHECK_MSG(j->out.status == 0 && j->out.image,
               "%s, %s, for %s does not compile (a constant is undefined? Then it is not among the "
               "area's own_constants of this test):\n%s",
-              j->model, j->area->name, j->arch->name, j->log ? j->log : "");
-    if (j->status || !j->image || !j->log) return;
-    for (const char *at = strstr(j->log, mark), *next; at; at = next) {
-        next = strstr(at + 1, mark);
-        check_kernel(j, at, next ? next : at + strlen(at));
-        kernels++;
-    }
+              j->model, j->area->name, j->arch->name, at ? at : "");
+    if (j->out.status || !j->out.image) return;
+    for (; compiled_next(&at, &kernel); kernels++) check_kernel(j, &kernel);
     CHECK_MSG(kernels == j->kernels, "%s, %s: the assembler reports %d kernels of %d", j->model,
               j->area->name, kernels, j->kernels);
 }
@@ -626,7 +560,8 @@ TEST(prelude_assembles_for_every_architecture) {
         job j = {.model = "probe", .arch = &archs[i]};
         tc__buf_str(&j.text, probe);
         job_compile(&j, &nvrtc);
-        CHECK_MSG(j.status == 0 && j.image_bytes > 0, "%s: %s", archs[i].name, j.log ? j.log : "");
+        CHECK_MSG(j.out.status == 0 && j.out.image_bytes > 0, "%s: %s", archs[i].name,
+                  j.out.log ? j.out.log : "");
         job_free(&j);
     }
     tc__nvrtc_close(&nvrtc);
@@ -674,8 +609,9 @@ TEST(what_is_too_wide_does_not_compile) {
         REQUIRE(tc__kinds_find(&weights, &kinds, &err) == TC_OK);
         tc__write_decode(&weights, &kinds, j.arch->sm_count, &j.text);
         job_compile(&j, &nvrtc);
-        const bool refused = j.log && strstr(j.log, "the matrix is too wide for this GPU");
-        CHECK_MSG(!j.status != refused, "%s for %s: %s", m.shape, j.arch->name, j.log ? j.log : "");
+        const char *log = j.out.log ? j.out.log : "";
+        const bool refused = strstr(log, "the matrix is too wide for this GPU");
+        CHECK_MSG(!j.out.status != refused, "%s for %s: %s", m.shape, j.arch->name, log);
         CHECK_MSG(refused || !m.spec, "the widest, %s, compiles: not too wide?", m.shape);
         job_free(&j);
         tc__weights_close(&weights);
