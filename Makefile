@@ -65,7 +65,7 @@ demo: all
 ## test           builds and runs every test (a C compiler and make; uses more where present)
 test: all tests
 	@sh tests/run.sh $(BUILD) $(wildcard tests/test_*.sh) $(TESTS)
-tests: $(TESTS)
+tests: $(TESTS) $(BUILD)/bench/architectures
 
 ## check          test, then the gates: generated files, warnings of gcc and clang, sanitizers,
 ##                fuzz targets, symbols, another processor
@@ -86,6 +86,13 @@ gpu-test:
 ## gpu-bench      on a machine with an NVIDIA GPU: decode and prefill of the built-in shapes
 gpu-bench: all $(BUILD)/bench/make_model $(BUILD)/bench/startup
 	@sh bench/gpu_bench.sh
+
+## architectures  what the kernels of decode use on each GPU architecture, and predicted times (with
+##                NVRTC, without a GPU): SHAPE=llama-2-7b PRECISION=w4a16 GPU=sm_86
+SHAPE = llama-2-7b
+PRECISION = w4a16
+architectures: $(BUILD)/bench/architectures
+	@$< $(SHAPE) $(PRECISION) $(if $(GPU),"$(GPU)")
 
 ## amalgamate     writes tinychat.c and kernels.cu.inc from src/
 amalgamate:
@@ -113,6 +120,6 @@ clean:
 help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
-.PHONY: all demo test tests check gates fuzz fuzz-targets gpu-test gpu-bench amalgamate format install uninstall \
+.PHONY: all demo test tests check gates fuzz fuzz-targets gpu-test gpu-bench architectures amalgamate format install uninstall \
         clean help
 .SECONDARY:

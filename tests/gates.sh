@@ -78,7 +78,7 @@ sanitizers_are_silent() {
         *.c) program=build/sanitize/${program%.c} ;;
         esac
         case $program in
-        */test_kernels | */test_jit | */test_loading | */test_fake_gpu)
+        */test_kernels | */test_jit | */test_loading | */test_fake_gpu | */test_architectures.sh)
             with_nvrtc="$with_nvrtc $program" ;;
         *) programs="$programs $program" ;;
         esac
