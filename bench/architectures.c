@@ -304,6 +304,18 @@ static void print_costs(const char *how, const step_costs *step) {
            step->product, step->attention, step->choice);
 }
 
+static void print_published(const char *shape, const char *precision, const char *on) {
+    size_t i = 0;
+    while (i < TC_COUNT(published) &&
+           (strcmp(published[i].shape, shape) || strcmp(published[i].precision, precision) ||
+            strcmp(published[i].gpu, on)))
+        i++;
+    if (i < TC_COUNT(published))
+        printf(" %.2f |\n", published[i].ms);
+    else
+        printf(" - |\n");
+}
+
 static void print_predictions(const job *jobs, const bool wanted[GPUS], const token_cost *cost,
                               const char *shape, const char *precision) {
     printf("\n### ms per token of %s %s, predicted\n\n", shape, precision);
@@ -327,15 +339,7 @@ static void print_predictions(const job *jobs, const bool wanted[GPUS], const to
         print_rings(&jobs[gpu_like(i)], KEYS);
         printf(" %d | %.2f | %.2f | %.2f |", cost->products + cost->attentions + cost->choices,
                reading, steps, reading + steps);
-        double ms = 0;
-        for (size_t k = 0; k < TC_COUNT(published); k++)
-            if (!strcmp(published[k].shape, shape) && !strcmp(published[k].gpu, gpus[i].name) &&
-                !strcmp(published[k].precision, precision))
-                ms = published[k].ms;
-        if (ms > 0)
-            printf(" %.2f |\n", ms);
-        else
-            printf(" - |\n");
+        print_published(shape, precision, gpus[i].name);
     }
 }
 
