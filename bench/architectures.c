@@ -116,19 +116,20 @@ static double steps_time(const token_cost *cost, const gpu *on) {
 
 /* Bytes that a block keeps on their way from memory, in words of the program itself, by what makes a
  * kernel. What is not here but has dynamic shared memory may have a ring too: "?" in the table. */
-enum { WEIGHTS, KEYS, KINDS };
+enum { NOTHING, WEIGHTS, KEYS };
 static const struct {
     const char *mark; /* in the line that makes the kernel */
+    int what;
     const char *bytes;
-} rings[KINDS] = {
-    [WEIGHTS] = {"DECODE_PRODUCT(",
-                 "name##_pick::WARPS * name##_pick::RING * name##_pick::Matrix::UNIT_BYTES"},
-    [KEYS] = {"attention_decode<", "DECODE_SMEM"},
+} rings[] = {
+    {"DECODE_PRODUCT(", WEIGHTS,
+     "name##_pick::WARPS * name##_pick::RING * name##_pick::Matrix::UNIT_BYTES"},
+    {"attention_decode<", KEYS, "DECODE_SMEM"},
 };
 
 typedef struct kernel {
     char name[64];
-    int kind;                            /* of rings; KINDS: of none */
+    int what;                            /* is in its ring */
     int grid, threads, dynamic, vectors; /* NAME_launch */
     int registers, fixed;                /* of a thread; bytes of shared memory */
     int ring;                            /* bytes */
@@ -160,8 +161,8 @@ static int blocks_that_fit(const kernel *k, const architecture *arch) {
 
 /* Finds the kernels in the program's lines, and has it export the sizes of their rings. */
 static bool job_write(job *j, const tc__weights *weights, const tc__kinds *kinds) {
-    tc__buf_printf(&j->text, "#define RING_%d(name) %s\n#define RING_%d(name) %s\n", WEIGHTS,
-                   rings[WEIGHTS].bytes, KEYS, rings[KEYS].bytes);
+    for (int i = 0; i < (int)TC_COUNT(rings); i++)
+        tc__buf_printf(&j->text, "#define RING_%d(name) %s\n", i, rings[i].bytes);
     tc__write_decode(weights, kinds, j->gpu->sm_count, &j->text);
     if (j->text.failed) return false;
     const size_t end = j->text.len;
@@ -172,10 +173,12 @@ static bool job_write(job *j, const tc__weights *weights, const tc__kinds *kinds
         snprintf(line, sizeof line, "%.*s", (int)(next - at), j->text.data + at);
         if (*line < 'A' || *line > 'Z' || !strncmp(line, "LAUNCH", 6)) continue;
         if (sscanf(line, "%*[A-Z_](%63[a-z0-9_],", k->name) != 1) continue;
-        for (k->kind = 0; k->kind < KINDS && !strstr(line, rings[k->kind].mark);) k->kind++;
-        if (k->kind < KINDS)
+        for (int i = 0; i < (int)TC_COUNT(rings) && !k->what; i++) {
+            if (!strstr(line, rings[i].mark)) continue;
+            k->what = rings[i].what;
             tc__buf_printf(&j->text, "extern \"C\" __device__ int %s_ring = RING_%d(%s);\n",
-                           k->name, k->kind, k->name);
+                           k->name, i, k->name);
+        }
         j->count++;
     }
     return !j->text.failed;
@@ -193,7 +196,7 @@ static bool job_take(job *j, const compiled_kernel *from) {
     k->grid = launch[0], k->threads = launch[1], k->dynamic = launch[2], k->vectors = launch[3];
     k->registers = from->registers, k->fixed = from->shared;
     snprintf(symbol, sizeof symbol, "%s_ring", k->name);
-    if (k->kind < KINDS && !compiled_numbers(&j->out, symbol, &k->ring, 1)) return false;
+    if (k->what && !compiled_numbers(&j->out, symbol, &k->ring, 1)) return false;
     k->fit = blocks_that_fit(k, j->gpu->arch);
     k->resident = k->fit; /* a grid of 0: the engine decides */
     if (k->grid) k->resident = at_most(k->fit, (k->grid + j->gpu->sm_count - 1) / j->gpu->sm_count);
@@ -282,12 +285,12 @@ static void print_kernels(const job *j, const bool wanted[GPUS]) {
 }
 
 /* Least and most KB on their way to an SM, of kernels for one vector. */
-static void print_rings(const job *j, int kind) {
+static void print_rings(const job *j, int what) {
     int least = 0, most = 0;
     for (int i = 0; i < j->count; i++) {
         const kernel *k = &j->kernels[i];
         const int bytes = k->resident * k->ring;
-        if (k->kind != kind || k->vectors != 1) continue;
+        if (k->what != what || k->vectors != 1) continue;
         if (!least || bytes < least) least = bytes;
         if (bytes > most) most = bytes;
     }
