@@ -1035,7 +1035,8 @@ static tc__cu_result cuda_attend_many(cuda_cache *cache, uint32_t l, int tokens,
     return result;
 }
 
-/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it. */
+/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it; up
+ * needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh). */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
@@ -1059,12 +1060,12 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_
                             0};
     cuda_product_args down = {0, v->act, 0, 0, 0, v->x, 0};
     tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv, v->tokens);
-    if (!result && arch->parallel)
-        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
     if (!result)
         result = v->pos + (size_t)v->tokens <= CUDA_FEW_KEYS
                      ? cuda_attend_few(cache, l, v)
                      : cuda_attend_many(cache, l, v->tokens, v->pos, v->attention);
+    if (!result && arch->parallel)
+        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
     if (!result) result = cuda_product_decode(cache, TC__O, layer->o, o, v->tokens);
     if (!result && !arch->parallel)
         result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);

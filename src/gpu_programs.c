@@ -100,19 +100,23 @@ static const char *programs_type_name(const tc__kinds *kinds, int role, int i) {
 }
 
 /* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
- * OUT_QKV)" and the like. Products of a layer come from the SIDEs of instances.cuh in turn. */
+ * OUT_QKV, NO_PAIR)" and the like. Products of a layer come from the SIDEs of instances.cuh in
+ * turn. In a parallel block qkv and up both need x alone, and down can begin when o can. */
 static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
                             tc__buf *text) {
     const tc__arch *arch = &weights->arch;
     const tc__tensor *matrix = tc__role_matrix(&weights->layers[0], role);
     const char *norm = arch->norm == TC__NORM_LAYER ? "IN_LAYER" : "IN_RMS";
+    const char *up = arch->gated ? "OUT_GATED" : "OUT_ACT";
+    const char *first = arch->parallel ? "PAIR_FIRST" : "NO_PAIR";
+    const char *second = arch->parallel ? "PAIR_SECOND" : "NO_PAIR";
     const struct {
-        const char *in, *out;
+        const char *in, *out, *pair;
         int side;
-    } how[TC__ROLES] = {{norm, "OUT_QKV", 0},
-                        {"IN_PLAIN", "OUT_ADD", arch->parallel ? 0 : 1},
-                        {norm, arch->gated ? "OUT_GATED" : "OUT_ACT", arch->parallel ? 1 : 0},
-                        {"IN_PLAIN", "OUT_ADD", 1}};
+    } how[TC__ROLES] = {{norm, "OUT_QKV", first, 0},
+                        {"IN_PLAIN", "OUT_ADD", first, arch->parallel ? 0 : 1},
+                        {norm, up, second, arch->parallel ? 1 : 0},
+                        {"IN_PLAIN", "OUT_ADD", second, 1}};
     const char *name = programs_roles[role];
     const int limbs = role == TC__QKV ? 2 : 1; /* scores of attention are sensitive */
     if (kinds->kind[role][i].type == TC__W4)
@@ -120,8 +124,9 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                        (unsigned)kinds->kind[role][i].group_size, name, i);
     else
         tc__buf_printf(text, "typedef F16<%zu> %s_%d_matrix;\n", matrix->columns, name, i);
-    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s)\n", name, i, name,
-                   i, matrix->rows, how[role].side, how[role].in, how[role].out);
+    tc__buf_printf(text, "DECODE_PRODUCT(%s_%d, %s_%d_matrix, %zu, 1, %d, %s, %s, %s)\n", name, i,
+                   name, i, matrix->rows, how[role].side, how[role].in, how[role].out,
+                   how[role].pair);
     if (kinds->kind[role][i].type == TC__W4)
         tc__buf_printf(text, "typedef EachPick<W4Short<%zu, %u, %d>, ", matrix->columns,
                        (unsigned)kinds->kind[role][i].group_size, limbs);
@@ -131,9 +136,9 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                    how[role].in, name, i);
     tc__buf_printf(text,
                    "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, %d, "
-                   "%s, %s)\n",
+                   "%s, %s, %s)\n",
                    name, i, name, i, matrix->rows, name, i, how[role].side, how[role].in,
-                   how[role].out);
+                   how[role].out, how[role].pair);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -147,10 +152,11 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
                    "typedef F16<%zu> head_matrix;\n"
                    "typedef EachPick<F16Short<%zu, 2>, head_matrix, %zu, %s> head_few;\n",
                    head->columns, head->columns, head->rows, norm);
-    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE)\n",
+    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE, NO_PAIR)\n",
                    head->rows, norm);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(head_each, head_few::Matrix, %zu, head_few::T, 0, %s, OUT_STORE)\n",
+                   "DECODE_PRODUCT(head_each, head_few::Matrix, %zu, head_few::T, 0, %s, OUT_STORE, "
+                   "NO_PAIR)\n",
                    head->rows, norm);
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"

@@ -73,12 +73,12 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;
 };
 
-#define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT)                                            \
+#define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT, PAIR)                                      \
     typedef DecodePick<M, ROWS, T, SIDE, IN> name##_pick;                                          \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
     KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
            (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
-                           name##_pick::BLOCKS, IN, OUT>(args)))                                   \
+                           name##_pick::BLOCKS, IN, OUT, PAIR>(args)))                             \
     extern "C" __device__ int name##_launch[4] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
                                                   name##_pick::SMEM, T};
 

@@ -30,6 +30,9 @@ enum { IN_PLAIN, IN_RMS, IN_LAYER };
 // up of rows interleaved in eights; act. The last two are divided by `extra`, if there is one.
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
+// Two products in a row that read what was there before the first, and write nothing that it reads,
+// are a pair: the first lets the second start when it has waited, and the second waits at its end.
+enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
 struct ProductArgs {
     const u8 *weights;
@@ -48,12 +51,14 @@ struct ProductArgs {
 // each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
 template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_;
-    // Smaller units are taken together where they make up 128 columns: here these are one.
-    static constexpr int COLUMNS = K % 128 ? GROUP : 128;
-    static constexpr int GROUPS = COLUMNS / GROUP, GROUP_BYTES = 8 * GROUP + 64;
-    static constexpr int UNITS = K / COLUMNS; // of a row block
-    static constexpr int WORDS = GROUP / 16;  // u32 words of a lane and group
-    static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES;
+    // Smaller units make up 128 columns together: here these are one, the last one of a row block what
+    // is left.
+    static constexpr int GROUPS = 128 / GROUP, GROUP_BYTES = 8 * GROUP + 64;
+    static constexpr int UNITS = (K + 127) / 128, CHUNK_UNITS = 1; // of a row block, of 128 columns
+    static constexpr int LAST_GROUPS = K / GROUP - (UNITS - 1) * GROUPS;
+    static constexpr bool PARTIAL = LAST_GROUPS != GROUPS;
+    static constexpr int WORDS = GROUP / 16; // u32 words of a lane and group
+    static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES, ROW_BYTES = K / GROUP * GROUP_BYTES;
     static constexpr int UNROLL = 2; // units at once, where there are registers for it
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
     typedef W4<K, GROUP, 2> Coarser;
@@ -76,7 +81,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 
     __device__ __forceinline__ void open(const u8 *weights, i64 row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
-        at = weights + (row_block * UNITS + unit) * UNIT_BYTES + 16 * lane;
+        at = weights + row_block * ROW_BYTES + unit * UNIT_BYTES + 16 * lane;
         ring = keep(to + 16 * lane);
         words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
         scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
@@ -89,12 +94,18 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         info = keep(infos + (pair ? 8 : 0));
         radix = keep(pair ? 0 : 256);
     }
-    // Starts copying the unit into the slot, where it lies as in memory.
-    __device__ __forceinline__ void copy(u32 slot) const {
+    // Starts copying the unit into the slot, where it lies as in memory. `last`: of its row block.
+    __device__ __forceinline__ void copy(u32 slot, bool last) const {
+        const int bytes = PARTIAL && last ? LAST_GROUPS * GROUP_BYTES : UNIT_BYTES;
+        const int own = bytes - 16 * (int)(threadIdx.x & 31); // from this lane's first on
 #pragma unroll
         for (int i = 0; i < UNIT_BYTES; i += 512)
-            if (i + 512 <= UNIT_BYTES || (int)(threadIdx.x & 31) < (UNIT_BYTES - i) / 16)
+            if ((!PARTIAL && i + 512 <= UNIT_BYTES) || i < own)
                 copy_async_16_of_128(ring + slot + i, at + i);
+    }
+    // Groups of a unit.
+    static __device__ __forceinline__ int groups_of(int unit) {
+        return PARTIAL && unit == UNITS - 1 ? LAST_GROUPS : GROUPS;
     }
     // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
     template <int T>
@@ -102,8 +113,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         sum[0] = sum[1] = 0;
 #pragma unroll
         for (int g = 0; g < GROUPS; g++)
-            multiply_group(slot + g * GROUP_BYTES, x + (unit * COLUMNS + g * GROUP) * DIGITS,
-                           info + (unit * GROUPS + g) * 16, sum);
+            if (g < groups_of(unit))
+                multiply_group(slot + g * GROUP_BYTES, x + (unit * 128 + g * GROUP) * DIGITS,
+                               info + (unit * GROUPS + g) * 16, sum);
     }
     // The lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
     template <int T> static __device__ __forceinline__ void finish(float sum[4]) {
@@ -243,8 +255,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 // largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2;
-    static constexpr int COLUMNS = GROUP, UNITS = K / COLUMNS;
-    static constexpr int UNIT_BYTES = 32 * COLUMNS, UNROLL = 1;
+    static constexpr int UNITS = K / GROUP, CHUNK_UNITS = 128 / GROUP; // of 128 columns
+    static constexpr int UNIT_BYTES = 32 * GROUP, ROW_BYTES = 32 * K, UNROLL = 1;
     typedef F16<K> Coarser;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
@@ -270,7 +282,7 @@ template <int K_> struct F16 {
         x = keep(vector + (column & 1) * PLANE + 16 * pair);
         scale = keep(scales);
     }
-    __device__ __forceinline__ void copy(u32 slot) const {
+    __device__ __forceinline__ void copy(u32 slot, bool) const {
 #pragma unroll
         for (int i = 0; i < GROUP / 32; i++) {
             copy_async_16_of_256(own + slot + 1024 * i, at + 64 * i);
@@ -362,13 +374,14 @@ template <class M, int WARPS> struct WarpShare {
     static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS;  // chunks of a range
     static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;   // of these a warp prepares
     static constexpr bool EVEN = STEPS * WARPS == CHUNKS;      // every warp has so many
-    static constexpr bool UNIFORM = M::K % (128 * PARTS) == 0; // all ranges have so many units:
+    static constexpr bool UNIFORM = // all ranges have so many units:
+        CHUNKS % PARTS == 0 && M::UNITS == CHUNKS * M::CHUNK_UNITS;
     static constexpr int UNITS = M::UNITS / PARTS;
 
     static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
     static __device__ __forceinline__ int first_unit(int part) {
         if (UNIFORM) return UNITS * part;
-        return min(first_chunk(part) * (128 / M::COLUMNS), M::UNITS);
+        return min(first_chunk(part) * M::CHUNK_UNITS, M::UNITS);
     }
     static __device__ __forceinline__ int part_of(int warp) {
         return TEAMS == 1 ? warp : warp % PARTS;
@@ -645,7 +658,7 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
         y *= factor, up *= factor;
         float *out = args.out + (i64)t * OUT_ROWS + row;
         const bool has = early && o == threadIdx.x;
-        if (OUT == OUT_ADD) y += has ? kept : *out;
+        if (OUT == OUT_ADD) y += has ? kept : load_f32_l2(out);
         if (OUT == OUT_QKV) {
             if (args.extra) y += has ? kept : args.extra[row];
             if (CLIP_QKV > 0) y = fminf(fmaxf(y, -CLIP_QKV), CLIP_QKV);
@@ -658,7 +671,7 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
     }
 }
 
-template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT, int PAIR>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
@@ -667,10 +680,10 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
     const int part = Share::part_of(warp), team = Share::team_of(warp);
     const u32 base = shared_address(smem);
-    launch_dependents();
+    if (PAIR != PAIR_FIRST) launch_dependents();
 
     // this block's row blocks and this warp's units of them
     const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
@@ -680,13 +693,13 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         Share::UNIFORM ? Share::UNITS : Share::first_unit(part + 1) - first_unit;
     int left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units; // to copy
     int of_row = units;                                                 // of these in the row block
-    const int to_next_row = Share::TEAMS * M::UNITS * M::UNIT_BYTES - (units - 1) * M::STEP;
+    const int to_next_row = Share::TEAMS * M::ROW_BYTES - (units - 1) * M::STEP;
     M matrix;
     matrix.open(args.weights, first_row + team, first_unit, base + S::RINGS + warp * (RING * SLOT));
     // Copies the next unit, if there is one.
     auto refill = [&](u32 slot) {
         if (left > 0) {
-            matrix.copy(slot);
+            matrix.copy(slot, of_row == 1 && part == Share::PARTS - 1);
             left--;
             matrix.at += --of_row ? M::STEP : to_next_row;
             if (of_row == 0) of_row = units;
@@ -703,7 +716,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     }
     Vectors vectors;
     vectors.load_constants(args); // they, too, depend on nothing
-    wait_for_previous();
+    if (PAIR != PAIR_SECOND) wait_for_previous();
+    if (PAIR == PAIR_FIRST) launch_dependents();
     const int tokens = T == 1 ? 1 : args.tokens;
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
     // what the first sum that this thread stores meets, in time for the end
@@ -712,7 +726,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int own = (first_row + threadIdx.x / (16 * T)) * 16 + threadIdx.x % 16;
     const bool stores = threadIdx.x < rows * 16 * T && own < ROWS && token < tokens;
     float kept = 0;
-    if (OUT == OUT_ADD && stores) kept = load_f32_l2(args.out + (i64)token * ROWS + own);
+    const float *residual = args.out + (i64)token * ROWS + own;
+    if (OUT == OUT_ADD && PAIR != PAIR_SECOND && stores) kept = load_f32_l2(residual);
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     if (Share::TEAMS > 1)
         __syncthreads();
@@ -742,6 +757,10 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             }
             M::template finish<T>(sum);
             store_part<T>(sums + (part * S::SPAN + row) * (16 * T) + (lane >> 2), sum);
+        }
+        if (PAIR == PAIR_SECOND && from == 0) {
+            wait_for_previous();
+            if (OUT == OUT_ADD && stores) kept = load_f32_l2(residual);
         }
         __syncthreads();
         if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments + token * Vectors::ENTRIES);

@@ -113,6 +113,7 @@ struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
         sum[0] = sum[1] = sum[2] = sum[3] = 0;
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
+            if (g >= W4<K, GROUP>::groups_of(unit)) break;
             const u32 at = slot + g * W4<K, GROUP>::GROUP_BYTES;
             const int group = unit * GROUPS + g;
             const W4Scales z(load_shared_8(this->scales + at));

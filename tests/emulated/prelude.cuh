@@ -108,6 +108,7 @@ static struct {
     dim3 grid, block;
     jmp_buf scheduler;
     std::function<void()> kernel;
+    std::function<void()> previous; // what the kernel before this one does; done when a thread waits
     long steps; // anything that may let another thread go on
 } emulated;
 
@@ -227,7 +228,10 @@ inline void __syncwarp() {
     emulated_exchange(&nothing, 1);
 }
 inline void __threadfence() {}
-inline void wait_for_previous() {}
+inline void wait_for_previous() {
+    if (emulated.previous) emulated.previous();
+    emulated.previous = nullptr;
+}
 inline void launch_dependents() {}
 inline void atomicAdd(float *p, float v) { *p += v; }
 inline void atomicMax(int *p, int v) { *p = std::max(*p, v); }

@@ -277,7 +277,8 @@ TEST(norms) {
 
 // ---- decode ----
 
-template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT,
+          int PAIR = NO_PAIR>
 static void check_decode(const char *name, int group, int tokens, double allowed = 2e-6) {
     constexpr int K = M::K, WIDTH = OUT == OUT_GATED ? ROWS / 2 : ROWS;
     static_assert(ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN>::SMEM <= SHARED_LIMIT, "fits");
@@ -288,12 +289,19 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     for (float &v : extra) v = 1.5f + random_number();
     const ProductArgs args = {m.bytes.data(), in.data(),  gamma.data(), beta.data(),
                               extra.data(),   out.data(), tokens};
+    const std::vector<float> given = in;
     std::vector<float> early;
     for (int late = 0; late < 2; late++) {
-        std::fill(out.begin(), out.end(), 0.5f);
+        std::fill(out.begin(), out.end(), NAN);
+        if (PAIR != PAIR_SECOND) std::fill(in.begin(), in.end(), NAN);
         emulated.late = late;
-        emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, 1,
-                        [&] { product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(args); });
+        emulated.previous = [&] {
+            std::copy(given.begin(), given.end(), in.begin());
+            std::fill(out.begin(), out.end(), 0.5f);
+        };
+        emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, 1, [&] {
+            product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT, PAIR>(args);
+        });
         if (!late) early = out;
     }
     CHECK_MSG(!memcmp(early.data(), out.data(), 4 * out.size()),
@@ -341,6 +349,15 @@ TEST(products_of_decode) {
     check_decode<W4<2176, 128>, 384, 1, 16, 4, 1, IN_RMS, OUT_QKV>("g128, one block", 128, 1);
 }
 
+// The second of a pair reads its vector before the kernel before it has ended, and what its sums are
+// added to afterwards.
+TEST(pairs_of_decode) {
+    check_decode<W4<320, 64>, 160, 1, 16, 4, 3, IN_LAYER, OUT_QKV, PAIR_FIRST>("first", 64, 1);
+    check_decode<W4<320, 64>, 160, 1, 16, 4, 3, IN_LAYER, OUT_ACT, PAIR_SECOND>("second", 64, 1);
+    check_decode<W4<512, 128>, 800, 1, 16, 4, 2, IN_PLAIN, OUT_ADD, PAIR_SECOND>("sum", 128, 1);
+    check_decode<W4Short<512, 128, 2>, 144, 8, 16, 4, 1, IN_PLAIN, OUT_ADD, PAIR_SECOND>("few", 128, 5);
+}
+
 // With one limb the vectors are rounded to binary16, by 2^-11 at most.
 TEST(products_of_short_prompts) {
     check_decode<W4Short<512, 128, 2>, 144, 8, 16, 4, 5, IN_RMS, OUT_QKV>("g128, RMSNorm", 128, 8);
@@ -355,4 +372,5 @@ TEST(products_of_short_prompts) {
 }
 
 TEST_MAIN(RUN(portable_products) RUN(products_for_few_tokens) RUN(products_for_many_tokens)
-              RUN(norms) RUN(products_of_decode) RUN(products_of_short_prompts))
+              RUN(norms) RUN(products_of_decode) RUN(pairs_of_decode)
+              RUN(products_of_short_prompts))
