@@ -24,6 +24,10 @@
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SHORT 8            /* tokens of a prompt that goes the way of decode, at most */
 #define CUDA_FEW_KEYS 256       /* up to these each token of a few has its own blocks of attention */
+#define CUDA_RINGS 104448       /* bytes: about what the rings of a product of decode hold */
+#define CUDA_AHEAD 34816        /* that a block brings into L2, at most; a part of its share, */
+#define CUDA_AHEAD_FROM 122880  /* from here on if that is long enough (docs/gpu-log.md) */
+#define CUDA_FEW_KEY_BYTES (8 << 20) /* keys and values of a layer that are read in no time */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
@@ -60,6 +64,7 @@ typedef struct cuda_device {
     tc__cu_context context;
     char name[256], details[128], gpu_name[128];
     int sm_count;
+    int ahead;  /* bytes of a later matrix that a block of a product brings into L2 */
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
     int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
@@ -119,9 +124,15 @@ typedef struct cuda_state {
     int next, pos, token, pad;
 } cuda_state;
 
+typedef struct cuda_next_matrix {
+    tc__cu_ptr weights, state;
+    int row_blocks, row_bytes, blocks, from, most, begin, end;
+} cuda_next_matrix;
+
 typedef struct cuda_product_args {
     tc__cu_ptr weights, in, gamma, beta, extra, out;
     int tokens;
+    cuda_next_matrix next;
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
@@ -191,11 +202,14 @@ static int cuda_shared_limit(int arch) {
 
 static int cuda_choose_target(cuda_device *device, tc_error *err) {
     tc__cu *cu = &device->cu;
-    int major = 0, minor = 0, limit = 0;
+    int major = 0, minor = 0, limit = 0, l2 = 0;
     cu->device_attribute(&major, TC__CU_ATTRIBUTE_MAJOR, device->ordinal);
     cu->device_attribute(&minor, TC__CU_ATTRIBUTE_MINOR, device->ordinal);
     cu->device_attribute(&limit, TC__CU_ATTRIBUTE_MAX_SHARED, device->ordinal);
     cu->device_attribute(&device->sm_count, TC__CU_ATTRIBUTE_SM_COUNT, device->ordinal);
+    cu->device_attribute(&l2, TC__CU_ATTRIBUTE_L2_BYTES, device->ordinal);
+    device->ahead = l2 / 2 / (device->sm_count ? device->sm_count : 1);
+    if (device->ahead > CUDA_AHEAD) device->ahead = CUDA_AHEAD;
     cu->driver_version(&device->target.driver);
     const char *forced = getenv("TINYCHAT_INTEGRATED");
     int integrated = forced && strcmp(forced, "1") == 0;
@@ -926,16 +940,74 @@ static void cuda_cache_close(tc__cache *handle) {
 
 /* ---- decode ---- */
 
+/* Which matrix of a layer comes when; an exchange of two, so also when a matrix comes. */
+static int cuda_role_of(const cuda_device *device, int place) {
+    const int parallel[TC__ROLES] = {TC__QKV, TC__GATE_UP, TC__O, TC__DOWN};
+    return device->weights->arch.parallel ? parallel[place] : place;
+}
+
+/* The kernel of a layer's product of one token or a few. */
+static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
+                                            const tc__tensor *matrix, int tokens) {
+    const cuda_product *product =
+        &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
+    return tokens == 1 ? &product->decode : &product->few;
+}
+
+/* Number `nth` of the layers' matrices in the order of their use, as what a product before it may
+ * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is not
+ * worth it: too little follows, or no 4-bit matrix does. */
+static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, int tokens) {
+    const cuda_device *device = cache->device;
+    const tc__weights *weights = device->weights;
+    const uint32_t l = nth / TC__ROLES;
+    cuda_next_matrix next = {0, cache->state, 0, 0, 0, 0, device->ahead, 0, cache->ctx};
+    if (l >= weights->arch.layers) return next;
+    const int role = cuda_role_of(device, (int)(nth % TC__ROLES));
+    const tc__tensor *matrix = tc__role_matrix(&weights->layers[l], role);
+    const cuda_kernel *kernel = cuda_short_kernel(device, role, matrix, tokens);
+    if (matrix->type != TC__W4) return next;
+    next.weights = cuda_tensor(device, matrix);
+    next.row_blocks = (int)(matrix->rows / TC__UNIT_ROWS);
+    next.row_bytes = (int)(matrix->size / (size_t)next.row_blocks);
+    next.blocks = kernel->grid;
+    if (kernel->cluster > 1) next.blocks /= kernel->cluster, next.most *= kernel->cluster;
+    const int share = (int)(matrix->size / (size_t)next.blocks);
+    const int held = device->overlap && tokens == 1 ? CUDA_RINGS : CUDA_RINGS / 6;
+    next.from = share - next.most < CUDA_AHEAD_FROM ? share - next.most : CUDA_AHEAD_FROM;
+    if (next.from < held) next.from = held;
+    if (share - next.from < next.most / 2) next.blocks = 0;
+    return next;
+}
+
+/* What the product of matrix `nth` brings into L2: a part of the next matrix, or if the rings hold
+ * that, of the one after it. Then attention may lie between; reading many keys it has no bandwidth to
+ * spare, and the product behind it does this. */
+static cuda_next_matrix cuda_next(const cuda_cache *cache, uint32_t nth, int tokens) {
+    const tc__arch *arch = &cache->device->weights->arch;
+    const size_t key_bytes = 2 * 2 * (size_t)arch->kv_heads * arch->head_dim;
+    const int few_keys = (int)(CUDA_FEW_KEY_BYTES / key_bytes);
+    cuda_next_matrix next = cuda_nth_matrix(cache, nth + 1, tokens);
+    if (next.blocks) {
+        if (nth > 0 && !cuda_nth_matrix(cache, nth, tokens).blocks) next.begin = few_keys;
+    } else {
+        next = cuda_nth_matrix(cache, nth + 2, tokens);
+        next.end = few_keys;
+    }
+    return next;
+}
+
 /* A product of the vectors at args.in, up to CUDA_SHORT: as many at once as its kernel takes. */
-static tc__cu_result cuda_product_decode(cuda_cache *cache, int role, const tc__tensor *matrix,
+static tc__cu_result cuda_product_decode(cuda_cache *cache, uint32_t l, int role,
                                          cuda_product_args args, int tokens) {
     cuda_device *device = cache->device;
-    cuda_product *product = &device->products[role][tc__kind_of(&device->kinds, role, matrix)];
-    const cuda_kernel *kernel = tokens == 1 ? &product->decode : &product->few;
+    const tc__tensor *matrix = tc__role_matrix(&device->weights->layers[l], role);
+    const cuda_kernel *kernel = cuda_short_kernel(device, role, matrix, tokens);
     const bool gated = role == TC__GATE_UP && device->weights->arch.gated;
     const size_t width = gated ? matrix->rows / 2 : matrix->rows;
     tc__cu_result result = TC_OK;
     args.weights = cuda_tensor(device, matrix);
+    args.next = cuda_next(cache, l * TC__ROLES + (uint32_t)cuda_role_of(device, role), tokens);
     for (int t = 0; t < tokens && !result; t += kernel->tokens) {
         args.tokens = tokens - t < kernel->tokens ? tokens - t : kernel->tokens;
         result = cuda_launch(device, kernel, 0, 1, &args, cache->stream, true);
@@ -948,13 +1020,12 @@ static tc__cu_result cuda_product_decode(cuda_cache *cache, int role, const tc__
 static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr x,
                                int tokens, int row, bool overlap) {
     const tc__weights *weights = cache->device->weights;
-    cuda_product_args args = {cuda_tensor(cache->device, weights->head),
-                              x,
-                              cuda_tensor(cache->device, weights->norm),
-                              cuda_vector(cache->device, weights->norm_bias),
-                              0,
-                              cache->logits + 4 * (size_t)row * weights->arch.vocab_size,
-                              tokens};
+    cuda_product_args args = {.weights = cuda_tensor(cache->device, weights->head),
+                              .in = x,
+                              .gamma = cuda_tensor(cache->device, weights->norm),
+                              .beta = cuda_vector(cache->device, weights->norm_bias),
+                              .out = cache->logits + 4 * (size_t)row * weights->arch.vocab_size,
+                              .tokens = tokens};
     return cuda_launch(cache->device, kernel, 0, 1, &args, cache->stream, overlap);
 }
 
@@ -1043,33 +1114,29 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_
     const tc__layer *layer = &device->weights->layers[l];
     const tc__tensor *mlp_norm = layer->mlp_norm ? layer->mlp_norm : layer->attn_norm;
     const tc__tensor *mlp_bias = layer->mlp_norm ? layer->mlp_norm_bias : layer->attn_norm_bias;
-    cuda_product_args qkv = {0,
-                             v->x,
-                             cuda_tensor(device, layer->attn_norm),
-                             cuda_vector(device, layer->attn_norm_bias),
-                             cuda_vector(device, layer->qkv_bias),
-                             v->qkv,
-                             0};
-    cuda_product_args o = {0, v->attention, 0, 0, 0, v->x, 0};
-    cuda_product_args up = {0,
-                            v->x,
-                            cuda_tensor(device, mlp_norm),
-                            cuda_vector(device, mlp_bias),
-                            cuda_vector(device, layer->act_scales),
-                            v->act,
-                            0};
-    cuda_product_args down = {0, v->act, 0, 0, 0, v->x, 0};
-    tc__cu_result result = cuda_product_decode(cache, TC__QKV, layer->qkv, qkv, v->tokens);
+    cuda_product_args qkv = {.in = v->x,
+                             .gamma = cuda_tensor(device, layer->attn_norm),
+                             .beta = cuda_vector(device, layer->attn_norm_bias),
+                             .extra = cuda_vector(device, layer->qkv_bias),
+                             .out = v->qkv};
+    cuda_product_args o = {.in = v->attention, .out = v->x};
+    cuda_product_args up = {.in = v->x,
+                            .gamma = cuda_tensor(device, mlp_norm),
+                            .beta = cuda_vector(device, mlp_bias),
+                            .extra = cuda_vector(device, layer->act_scales),
+                            .out = v->act};
+    cuda_product_args down = {.in = v->act, .out = v->x};
+    tc__cu_result result = cuda_product_decode(cache, l, TC__QKV, qkv, v->tokens);
     if (!result)
         result = v->pos + (size_t)v->tokens <= CUDA_FEW_KEYS
                      ? cuda_attend_few(cache, l, v)
                      : cuda_attend_many(cache, l, v->tokens, v->pos, v->attention);
     if (!result && arch->parallel)
-        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
-    if (!result) result = cuda_product_decode(cache, TC__O, layer->o, o, v->tokens);
+        result = cuda_product_decode(cache, l, TC__GATE_UP, up, v->tokens);
+    if (!result) result = cuda_product_decode(cache, l, TC__O, o, v->tokens);
     if (!result && !arch->parallel)
-        result = cuda_product_decode(cache, TC__GATE_UP, layer->gate_up, up, v->tokens);
-    return result ? result : cuda_product_decode(cache, TC__DOWN, layer->down, down, v->tokens);
+        result = cuda_product_decode(cache, l, TC__GATE_UP, up, v->tokens);
+    return result ? result : cuda_product_decode(cache, l, TC__DOWN, down, v->tokens);
 }
 
 /* The choice of a token by cache->host_settings. `begin`: and the first step of its evaluation. */

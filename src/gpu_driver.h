@@ -45,6 +45,7 @@ enum { /* numbers of the driver's enumerations */
        TC__CU_ATTRIBUTE_MAX_SHARED = 97, /* per block, opt-in */
        TC__CU_ATTRIBUTE_SM_COUNT = 16,
        TC__CU_ATTRIBUTE_CLOCK_KHZ = 13,
+       TC__CU_ATTRIBUTE_L2_BYTES = 38,
        TC__CU_ATTRIBUTE_INTEGRATED = 18,
        TC__CU_ATTACH_GLOBAL = 1, /* managed memory: any stream may use it */
        TC__CU_ATTACH_HOST = 2,   /* no stream uses it; the CPU may while kernels run */

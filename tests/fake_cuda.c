@@ -1018,6 +1018,7 @@ SAFE(cuDeviceGetAttribute, (int *value, int attribute, tc__cu_device device),
     case TC__CU_ATTRIBUTE_MAX_SHARED: *value = shared_limit(); break;
     case TC__CU_ATTRIBUTE_INTEGRATED: *value = fake_cuda.integrated; break;
     case TC__CU_ATTRIBUTE_CLOCK_KHZ: *value = 1980000; break;
+    case TC__CU_ATTRIBUTE_L2_BYTES: *value = 40 << 20; break;
     default: return wrong(INVALID_VALUE, "cuDeviceGetAttribute: %d", attribute);
     }
     return device < fake_cuda.devices ? 0 : INVALID_DEVICE;

@@ -23,6 +23,7 @@
 #define TC_PRODUCT_DECODE
 
 #include "prelude.cuh"
+#include "rows.cuh"
 
 // The vectors as they are, or RMSNorm or LayerNorm of them.
 enum { IN_PLAIN, IN_RMS, IN_LAYER };
@@ -34,6 +35,24 @@ enum { ACT_SILU, ACT_GELU };
 // are a pair: the first lets the second start when it has waited, and the second waits at its end.
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
+// A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
+// `most` bytes of a block's share, from `from` on, if the token's position lies in begin .. end - 1.
+struct NextMatrix {
+    const u8 *weights;
+    const State *state;
+    int row_blocks, row_bytes; // bytes of a row block
+    int blocks;                // that share the row blocks evenly; 0: nothing is brought
+    int from, most;
+    int begin, end;
+
+    // Known before the first product of the token starts.
+    __device__ __forceinline__ bool wanted() const {
+        if ((int)blockIdx.x >= blocks) return false;
+        const int pos = (int)load_u32_l2((const u32 *)&state->pos);
+        return pos >= begin && pos < end;
+    }
+};
+
 struct ProductArgs {
     const u8 *weights;
     const float *in;    // [T][K]
@@ -42,6 +61,7 @@ struct ProductArgs {
     const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
     float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED
     int tokens;         // vectors in use, at most T
+    NextMatrix next;
 };
 
 // Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
@@ -671,6 +691,18 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
     }
 }
 
+// Between a product's last unit and the next one's first the memory would have nothing to do as soon
+// as the rings are full. It brings into L2 what comes after them.
+template <int WARPS> __device__ __forceinline__ void prefetch_next(const NextMatrix &next) {
+    const int block = (int)blockIdx.x;
+    const int first = next.row_blocks * block / next.blocks;
+    const int rows = next.row_blocks * (block + 1) / next.blocks - first;
+    const u8 *share = next.weights + (i64)first * next.row_bytes;
+    const int end = min(next.from + next.most, rows * next.row_bytes);
+    for (int at = next.from + 128 * (int)threadIdx.x; at < end; at += 128 * 32 * WARPS)
+        prefetch_l2(share + at);
+}
+
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT, int PAIR>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
@@ -714,6 +746,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
         refill(i * SLOT);
     }
+    const bool bring = args.next.wanted();
     Vectors vectors;
     vectors.load_constants(args); // they, too, depend on nothing
     if (PAIR != PAIR_SECOND) wait_for_previous();
@@ -768,6 +801,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             args, first_row + from, some, tokens, sums, factor, from == 0, kept);
         if (from + S::SPAN < rows) __syncthreads();
     }
+    if (bring) prefetch_next<WARPS>(args.next);
 }
 
 #endif // TC_PRODUCT_DECODE

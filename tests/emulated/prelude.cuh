@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <set>
 #include <setjmp.h>
 #include <ucontext.h>
 #include <vector>
@@ -109,6 +110,7 @@ static struct {
     jmp_buf scheduler;
     std::function<void()> kernel;
     std::function<void()> previous; // what the kernel before this one does; done when a thread waits
+    std::set<const u8 *> prefetched;
     long steps; // anything that may let another thread go on
 } emulated;
 
@@ -388,7 +390,7 @@ inline float4 load_float4_l2(const float *p) { return emulated_global<float4>(p)
 inline float2 load_float2_l2(const float *p) { return emulated_global<float2>(p); }
 inline float load_f32_l2(const float *p) { return emulated_global<float>(p); }
 inline u32 load_u32_l2(const u32 *p) { return emulated_global<u32>(p); }
-inline void prefetch_l2(const void *) {}
+inline void prefetch_l2(const void *p) { emulated.prefetched.insert((const u8 *)p); }
 
 inline void emulated_copy(EmulatedBlock &block, const Copy &copy) {
     if (copy.from)

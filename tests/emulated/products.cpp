@@ -287,8 +287,21 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     for (float &v : in) v = random_number();
     for (int c = 0; c < K; c++) gamma[c] = 1 + random_number(), beta[c] = random_number();
     for (float &v : extra) v = 1.5f + random_number();
+    // Of the matrix itself, in the shares of 3 blocks, it brings into L2 what fits the shares.
+    const State state = {0, 7, 0, 0};
+    const int row_blocks = (ROWS + 15) / 16, begin = K % 3 ? 7 : 8;
+    const NextMatrix next = {m.bytes.data(), &state, row_blocks, M::ROW_BYTES, 3,
+                             1000,           700,    begin,      9};
     const ProductArgs args = {m.bytes.data(), in.data(),  gamma.data(), beta.data(),
-                              extra.data(),   out.data(), tokens};
+                              extra.data(),   out.data(), tokens,       next};
+    std::set<const u8 *> wanted;
+    for (int block = 0; block < std::min(BLOCKS, 3) && begin == 7; block++) {
+        const i64 from = (i64)(row_blocks * block / 3) * M::ROW_BYTES;
+        const i64 to = (i64)(row_blocks * (block + 1) / 3) * M::ROW_BYTES;
+        for (i64 at = from + 1000; at < std::min(from + 1700, to); at += 128)
+            wanted.insert(m.bytes.data() + at);
+    }
+    emulated.prefetched.clear();
     const std::vector<float> given = in;
     std::vector<float> early;
     for (int late = 0; late < 2; late++) {
@@ -306,6 +319,11 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     }
     CHECK_MSG(!memcmp(early.data(), out.data(), 4 * out.size()),
               "%s: it does not wait for its copies", name);
+    auto &seen = emulated.prefetched; // without gamma and beta
+    seen.erase(seen.begin(), seen.lower_bound(m.bytes.data()));
+    seen.erase(seen.lower_bound(m.bytes.data() + m.bytes.size()), seen.end());
+    CHECK_MSG(seen == wanted, "%s: %zu lines brought into L2, %zu expected", name, seen.size(),
+              wanted.size());
     double worst = 0;
     for (int t = 0; t < tokens; t++) {
         std::vector<double> x(K), y(ROWS);
