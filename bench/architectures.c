@@ -65,15 +65,15 @@ static int gpu_like(int i) {
 /* Of the data sheet's bandwidth: the read loop reaches 91 % on an H100 and 97 % on an H200. */
 static const double reached = 0.93;
 
-/* In microseconds. `apart`: products as measured on an H100 with kernels that do not overlap; for
- * attention what docs/gpu-log.md assumed, 0.70 ms for all steps of LLaMA-2-7B less its products and the
- * choice. `overlapping`: attention and the choice as measured on an H100; for products what these leave
- * of LLaMA-2-7B's 1.43 ms there, so that the H100's own time is no prediction. */
+/* In microseconds. `apart`: attention as a kernel of the H100 that does not overlap, and for products
+ * what this and the choice leave of LLaMA-2-7B's 1.78 ms there through compute_80. `overlapping`:
+ * attention and the choice as measured on an H100; for products what these leave of LLaMA-2-7B's 1.37
+ * ms there, so that the H100's own time is no prediction. */
 typedef struct step_costs {
     double product, attention, choice;
 } step_costs;
 
-static const step_costs apart = {4.0, 5.4, 11}, overlapping = {1.1, 2.3, 11};
+static const step_costs apart = {3.0, 5.4, 11}, overlapping = {0.6, 2.3, 11};
 
 /* TinyChat's method: the median of 200 tokens behind a context of 4. */
 static const double positions = 4 + 200 / 2;
