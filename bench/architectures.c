@@ -124,6 +124,8 @@ static const struct {
 } rings[] = {
     {"DECODE_PRODUCT(", WEIGHTS,
      "name##_pick::WARPS * name##_pick::RING * name##_pick::Matrix::UNIT_BYTES"},
+    {"EACH_PRODUCT(", WEIGHTS,
+     "name##_pick::WARPS * name##_pick::RING * name##_pick::Matrix::UNIT_BYTES"},
     {"attention_decode<", KEYS, "DECODE_SMEM"},
 };
 

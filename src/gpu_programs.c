@@ -100,8 +100,8 @@ static const char *programs_type_name(const tc__kinds *kinds, int role, int i) {
 }
 
 /* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
- * OUT_QKV, NO_PAIR)" and the like. Products of a layer come from the SIDEs of instances.cuh in
- * turn. In a parallel block qkv and up both need x alone, and down can begin when o can. */
+ * OUT_QKV, NO_PAIR)" and the like, and for several vectors the same with EachPick and EACH_PRODUCT.
+ * Products of a layer come from the SIDEs of instances.cuh in turn. In a parallel block qkv and up both need x alone, and down can begin when o can. */
 static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
                             tc__buf *text) {
     const tc__arch *arch = &weights->arch;
@@ -135,10 +135,8 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
     tc__buf_printf(text, "%s_%d_matrix, %zu, %s> few_%s_%d_each;\n", name, i, matrix->rows,
                    how[role].in, name, i);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, %d, "
-                   "%s, %s, %s)\n",
-                   name, i, name, i, matrix->rows, name, i, how[role].side, how[role].in,
-                   how[role].out, how[role].pair);
+                   "EACH_PRODUCT(few_%s_%d, few_%s_%d_each, %zu, %d, %s, %s, %s)\n", name, i, name,
+                   i, matrix->rows, how[role].side, how[role].in, how[role].out, how[role].pair);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -155,8 +153,7 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE, NO_PAIR)\n",
                    head->rows, norm);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(head_each, head_few::Matrix, %zu, head_few::T, 0, %s, OUT_STORE, "
-                   "NO_PAIR)\n",
+                   "EACH_PRODUCT(head_each, head_few, %zu, 0, %s, OUT_STORE, NO_PAIR)\n",
                    head->rows, norm);
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"

@@ -125,6 +125,7 @@ static const char probe[] =
     "    keep_all(few), keep_all(some), keep_all(narrow), keep_all(wide);\n"
     "    warps_sync<128>(1);\n"
     "    out[threadIdx.x] = few[1] + some[2] + narrow[7] + wide[9] + load_cluster_16(at, rank).x;\n"
+    "    out[threadIdx.x] += load_cluster_8(at, rank).y + load_cluster_f32(at, rank);\n"
     "}\n"
     "#endif\n";
 

@@ -1,6 +1,6 @@
 // instances - the macros with which the engine instantiates kernels for a model's shapes. Each kernel
 // NAME comes with NAME_launch: {grid x (0: the caller's), threads, dynamic shared memory, tokens that
-// one launch, or one row of its grid, takes}.
+// one launch, or one row of its grid, takes}, and perhaps {blocks of a cluster, ...}.
 
 #ifndef TC_INSTANCES
 #define TC_INSTANCES
@@ -25,6 +25,12 @@
 template <bool first, class A, class B> struct Choose { typedef A type; };
 template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 
+#ifdef TC_HOPPER
+#define IN_CLUSTERS_OF(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define IN_CLUSTERS_OF(blocks)
+#endif
+
 // ---- products of decode ----
 
 // What a product asks for. Where kernels overlap (sm_90 on) a block works while one of the next
@@ -34,13 +40,15 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // than a block may ask for, and keeps 1 KB of it for each block.) A vector too large for that gets
 // fewer digits.
 template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
-    static constexpr int BLOCKS = (ROWS + 15) / 16 < SM_COUNT ? (ROWS + 15) / 16 : SM_COUNT;
+    static constexpr int SPLIT = M::SPLIT, ROW_BLOCKS = (ROWS + 15) / 16;
+    static constexpr int BLOCKS =
+        SPLIT * (ROW_BLOCKS < SM_COUNT / SPLIT ? ROW_BLOCKS : SM_COUNT / SPLIT);
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
     // 12 to 16 warps, as share out the chunks of a vector best; of several vectors 12 or 16.
     template <class N> static __device__ constexpr int warps() {
-        constexpr int CHUNKS = (N::K + 127) / 128;
+        constexpr int CHUNKS = ((N::K + 127) / 128 + SPLIT - 1) / SPLIT; // of a block
         int best = 16;
         for (int n = T == 1 ? 15 : 12; n >= 12 && CHUNKS >= 16; n--)
             if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
@@ -79,16 +87,36 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
            (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
                            name##_pick::BLOCKS, IN, OUT, PAIR>(args)))                             \
-    extern "C" __device__ int name##_launch[4] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
-                                                  name##_pick::SMEM, T};
+    LAUNCH_TOKENS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM, T)
 
 // Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
-// no room for two, one by one with the matrix One.
+// no room for two, one by one with the matrix One. Where there are clusters two blocks share the
+// columns, of too many columns four.
 template <class M, class One, int ROWS, int IN> struct EachPick {
-    template <int T> static constexpr bool HOLDS = DecodePick<M, ROWS, T, 0, IN>::RING >= 2;
+    template <int SPLIT, int T>
+    static constexpr int RING = DecodePick<typename M::template Split<SPLIT>, ROWS, T, 0, IN>::RING;
+#ifdef TC_HOPPER
+    static constexpr int CHUNKS = (M::K + 127) / 128;
+    static constexpr int SPLIT = CHUNKS < 4 ? 1 : CHUNKS < 8 || RING<2, 8> >= 2 ? 2 : 4;
+#else
+    static constexpr int SPLIT = 1;
+#endif
+    template <int T> static constexpr bool HOLDS = RING<SPLIT, T> >= 2;
     static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
-    typedef typename Choose<(T > 1), M, One>::type Matrix;
+    typedef typename Choose<(T > 1), typename M::template Split<SPLIT>, One>::type Matrix;
 };
+
+#define EACH_PRODUCT(name, Each, ROWS, SIDE, IN, OUT, PAIR)                                        \
+    typedef DecodePick<Each::Matrix, ROWS, Each::T, SIDE, IN> name##_pick;                         \
+    static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
+    extern "C" __global__ void IN_CLUSTERS_OF(name##_pick::SPLIT)                                  \
+        __launch_bounds__(name##_pick::WARPS * 32, name##_pick::RESIDENT)                          \
+            name(const __grid_constant__ ProductArgs args) {                                       \
+        product_decode<name##_pick::Matrix, ROWS, Each::T, name##_pick::WARPS, name##_pick::RING,  \
+                       name##_pick::BLOCKS, IN, OUT, PAIR>(args);                                  \
+    }                                                                                              \
+    extern "C" __device__ int name##_launch[5] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
+                                                  name##_pick::SMEM, Each::T, name##_pick::SPLIT};
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
 
@@ -177,11 +205,9 @@ struct PrefillPick<false, Slices, Tile, ROWS, SIZE, OUT> {
 
 #define PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT)                                              \
     PrefillPick<K % 64 == 0, TYPE##Slices<K, GROUP>, TYPE##Tile<K, GROUP>, ROWS, SIZE, OUT>::type
-#define IN_CLUSTERS_OF(blocks) __cluster_dims__(blocks, 1, 1)
 #else
 #define PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT)                                              \
     PortableProduct<TYPE##Tile<K, GROUP>, ROWS, SIZE, OUT>
-#define IN_CLUSTERS_OF(blocks)
 #endif
 
 // NAME_launch: {blocks for one tile of tokens, threads, dynamic shared memory, tokens of a tile, blocks

@@ -329,7 +329,51 @@ __device__ __forceinline__ void w4_to_f16x2(u32 word, u32 low, u32 high, u32 a[4
     a[3] = f16x2_fma(and_or(word >> 8, 0x00f000f0, bias), sixteenth, high);
 }
 
-// ---- sm_90a: bulk copies, barriers of transactions, clusters, warpgroup matrix instructions ----
+// ---- clusters (from sm_90 on) ----
+
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Waits for all threads of the cluster.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// 16 bytes of block `rank` of the cluster, at the same place as here.
+__device__ __forceinline__ float4 load_cluster_16(u32 shared, u32 rank) {
+    float4 v;
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [at];\n}\n"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(shared), "r"(rank)
+                 : "memory");
+    return v;
+}
+
+// The same of 8 bytes, and of 4.
+__device__ __forceinline__ float2 load_cluster_8(u32 shared, u32 rank) {
+    float2 v;
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %2, %3;\n"
+                 "ld.shared::cluster.v2.f32 {%0, %1}, [at];\n}\n"
+                 : "=f"(v.x), "=f"(v.y)
+                 : "r"(shared), "r"(rank)
+                 : "memory");
+    return v;
+}
+__device__ __forceinline__ float load_cluster_f32(u32 shared, u32 rank) {
+    float v;
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %1, %2;\n"
+                 "ld.shared::cluster.f32 %0, [at];\n}\n"
+                 : "=f"(v)
+                 : "r"(shared), "r"(rank)
+                 : "memory");
+    return v;
+}
+
+// ---- sm_90a: bulk copies, barriers of transactions, warpgroup matrix instructions ----
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define TC_HOPPER 1
@@ -399,28 +443,6 @@ __device__ __forceinline__ void copy_bulk_multicast(u32 shared, const void *glob
 // Arrives at the barrier when all copies that this thread started with copy_async_16 are complete.
 __device__ __forceinline__ void copy_async_arrive(u32 barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-// Waits for all threads of the cluster.
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
-}
-
-// 16 bytes of block `rank` of the cluster, at the same place as here.
-__device__ __forceinline__ float4 load_cluster_16(u32 shared, u32 rank) {
-    float4 v;
-    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [at];\n}\n"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(shared), "r"(rank)
-                 : "memory");
-    return v;
 }
 
 // A barrier of some warps of the block, number 1 to 15.

@@ -16,8 +16,10 @@
 // Partial sums of the warps meet in shared memory and are added in the order of their columns: the
 // same input always gives the same bits.
 //
-// Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes.
-// Bytes moved: the matrix once; the vectors once per block (from L2).
+// Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes. Matrices with
+// SPLIT above 1 (product_short.cuh): in clusters of SPLIT blocks, at most one per row block.
+// Bytes moved: the matrix once; the vectors once per block or cluster (from L2); in a cluster every
+// block's sums once to another's.
 
 #ifndef TC_PRODUCT_DECODE
 #define TC_PRODUCT_DECODE
@@ -70,7 +72,7 @@ struct ProductArgs {
 // for every digit, the leading one first, 4 runs: run c has the digits of columns 8c .. 8c + 7 of
 // each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
 template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
-    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_;
+    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_, SPLIT = 1;
     // Smaller units make up 128 columns together: here these are one, the last one of a row block what
     // is left.
     static constexpr int GROUPS = 128 / GROUP, GROUP_BYTES = 8 * GROUP + 64;
@@ -274,7 +276,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 // numbers rounded to binary16, and what that leaves out; a scale per unit's columns brings the
 // largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
-    static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2;
+    static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2, SPLIT = 1;
     static constexpr int UNITS = K / GROUP, CHUNK_UNITS = 128 / GROUP; // of 128 columns
     static constexpr int UNIT_BYTES = 32 * GROUP, ROW_BYTES = 32 * K, UNROLL = 1;
     typedef F16<K> Coarser;
@@ -380,64 +382,84 @@ template <int T> __device__ __forceinline__ void store_part(float *part, const f
     if (2 * pair + 1 < T) part[32 * pair + 16] = sum[1], part[32 * pair + 24] = sum[3];
 }
 
-// How the warps of a block share its row blocks: every warp has one of PARTS ranges of columns, whole
-// chunks of 128. With few columns there are fewer ranges than warps, and TEAMS of PARTS warps take
-// row blocks in turn; the warps of a range then share its chunks of the vector, too.
+// How warps share row blocks: every warp has one of RANGES ranges of columns, whole chunks of 128.
+// PARTS of them are a block's; the SPLIT blocks of a cluster have theirs one after the other. With few
+// columns there are fewer ranges than warps, and TEAMS of PARTS warps take row blocks in turn; the
+// warps of a range then share its chunks of the vector, too.
 template <class M, int WARPS> struct WarpShare {
-    static constexpr int CHUNKS = (M::K + 127) / 128;
+    static constexpr int CHUNKS = (M::K + 127) / 128, SPLIT = M::SPLIT;
+    static constexpr int OWN_CHUNKS = (CHUNKS + SPLIT - 1) / SPLIT; // of a block, at most
     static __device__ constexpr int parts() {
         int n = WARPS;
-        while (n > CHUNKS) n /= 2;
+        while (n * SPLIT > CHUNKS) n /= 2;
         return n;
     }
-    static constexpr int PARTS = parts(), TEAMS = WARPS / PARTS;
-    static constexpr int MOST = (CHUNKS + PARTS - 1) / PARTS;  // chunks of a range
-    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;   // of these a warp prepares
-    static constexpr bool EVEN = STEPS * WARPS == CHUNKS;      // every warp has so many
+    static constexpr int PARTS = parts(), RANGES = PARTS * SPLIT, TEAMS = WARPS / PARTS;
+    static constexpr int MOST = (CHUNKS + RANGES - 1) / RANGES;   // chunks of a range
+    static constexpr int STEPS = (MOST + TEAMS - 1) / TEAMS;      // of these a warp prepares
+    static constexpr bool EVEN = STEPS * WARPS * SPLIT == CHUNKS; // every warp has so many
     static constexpr bool UNIFORM = // all ranges have so many units:
-        CHUNKS % PARTS == 0 && M::UNITS == CHUNKS * M::CHUNK_UNITS;
-    static constexpr int UNITS = M::UNITS / PARTS;
+        CHUNKS % RANGES == 0 && M::UNITS == CHUNKS * M::CHUNK_UNITS;
+    static constexpr int UNITS = M::UNITS / RANGES;
 
-    static __device__ __forceinline__ int first_chunk(int part) { return CHUNKS * part / PARTS; }
-    static __device__ __forceinline__ int first_unit(int part) {
-        if (UNIFORM) return UNITS * part;
-        return min(first_chunk(part) * M::CHUNK_UNITS, M::UNITS);
+    static __device__ __forceinline__ int first_chunk(int range) { return CHUNKS * range / RANGES; }
+    static __device__ __forceinline__ int first_unit(int range) {
+        if (UNIFORM) return UNITS * range;
+        return min(first_chunk(range) * M::CHUNK_UNITS, M::UNITS);
+    }
+    // Of this block: its place in the cluster; where the chunks of the block at `rank` begin.
+    static __device__ __forceinline__ int rank() { return SPLIT == 1 ? 0 : blockIdx.x % SPLIT; }
+    static __device__ __forceinline__ int first_of(int rank) {
+        return SPLIT == 1 ? rank * CHUNKS : first_chunk(rank * PARTS);
     }
     static __device__ __forceinline__ int part_of(int warp) {
         return TEAMS == 1 ? warp : warp % PARTS;
     }
+    static __device__ __forceinline__ int range_of(int warp) {
+        return rank() * PARTS + part_of(warp);
+    }
     static __device__ __forceinline__ int team_of(int warp) {
         return TEAMS == 1 ? 0 : warp / PARTS;
     }
+    // Columns of the chunks from `begin` to `end`.
+    static __device__ __forceinline__ int columns_between(int begin, int end) {
+        return min(128 * end, M::K) - 128 * begin;
+    }
     // Columns that a warp prepares.
     static __device__ __forceinline__ int columns_of(int warp) {
-        const int part = part_of(warp), end = first_chunk(part + 1);
-        if (TEAMS == 1) return min(128 * end, M::K) - 128 * first_chunk(part);
+        const int range = range_of(warp), end = first_chunk(range + 1);
+        if (TEAMS == 1) return columns_between(first_chunk(range), end);
         int columns = 0;
-        for (int chunk = first_chunk(part) + team_of(warp); chunk < end; chunk += TEAMS)
+        for (int chunk = first_chunk(range) + team_of(warp); chunk < end; chunk += TEAMS)
             columns += min(128, M::K - 128 * chunk);
         return columns;
     }
 };
 
 // Shared memory of a block, in this order: the vectors, what is known of their groups, the moments
-// of the norm, the partial sums, the rings. RING: units of a warp's ring.
+// of the norm, the partial sums, in a cluster the block's sums, the rings. RING: units of a warp's.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> struct ProductShape {
     typedef WarpShare<M, WARPS> Share;
-    static constexpr int ROW_BLOCKS = (ROWS + 15) / 16;
-    static constexpr int BLOCK_ROWS = (ROW_BLOCKS + BLOCKS - 1) / BLOCKS; // row blocks of a block
+    static_assert(BLOCKS % M::SPLIT == 0 && Share::PARTS > 0, "whole clusters, columns for all");
+    static constexpr int ROW_BLOCKS = (ROWS + 15) / 16, CLUSTERS = BLOCKS / M::SPLIT;
+    static constexpr int BLOCK_ROWS = (ROW_BLOCKS + CLUSTERS - 1) / CLUSTERS; // of a block
     // row blocks whose partial sums there is room for, about 16 KB (of few tokens 32), before they
     // are added up: as many of each team
     static constexpr int ROUNDS = (T == 1 ? 16 : 32) / T / Share::TEAMS;
     static constexpr int MOST = Share::TEAMS * (ROUNDS ? ROUNDS : 1);
     static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
+    // row blocks after which the blocks of a cluster add their sums, about 16 KB: whole spans
+    static constexpr int SPANS = (BLOCK_ROWS + SPAN - 1) / SPAN, ROOM = 256 / T / SPAN;
+    static constexpr int MEET = SPAN * (SPANS < ROOM ? SPANS : ROOM ? ROOM : 1);
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
     static constexpr int INFO = align(T * M::template Layout<T>::X);
     static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
-    static constexpr int ENTRIES = IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::CHUNKS;
+    static constexpr int ENTRIES = // of a token; those of T > 1: ProductVectors
+        IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::OWN_CHUNKS + 2;
     static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES);
-    static constexpr int RINGS = SUMS + align(SPAN * Share::PARTS * T * 16 * 4);
+    static constexpr int BLOCK_SUMS = SUMS + align(SPAN * Share::PARTS * T * 16 * 4);
+    static constexpr int RINGS = BLOCK_SUMS + (M::SPLIT == 1 ? 0 : align(MEET * T * 16 * 4));
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
@@ -447,14 +469,17 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
 // for the end; LayerNorm is done here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
     typedef WarpShare<M, WARPS> Share;
-    static constexpr int K = M::K, CHUNKS = Share::CHUNKS;
+    static constexpr int K = M::K, SPLIT = M::SPLIT;
     static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
     static constexpr int MOST = T > 1 ? 8 : 9; // loads that there are registers for
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
-    // the moments' entries of a token: one for each warp or for each chunk
-    static constexpr int ENTRIES = T == 1 ? WARPS : CHUNKS;
+    // The moments' entries of a token: one for each warp or for each of the block's chunks. Behind
+    // those of all of several tokens there is one of each for the whole block, and with LayerNorm
+    // its mean and reciprocal deviation.
+    static constexpr int ENTRIES = T == 1 ? WARPS : Share::OWN_CHUNKS;
+    static constexpr int OF_BLOCK = T * ENTRIES, NORMS = OF_BLOCK + T;
 
     // steps whose gamma and beta come early; with LayerNorm registers are scarce. Several vectors
     // have the same ones.
@@ -467,13 +492,15 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int BETAS = EARLY && IN == IN_LAYER && GAMMAS == STEPS ? STEPS : 0;
     static_assert(!SAME || STRETCH % Share::STEPS == 0, "a stretch has whole vectors");
 
-    int first, end; // of this warp's chunks; they are TEAMS apart
+    int origin;     // of this block's chunks
+    int first, end; // of this warp's; they are TEAMS apart
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
     __device__ __forceinline__ ProductVectors() {
-        const int warp = threadIdx.x >> 5, part = Share::part_of(warp);
-        first = Share::first_chunk(part) + Share::team_of(warp);
-        end = Share::first_chunk(part + 1);
+        const int warp = threadIdx.x >> 5, range = Share::range_of(warp);
+        origin = Share::first_of(Share::rank());
+        first = Share::first_chunk(range) + Share::team_of(warp);
+        end = Share::first_chunk(range + 1);
     }
     static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
         if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
@@ -489,20 +516,25 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             if (i < K && k >= BETAS && args.beta) prefetch_l2(args.beta + i);
         }
     }
-    // Columns that entry e of a token's moments stands for.
-    static __device__ __forceinline__ int columns_of(int e) {
-        return T == 1 ? Share::columns_of(e) : min(128, K - 128 * e);
-    }
-    // Mean and reciprocal deviation of a token out of its moments: (mean, squares about it) each.
-    static __device__ __forceinline__ float2 combined(const float2 *moments) {
+    // The mean of `all` columns and their squares about it, out of the same of parts of them.
+    template <class Entry, class Columns>
+    static __device__ __forceinline__ float2 united(int entries, int all, const Entry &entry,
+                                                    const Columns &columns) {
         float mean = 0, squares = 0;
-        for (int e = threadIdx.x & 31; e < ENTRIES; e += 32) mean += moments[e].x * columns_of(e);
-        mean = warp_sum(mean) / K;
-        for (int e = threadIdx.x & 31; e < ENTRIES; e += 32) {
-            const float off = moments[e].x - mean;
-            squares += moments[e].y + off * off * columns_of(e);
+        for (int e = threadIdx.x & 31; e < entries; e += 32) mean += entry(e).x * columns(e);
+        mean = warp_sum(mean) / all;
+        for (int e = threadIdx.x & 31; e < entries; e += 32) {
+            const float off = entry(e).x - mean;
+            squares += entry(e).y + off * off * columns(e);
         }
-        return make_float2(mean, rsqrtf(warp_sum(squares) / K + NORM_EPS));
+        return make_float2(mean, warp_sum(squares));
+    }
+    // Mean and reciprocal deviation.
+    static __device__ __forceinline__ float2 norm_of(float2 m) {
+        return make_float2(m.x, rsqrtf(m.y / K + NORM_EPS));
+    }
+    __device__ __forceinline__ int chunks_of_block() const {
+        return SPLIT == 1 ? Share::CHUNKS : Share::first_of(Share::rank() + 1) - origin;
     }
     static __device__ __forceinline__ float sum_of(float4 v) {
         return (v.x + v.y) + (v.z + v.w);
@@ -540,12 +572,12 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                                          float2 *moments) const {
         typedef typename M::template Layout<T> L;
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-        x += keep(first * M::X_STEP + M::place());
-        infos += keep(first * M::INFO_STEP + M::info_place());
+        x += keep((first - origin) * M::X_STEP + M::place());
+        infos += keep((first - origin) * M::INFO_STEP + M::info_place());
         float squares = 0; // T == 1
         if (T > 1 && IN == IN_LAYER) {
             for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
-            __syncthreads();
+            unite_moments(tokens, moments);
         }
 #pragma unroll 1
         for (int from = 0; from < STEPS; from += STRETCH) {
@@ -562,7 +594,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                 const bool some = chunk_of(from + k, tokens, &t, &nth);
                 if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
                 if (IN == IN_LAYER && T > 1 && some)
-                    shift(v[k], combined(moments + t * ENTRIES), inside(nth));
+                    shift(v[k], moments[NORMS + t], inside(nth));
                 if (IN != IN_PLAIN) {
                     const int i = some ? column_of(nth) : K;
                     affine(v[k],
@@ -584,11 +616,27 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             if (lane == 0) moments[warp].x = squares;
         }
     }
-    // RMSNorm's factor of a token.
-    static __device__ __forceinline__ float factor(const float2 *moments) {
+    // A token's sum of squares in this block: one warp's work for each, when all have noted theirs.
+    __device__ __forceinline__ void add_squares(float2 *moments) const {
+        const int t = threadIdx.x >> 5;
+        if (t >= T) return;
         float squares = 0;
+        for (int e = threadIdx.x & 31; e < chunks_of_block(); e += 32)
+            squares += moments[t * ENTRIES + e].x;
+        squares = warp_sum(squares);
+        if ((threadIdx.x & 31) == 0) moments[OF_BLOCK + t].x = squares;
+    }
+    // RMSNorm's factor of a token.
+    static __device__ __forceinline__ float factor(const float2 *moments, int token) {
+        float squares = 0;
+        if constexpr (SPLIT > 1) {
+            const u32 from = shared_address(moments + OF_BLOCK + token);
+#pragma unroll
+            for (int r = 0; r < SPLIT; r++) squares += load_cluster_8(from, r).x;
+        } else {
 #pragma unroll 8
-        for (int e = 0; e < ENTRIES; e++) squares += moments[e].x;
+            for (int e = 0; e < ENTRIES; e++) squares += moments[token * ENTRIES + e].x;
+        }
         return rsqrtf(squares / K + NORM_EPS);
     }
 
@@ -619,7 +667,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         s[0] += __shfl_xor_sync(0xffffffffu, s[0], 1);
         int t, nth;
         if (chunk_of(from + step, tokens, &t, &nth) && lane % 4 == 0 && step < STRETCH)
-            moments[t * ENTRIES + first + nth * Share::TEAMS].x = s[0];
+            moments[t * ENTRIES + first - origin + nth * Share::TEAMS].x = s[0];
     }
     __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
                                                  float2 *moments) const {
@@ -627,9 +675,37 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         if (!chunk_of(step, tokens, &t, &nth)) return;
         const int chunk = first + nth * Share::TEAMS;
         const float4 v = fetch(in, step, tokens);
-        const float mean = warp_sum(sum_of(v)) / columns_of(chunk);
+        const float mean = warp_sum(sum_of(v)) / min(128, K - 128 * chunk);
         const float squares = warp_sum(inside(nth) ? squares_of(v, mean) : 0);
-        if ((threadIdx.x & 31) == 0) moments[t * ENTRIES + chunk] = make_float2(mean, squares);
+        if ((threadIdx.x & 31) == 0)
+            moments[t * ENTRIES + chunk - origin] = make_float2(mean, squares);
+    }
+    // What LayerNorm needs of each token, out of the chunks of all blocks: one warp's work for each.
+    __device__ __forceinline__ void unite_moments(int tokens, float2 *moments) const {
+        static_assert(T <= WARPS, "a warp for each token");
+        const int t = threadIdx.x >> 5, lane = threadIdx.x & 31;
+        float2 m = make_float2(0, 0);
+        __syncthreads();
+        if (t < tokens) {
+            const int chunks = chunks_of_block();
+            m = united(
+                chunks, Share::columns_between(origin, origin + chunks),
+                [&](int e) { return moments[t * ENTRIES + e]; },
+                [&](int e) { return min(128, K - 128 * (origin + e)); });
+            if (SPLIT > 1 && lane == 0) moments[OF_BLOCK + t] = m;
+        }
+        if constexpr (SPLIT > 1) {
+            cluster_sync();
+            const u32 from = shared_address(moments + OF_BLOCK + t);
+            if (t < tokens)
+                m = united(
+                    SPLIT, K, [&](int r) { return load_cluster_8(from, r); },
+                    [&](int r) {
+                        return Share::columns_between(Share::first_of(r), Share::first_of(r + 1));
+                    });
+        }
+        if (t < tokens && lane == 0) moments[NORMS + t] = norm_of(m);
+        __syncthreads();
     }
     // One token: the warps' moments, a barrier, and the vector normalised in registers.
     __device__ __forceinline__ void normalise(float4 v[STRETCH], float2 *moments) const {
@@ -637,14 +713,16 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         float sum = 0, squares = 0;
 #pragma unroll
         for (int k = 0; k < STRETCH; k++) sum += sum_of(v[k]);
-        const float mean = warp_sum(sum) / max(columns_of(warp), 1);
+        const float mean = warp_sum(sum) / max(Share::columns_of(warp), 1);
 #pragma unroll
         for (int k = 0; k < STRETCH; k++)
             if (inside(k)) squares += squares_of(v[k], mean);
         squares = warp_sum(squares);
         if ((threadIdx.x & 31) == 0) moments[warp] = make_float2(mean, squares);
         __syncthreads();
-        const float2 m = combined(moments);
+        const float2 m = norm_of(united(
+            WARPS, K, [&](int e) { return moments[e]; },
+            [&](int e) { return Share::columns_of(e); }));
 #pragma unroll
         for (int k = 0; k < STRETCH; k++) shift(v[k], m, inside(k));
     }
@@ -655,25 +733,52 @@ __device__ __forceinline__ float activation(float x) {
                                   : __fdividef(x, 1 + __expf(-x));
 }
 
-// What becomes of the sums of `rows` row blocks: adds the parts of each in their order, and stores.
-// `first`: the first row block; `factor`: RMSNorm's of the token whose numbers this thread stores;
-// `early`: `kept` is what its first sum meets.
+// Adds the warps' parts of `rows` row blocks, in their order.
+template <class S, int T, int WARPS>
+__device__ __forceinline__ void product_add(const float *parts, int rows, float *sums) {
+    for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
+        float y = 0;
+#pragma unroll
+        for (int p = 0; p < S::Share::PARTS; p++) y += parts[p * S::SPAN * T * 16 + o];
+        sums[o] = y;
+    }
+}
+
+// How many of `rows` row blocks this block stores: of a cluster's every SPLITth.
+template <int SPLIT> __device__ __forceinline__ int rows_stored(int rows, int rank) {
+    return SPLIT == 1 ? rows : (rows - rank + SPLIT - 1) / SPLIT;
+}
+
+// What becomes of the sums of `rows` row blocks: adds the parts of each in their order, those of its
+// warps or, in a cluster, those of its blocks, and stores. `first`: the first row block; `factor`:
+// RMSNorm's of the token whose numbers this thread stores; `early`: `kept` is what its first sum
+// meets.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
                                               int tokens, const float *sums, float factor,
                                               bool early, float kept) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
-    constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
-    for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
-        const int r = o / (16 * T), t = T == 1 ? 0 : o / 16 % T, n = o % 16;
+    constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS, SPLIT = M::SPLIT;
+    const int rank = S::Share::rank();
+    for (int o = threadIdx.x; o < rows_stored<SPLIT>(rows, rank) * 16 * T; o += WARPS * 32) {
+        const int r = o / (16 * T) * SPLIT + rank, t = T == 1 ? 0 : o / 16 % T, n = o % 16;
         const int row = (first + r) * (OUT == OUT_GATED ? 8 : 16) + n;
         if (t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS) continue;
         float y = 0, up = 0;
+        if constexpr (SPLIT > 1) {
+            const u32 from = shared_address(sums + (r * T + t) * 16 + n);
 #pragma unroll
-        for (int p = 0; p < S::Share::PARTS; p++) {
-            const float *part = sums + (p * S::SPAN * T + r * T + t) * 16 + n;
-            y += part[0];
-            if (OUT == OUT_GATED) up += part[8];
+            for (int p = 0; p < SPLIT; p++) {
+                y += load_cluster_f32(from, p);
+                if (OUT == OUT_GATED) up += load_cluster_f32(from + 4 * 8, p);
+            }
+        } else {
+#pragma unroll
+            for (int p = 0; p < S::Share::PARTS; p++) {
+                const float *part = sums + (p * S::SPAN * T + r * T + t) * 16 + n;
+                y += part[0];
+                if (OUT == OUT_GATED) up += part[8];
+            }
         }
         y *= factor, up *= factor;
         float *out = args.out + (i64)t * OUT_ROWS + row;
@@ -708,21 +813,22 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
-    constexpr int SLOT = M::UNIT_BYTES, NUMBERS = T == 1 ? 2 : 4;
+    constexpr int SLOT = M::UNIT_BYTES, NUMBERS = T == 1 ? 2 : 4, SPLIT = M::SPLIT;
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
-    const int part = Share::part_of(warp), team = Share::team_of(warp);
+    const int part = Share::part_of(warp), range = Share::range_of(warp);
+    const int team = Share::team_of(warp), rank = Share::rank();
     const u32 base = shared_address(smem);
     if (PAIR != PAIR_FIRST) launch_dependents();
 
-    // this block's row blocks and this warp's units of them
-    const int block = (int)blockIdx.x, first_row = S::ROW_BLOCKS * block / BLOCKS;
-    const int rows = S::ROW_BLOCKS * (block + 1) / BLOCKS - first_row;
-    const int first_unit = Share::first_unit(part);
+    // the row blocks of this block, or of its cluster, and this warp's units of them
+    const int cluster = (int)blockIdx.x / SPLIT, first_row = S::ROW_BLOCKS * cluster / S::CLUSTERS;
+    const int rows = S::ROW_BLOCKS * (cluster + 1) / S::CLUSTERS - first_row;
+    const int first_unit = Share::first_unit(range);
     const int units = // of a row block
-        Share::UNIFORM ? Share::UNITS : Share::first_unit(part + 1) - first_unit;
+        Share::UNIFORM ? Share::UNITS : Share::first_unit(range + 1) - first_unit;
     int left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units; // to copy
     int of_row = units;                                                 // of these in the row block
     const int to_next_row = Share::TEAMS * M::ROW_BYTES - (units - 1) * M::STEP;
@@ -731,7 +837,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     // Copies the next unit, if there is one.
     auto refill = [&](u32 slot) {
         if (left > 0) {
-            matrix.copy(slot, of_row == 1 && part == Share::PARTS - 1);
+            matrix.copy(slot, of_row == 1 && range == Share::RANGES - 1);
             left--;
             matrix.at += --of_row ? M::STEP : to_next_row;
             if (of_row == 0) of_row = units;
@@ -756,8 +862,9 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     // what the first sum that this thread stores meets, in time for the end
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
-    const int own = (first_row + threadIdx.x / (16 * T)) * 16 + threadIdx.x % 16;
-    const bool stores = threadIdx.x < rows * 16 * T && own < ROWS && token < tokens;
+    const int own = (first_row + threadIdx.x / (16 * T) * SPLIT + rank) * 16 + threadIdx.x % 16;
+    const bool stores = threadIdx.x < rows_stored<SPLIT>(rows, rank) * 16 * T && own < ROWS &&
+                        token < tokens;
     float kept = 0;
     const float *residual = args.out + (i64)token * ROWS + own;
     if (OUT == OUT_ADD && PAIR != PAIR_SECOND && stores) kept = load_f32_l2(residual);
@@ -767,7 +874,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     else
         __syncwarp();
 
-    matrix.template look_at<T>(base + S::X, base + S::INFO, tokens);
+    matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
+                               base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
     float factor = 1; // RMSNorm's of this thread's token
     constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
     u32 slot = 0;
@@ -796,10 +904,27 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             if (OUT == OUT_ADD && stores) kept = load_f32_l2(residual);
         }
         __syncthreads();
-        if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments + token * Vectors::ENTRIES);
-        product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
-            args, first_row + from, some, tokens, sums, factor, from == 0, kept);
-        if (from + S::SPAN < rows) __syncthreads();
+        if constexpr (SPLIT == 1) {
+            if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments, token);
+            product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
+                args, first_row + from, some, tokens, sums, factor, from == 0, kept);
+            if (from + S::SPAN < rows) __syncthreads();
+        } else {
+            float *block_sums = (float *)(smem + S::BLOCK_SUMS);
+            const int noted = from % S::MEET, end = from + some;
+            product_add<S, T, WARPS>(sums, some, block_sums + noted * 16 * T);
+            if (IN == IN_RMS && from == 0) vectors.add_squares(moments);
+            if (end < rows && end % S::MEET) {
+                __syncthreads();
+                continue;
+            }
+            cluster_sync();
+            if (IN == IN_RMS && from == noted) factor = Vectors::factor(moments, token);
+            product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
+                args, first_row + from - noted, end - (from - noted), tokens, block_sums, factor,
+                from == noted, kept);
+            cluster_sync(); // before the sums are overwritten, or this block ends: others read them
+        }
     }
     if (bring) prefetch_next<WARPS>(args.next);
 }

@@ -1,8 +1,13 @@
 // product_short - the matrices of product_decode.cuh for up to eight vectors at once: short
 // prompts.
 //
-// Still bound by reading W once, and the same kernel, product_decode, reads it. Each vector is a
-// column of B, so the eight columns of one mma serve up to eight vectors. 4-bit weights become the
+// Still bound by reading W once, and the same kernel, product_decode, reads it. But eight vectors are
+// much for each of all blocks to fetch and to prepare. So where there are clusters, the SPLIT blocks
+// of one share row blocks, each with its part of the columns: it prepares that part of the vectors
+// and has room for the rest of more of them. Their sums, and what the norms need to know of whole
+// vectors, meet through the shared memory of the cluster.
+//
+// Each vector is a column of B, so the eight columns of one mma serve up to eight vectors. 4-bit weights become the
 // exact numbers q - zero in binary16; their scale meets the sums of a group in binary32. The
 // vectors' numbers have a power-of-two scale for every group, which brings the largest to 2^10 ..
 // 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22 bits), or one where
@@ -16,13 +21,16 @@
 #include "product_prefill.cuh"
 #include "rows.cuh"
 
-// Vectors of K columns in groups. In shared memory a vector is a plane for each limb; lane l wants
-// vector l / 4 and, of each 32 columns, the eight from 8 (l % 4) on, as does the A operand.
-template <int K, int GROUP, int LIMBS> struct ShortVectors {
-    static constexpr int PLANE = 2 * K; // bytes
+// Vectors of K columns in groups, of which a block has its part of SPLIT, whole chunks of 128. In
+// shared memory a vector is a plane for each limb; lane l wants vector l / 4 and, of each 32 columns,
+// the eight from 8 (l % 4) on, as does the A operand.
+template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
+    static constexpr int CHUNKS = ((K + 127) / 128 + SPLIT - 1) / SPLIT;
+    static constexpr int COLUMNS = SPLIT == 1 ? K : 128 * CHUNKS; // of a block, at most
+    static constexpr int PLANE = 2 * COLUMNS;                     // bytes
     template <int T> struct Layout {
         static constexpr int X = (LIMBS * PLANE + 127) / 128 * 128 + 64; // vectors differ in banks
-        static constexpr int INFO = 4 * (K / GROUP) + 4;
+        static constexpr int INFO = 4 * (COLUMNS / GROUP) + 4;
     };
     u32 x, scale0, scale1; // of this lane's vector; of the two of its results
 
@@ -91,11 +99,12 @@ template <int K, int GROUP, int LIMBS> struct ShortVectors {
     }
 };
 
-// Units and rings are those of W4 and F16; the vectors and what is made of them, of ShortVectors.
-template <int K, int GROUP, int LIMBS>
-struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
-    typedef W4Short<K, GROUP, 1> Coarser;
-    typedef ShortVectors<K, GROUP, LIMBS> Vectors;
+// Units and rings are those of W4 or F16 (Units); the vectors and what is made of them, of
+// ShortVectors.
+template <class Units, int LIMBS, int SPLIT_>
+struct ShortMatrix : Units, ShortVectors<Units::K, Units::GROUP, LIMBS, SPLIT_> {
+    static constexpr int SPLIT = SPLIT_;
+    typedef ShortVectors<Units::K, Units::GROUP, LIMBS, SPLIT> Vectors;
     template <int T> using Layout = typename Vectors::template Layout<T>;
     using typename Vectors::Placed;
     using Vectors::finish;
@@ -104,60 +113,57 @@ struct W4Short : W4<K, GROUP>, ShortVectors<K, GROUP, LIMBS> {
     using Vectors::look_at;
     using Vectors::place;
     using Vectors::prepare;
+    using Vectors::step;
     using Vectors::store;
     using Vectors::X_STEP;
+};
+
+template <int K, int GROUP, int LIMBS, int SPLIT = 1>
+struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
+    typedef W4<K, GROUP> Units;
+    typedef W4Short<K, GROUP, 1, SPLIT> Coarser;
+    template <int BLOCKS> using Split = W4Short<K, GROUP, LIMBS, BLOCKS>;
 
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        constexpr int GROUPS = W4<K, GROUP>::GROUPS; // of a unit
         sum[0] = sum[1] = sum[2] = sum[3] = 0;
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++) {
-            if (g >= W4<K, GROUP>::groups_of(unit)) break;
-            const u32 at = slot + g * W4<K, GROUP>::GROUP_BYTES;
-            const int group = unit * GROUPS + g;
+        for (int g = 0; g < Units::GROUPS; g++) {
+            if (g >= Units::groups_of(unit)) break;
+            const u32 at = slot + g * Units::GROUP_BYTES;
+            const int group = unit * Units::GROUPS + g;
             const W4Scales z(load_shared_8(this->scales + at));
             float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
             u32 q[8], a[4], b[4];
-            W4<K, GROUP>::load_words(this->words + at, q);
+            Units::load_words(this->words + at, q);
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++) {
                 w4_to_f16x2(q[2 * i], z.low, z.high, a);
                 w4_to_f16x2(q[2 * i + 1], z.low, z.high, b);
-                Vectors::step(group * (GROUP / 32) + i, a, b, d, e);
+                this->step(group * (GROUP / 32) + i, a, b, d, e);
             }
-            Vectors::add(group, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
+            this->add(group, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
         }
     }
 };
 
-template <int K, int LIMBS>
-struct F16Short : F16<K>, ShortVectors<K, F16<K>::GROUP, LIMBS> {
-    static constexpr int GROUP = F16<K>::GROUP;
-    typedef F16Short<K, 1> Coarser;
-    typedef ShortVectors<K, GROUP, LIMBS> Vectors;
-    template <int T> using Layout = typename Vectors::template Layout<T>;
-    using typename Vectors::Placed;
-    using Vectors::finish;
-    using Vectors::info_place;
-    using Vectors::INFO_STEP;
-    using Vectors::look_at;
-    using Vectors::place;
-    using Vectors::prepare;
-    using Vectors::store;
-    using Vectors::X_STEP;
+template <int K, int LIMBS, int SPLIT = 1>
+struct F16Short : ShortMatrix<F16<K>, LIMBS, SPLIT> {
+    typedef F16Short<K, 1, SPLIT> Coarser;
+    template <int BLOCKS> using Split = F16Short<K, LIMBS, BLOCKS>;
 
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+        constexpr int PARTS = F16<K>::GROUP / 32; // of a unit
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int i = 0; i < GROUP / 32; i++) {
+        for (int i = 0; i < PARTS; i++) {
             u32 a[4], b[4];
-            F16<K>::load_rows(slot, i, a, b);
-            Vectors::step(unit * (GROUP / 32) + i, a, b, d, e);
+            this->load_rows(slot, i, a, b);
+            this->step(unit * PARTS + i, a, b, d, e);
         }
         sum[0] = sum[1] = sum[2] = sum[3] = 0;
-        Vectors::add(unit, 1, 1, d, e, sum);
+        this->add(unit, 1, 1, d, e, sum);
     }
 };
 

@@ -539,10 +539,22 @@ inline void cluster_sync() {
     emulated_meet(emulated.cluster_meeting,
                   (int)emulated.cluster.size() * emulated.now->block->threads);
 }
-inline float4 load_cluster_16(u32 shared, u32 rank) {
-    float4 v;
+template <class T> inline T emulated_cluster(u32 shared, u32 rank) {
+    T v;
+    emulated_demand(shared % sizeof v == 0 && shared + sizeof v <= EMULATED_SHARED &&
+                        rank < emulated.cluster.size(),
+                    "a load from another block that is not aligned, or from nowhere");
     memcpy(&v, emulated.cluster[rank].shared + shared, sizeof v);
     return v;
+}
+inline float4 load_cluster_16(u32 shared, u32 rank) {
+    return emulated_cluster<float4>(shared, rank);
+}
+inline float2 load_cluster_8(u32 shared, u32 rank) {
+    return emulated_cluster<float2>(shared, rank);
+}
+inline float load_cluster_f32(u32 shared, u32 rank) {
+    return emulated_cluster<float>(shared, rank);
 }
 template <int threads> inline void warps_sync(int number) {
     emulated_meet(emulated.now->block->meetings[number], threads);

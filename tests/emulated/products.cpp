@@ -312,7 +312,7 @@ static void check_decode(const char *name, int group, int tokens, double allowed
             std::copy(given.begin(), given.end(), in.begin());
             std::fill(out.begin(), out.end(), 0.5f);
         };
-        emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, 1, [&] {
+        emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, M::SPLIT, [&] {
             product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT, PAIR>(args);
         });
         if (!late) early = out;
@@ -389,6 +389,29 @@ TEST(products_of_short_prompts) {
     check_decode<F16Short<352, 1>, 80, 8, 16, 4, 5, IN_PLAIN, OUT_ADD>("one limb", 0, 8, 5e-4);
 }
 
+// In clusters of 2 or 4 blocks, of which each has a part of the columns: as few as one chunk, parts of
+// different sizes, a last unit that is not whole; sums that meet once, several times, and of fewer
+// row blocks than a cluster has blocks.
+TEST(short_prompts_in_clusters) {
+    check_decode<W4Short<512, 128, 2, 2>, 144, 8, 16, 4, 4, IN_RMS, OUT_QKV>("g128", 128, 8);
+    check_decode<W4Short<2176, 128, 2, 2>, 144, 8, 16, 2, 2, IN_RMS, OUT_STORE>("odd", 128, 5);
+    check_decode<W4Short<512, 128, 1, 2>, 80, 8, 8, 2, 2, IN_PLAIN, OUT_ADD>("one limb", 128, 3, 5e-4);
+    check_decode<W4Short<1664, 64, 2, 2>, 96, 8, 12, 2, 4, IN_LAYER, OUT_ACT>("g64", 64, 6);
+    check_decode<W4Short<1600, 64, 2, 2>, 96, 4, 12, 3, 2, IN_RMS, OUT_GATED>("g64, not whole", 64, 4);
+    check_decode<W4Short<352, 32, 2, 2>, 80, 8, 16, 4, 2, IN_LAYER, OUT_STORE>("g32, not whole", 32, 7);
+    check_decode<W4Short<256, 32, 2, 2>, 1280, 8, 8, 2, 2, IN_RMS, OUT_QKV>("meets often", 32, 7);
+    check_decode<W4Short<256, 128, 2, 2>, 640, 2, 8, 2, 2, IN_PLAIN, OUT_ADD>("of two", 128, 2);
+    check_decode<W4Short<4480, 128, 2, 2>, 32, 8, 16, 2, 4, IN_LAYER, OUT_QKV>("many", 128, 8);
+    check_decode<F16Short<352, 2, 2>, 80, 8, 16, 4, 4, IN_RMS, OUT_STORE>("binary16", 0, 7);
+    check_decode<F16Short<1216, 2, 2>, 96, 4, 16, 3, 2, IN_LAYER, OUT_GATED>("binary16, gated", 0, 3);
+    check_decode<W4Short<512, 128, 2, 4>, 112, 8, 8, 3, 4, IN_RMS, OUT_GATED>("4 blocks", 128, 8);
+    check_decode<W4Short<1248, 32, 2, 4>, 48, 8, 16, 4, 8, IN_LAYER, OUT_ACT>("4, g32", 32, 7);
+    check_decode<F16Short<608, 2, 4>, 400, 8, 16, 3, 4, IN_PLAIN, OUT_ADD>("4, binary16", 0, 8);
+    check_decode<W4Short<512, 128, 2, 2>, 144, 8, 16, 4, 2, IN_LAYER, OUT_ACT, PAIR_SECOND>("pair", 128, 5);
+    check_decode<W4Short<512, 128, 2, 2>, 656, 8, 16, 4, 2, IN_PLAIN, OUT_ADD, PAIR_SECOND>("sum", 128, 8);
+    check_decode<W4Short<512, 128, 2, 2>, 144, 8, 16, 4, 2, IN_RMS, OUT_QKV, PAIR_FIRST>("first", 128, 5);
+}
+
 TEST_MAIN(RUN(portable_products) RUN(products_for_few_tokens) RUN(products_for_many_tokens)
               RUN(norms) RUN(products_of_decode) RUN(pairs_of_decode)
-              RUN(products_of_short_prompts))
+              RUN(products_of_short_prompts) RUN(short_prompts_in_clusters))
