@@ -101,7 +101,8 @@ static const char *programs_type_name(const tc__kinds *kinds, int role, int i) {
 
 /* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
  * OUT_QKV, NO_PAIR)" and the like, and for several vectors the same with EachPick and EACH_PRODUCT.
- * Products of a layer come from the SIDEs of instances.cuh in turn. In a parallel block qkv and up both need x alone, and down can begin when o can. */
+ * Products of a layer come from the SIDEs of instances.cuh in turn. In a parallel block qkv and up
+ * both need x alone, and down can begin when o can. */
 static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
                             tc__buf *text) {
     const tc__arch *arch = &weights->arch;

@@ -41,8 +41,10 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // fewer digits.
 template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int SPLIT = M::SPLIT, ROW_BLOCKS = (ROWS + 15) / 16;
-    static constexpr int BLOCKS =
-        SPLIT * (ROW_BLOCKS < SM_COUNT / SPLIT ? ROW_BLOCKS : SM_COUNT / SPLIT);
+    // Clusters that are there at once. A cluster lies within one GPC, whose SMs come in twos, but not
+    // always in fours.
+    static constexpr int CLUSTERS = SM_COUNT / SPLIT - (SPLIT > 2 ? 1 : 0);
+    static constexpr int BLOCKS = SPLIT * (ROW_BLOCKS < CLUSTERS ? ROW_BLOCKS : CLUSTERS);
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
@@ -90,22 +92,23 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     LAUNCH_TOKENS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM, T)
 
 // Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
-// no room for two, one by one with the matrix One. Where there are clusters two blocks share the
-// columns, of too many columns four.
+// no room for two, one by one with the matrix One. In clusters two blocks share the columns, or four
+// if two do not hold 8 vectors.
 template <class M, class One, int ROWS, int IN> struct EachPick {
+    template <int SPLIT> using Part = typename M::template Split<SPLIT>;
     template <int SPLIT, int T>
-    static constexpr int RING = DecodePick<typename M::template Split<SPLIT>, ROWS, T, 0, IN>::RING;
+    static constexpr bool HOLDS = DecodePick<Part<SPLIT>, ROWS, T, 0, IN>::RING >= 2;
 #ifdef TC_HOPPER
     static constexpr int CHUNKS = (M::K + 127) / 128;
-    static constexpr int SPLIT = CHUNKS < 4 ? 1 : CHUNKS < 8 || RING<2, 8> >= 2 ? 2 : 4;
+    static constexpr int SPLIT = CHUNKS < 4 ? 1 : CHUNKS < 8 || HOLDS<2, 8> ? 2 : 4;
 #else
     static constexpr int SPLIT = 1;
 #endif
-    template <int T> static constexpr bool HOLDS = RING<SPLIT, T> >= 2;
-    static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
-    typedef typename Choose<(T > 1), typename M::template Split<SPLIT>, One>::type Matrix;
+    static constexpr int T = HOLDS<SPLIT, 8> ? 8 : HOLDS<SPLIT, 4> ? 4 : HOLDS<SPLIT, 2> ? 2 : 1;
+    typedef typename Choose<(T > 1), Part<SPLIT>, One>::type Matrix;
 };
 
+// NAME_launch has one number more: blocks of a cluster.
 #define EACH_PRODUCT(name, Each, ROWS, SIDE, IN, OUT, PAIR)                                        \
     typedef DecodePick<Each::Matrix, ROWS, Each::T, SIDE, IN> name##_pick;                         \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \

@@ -391,7 +391,7 @@ template <class M, int WARPS> struct WarpShare {
     static constexpr int OWN_CHUNKS = (CHUNKS + SPLIT - 1) / SPLIT; // of a block, at most
     static __device__ constexpr int parts() {
         int n = WARPS;
-        while (n * SPLIT > CHUNKS) n /= 2;
+        while (n > 1 && n * SPLIT > CHUNKS) n /= 2;
         return n;
     }
     static constexpr int PARTS = parts(), RANGES = PARTS * SPLIT, TEAMS = WARPS / PARTS;
@@ -440,7 +440,6 @@ template <class M, int WARPS> struct WarpShare {
 // of the norm, the partial sums, in a cluster the block's sums, the rings. RING: units of a warp's.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> struct ProductShape {
     typedef WarpShare<M, WARPS> Share;
-    static_assert(BLOCKS % M::SPLIT == 0 && Share::PARTS > 0, "whole clusters, columns for all");
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16, CLUSTERS = BLOCKS / M::SPLIT;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + CLUSTERS - 1) / CLUSTERS; // of a block
     // row blocks whose partial sums there is room for, about 16 KB (of few tokens 32), before they
@@ -472,7 +471,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int K = M::K, SPLIT = M::SPLIT;
     static constexpr int STEPS = T * Share::STEPS; // chunks of a warp
     static constexpr bool EARLY = T == 1 && IN != IN_PLAIN;
-    static constexpr int MOST = T > 1 ? 8 : 9; // loads that there are registers for
+    static constexpr int MOST = T > 1 ? 8 : 9; // loads that there are registers for (eight_sums)
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // The moments' entries of a token: one for each warp or for each of the block's chunks. Behind
@@ -489,7 +488,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                                   : !EARLY                       ? 0
                                   : IN != IN_LAYER || STEPS < 2 ? STEPS
                                                                  : LAYER_GAMMAS;
-    static constexpr int BETAS = EARLY && IN == IN_LAYER && GAMMAS == STEPS ? STEPS : 0;
+    static constexpr int BETAS =
+        IN == IN_LAYER && (SAME || (EARLY && GAMMAS == STEPS)) ? GAMMAS : 0;
     static_assert(!SAME || STRETCH % Share::STEPS == 0, "a stretch has whole vectors");
 
     int origin;     // of this block's chunks
@@ -567,27 +567,40 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             return load_float4_l2(in + (i64)t * K + column_of(nth));
         return make_float4(0, 0, 0, 0);
     }
+    __device__ __forceinline__ void fetch_all(float4 v[STRETCH], const float *in, int from,
+                                              int tokens) const {
+#pragma unroll
+        for (int k = 0; k < STRETCH; k++) v[k] = fetch(in, from + k, tokens);
+    }
 
+    // `meanwhile` is called while loads are on their way, with the number of the pass.
+    template <class Meanwhile>
     __device__ __forceinline__ void load(const ProductArgs &args, int tokens, u8 *x, u8 *infos,
-                                         float2 *moments) const {
+                                         float2 *moments, const Meanwhile &meanwhile) const {
         typedef typename M::template Layout<T> L;
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
         x += keep((first - origin) * M::X_STEP + M::place());
         infos += keep((first - origin) * M::INFO_STEP + M::info_place());
         float squares = 0; // T == 1
-        if (T > 1 && IN == IN_LAYER) {
-            for (int step = 0; step < STEPS; step++) note_moments(args.in, step, tokens, moments);
+        float4 v[STRETCH];
+        if (T > 1 && IN == IN_LAYER && PASSES > 1) { // too much to keep in registers
+#pragma unroll 1
+            for (int from = 0; from < STEPS; from += STRETCH) {
+                fetch_all(v, args.in, from, tokens);
+                note_moments(v, from, tokens, moments);
+            }
             unite_moments(tokens, moments);
         }
 #pragma unroll 1
         for (int from = 0; from < STEPS; from += STRETCH) {
-            float4 v[STRETCH];
-#pragma unroll
-            for (int k = 0; k < STRETCH; k++) v[k] = fetch(args.in, from + k, tokens);
+            fetch_all(v, args.in, from, tokens);
+            meanwhile(from / STRETCH);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
-            if (T > 1 && IN == IN_RMS)
-#pragma unroll
-                for (int k = 0; k < STRETCH; k += 8) note_squares(v, k, from, tokens, moments);
+            if (T > 1 && IN == IN_RMS) note_squares(v, from, tokens, moments);
+            if (T > 1 && IN == IN_LAYER && PASSES == 1) {
+                note_moments(v, from, tokens, moments);
+                unite_moments(tokens, moments);
+            }
 #pragma unroll
             for (int k = 0; k < STRETCH; k++) {
                 int t, nth;
@@ -596,13 +609,10 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                 if (IN == IN_LAYER && T > 1 && some)
                     shift(v[k], moments[NORMS + t], inside(nth));
                 if (IN != IN_PLAIN) {
-                    const int i = some ? column_of(nth) : K;
-                    affine(v[k],
-                           SAME         ? gamma[k % Share::STEPS]
-                           : k < GAMMAS ? gamma[k]
-                                        : constant(args.gamma, i, 1),
+                    const int i = some ? column_of(nth) : K, c = SAME ? k % Share::STEPS : k;
+                    affine(v[k], c < GAMMAS ? gamma[c] : constant(args.gamma, i, 1),
                            IN != IN_LAYER ? make_float4(0, 0, 0, 0)
-                           : k < BETAS    ? beta[k]
+                           : c < BETAS    ? beta[c]
                                           : constant(args.beta, i, 0));
                 }
                 const typename M::Placed placed = M::template prepare<T>(v[k]);
@@ -645,15 +655,9 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
     }
-    // The squares of up to eight chunks of a stretch, from number `begin` on: eight sums over the
-    // lanes at once, of which lane l gets number l / 4.
-    __device__ __forceinline__ void note_squares(const float4 v[STRETCH], int begin, int from,
-                                                 int tokens, float2 *moments) const {
-        const int lane = threadIdx.x & 31, step = begin + lane / 4;
-        float s[8];
-#pragma unroll
-        for (int k = 0; k < 8; k++)
-            s[k] = begin + k < STRETCH ? squares_of(v[begin + k], 0) : 0;
+    // Eight sums over the lanes at once, of which lane l gets number l / 4.
+    static __device__ __forceinline__ float eight_sums(float s[8]) {
+        const int lane = threadIdx.x & 31;
 #pragma unroll
         for (int n = 4; n > 0; n /= 2) {
             const bool upper = lane & 4 * n;
@@ -664,21 +668,43 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             }
         }
         s[0] += __shfl_xor_sync(0xffffffffu, s[0], 2);
-        s[0] += __shfl_xor_sync(0xffffffffu, s[0], 1);
-        int t, nth;
-        if (chunk_of(from + step, tokens, &t, &nth) && lane % 4 == 0 && step < STRETCH)
-            moments[t * ENTRIES + first - origin + nth * Share::TEAMS].x = s[0];
+        return s[0] + __shfl_xor_sync(0xffffffffu, s[0], 1);
     }
-    __device__ __forceinline__ void note_moments(const float *in, int step, int tokens,
+    // Several tokens: the squares of a stretch's chunks. Lane 4k has those of chunk number k.
+    __device__ __forceinline__ void note_squares(const float4 v[STRETCH], int from, int tokens,
                                                  float2 *moments) const {
+        const int lane = threadIdx.x & 31;
+        float s[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) s[k] = k < STRETCH ? squares_of(v[k], 0) : 0;
+        const float squares = eight_sums(s);
         int t, nth;
-        if (!chunk_of(step, tokens, &t, &nth)) return;
-        const int chunk = first + nth * Share::TEAMS;
-        const float4 v = fetch(in, step, tokens);
-        const float mean = warp_sum(sum_of(v)) / min(128, K - 128 * chunk);
-        const float squares = warp_sum(inside(nth) ? squares_of(v, mean) : 0);
-        if ((threadIdx.x & 31) == 0)
-            moments[t * ENTRIES + chunk - origin] = make_float2(mean, squares);
+        if (chunk_of(from + lane / 4, tokens, &t, &nth) && lane % 4 == 0 && lane / 4 < STRETCH)
+            moments[entry_of(t, nth)].x = squares;
+    }
+    // The same of the means and of the squares about them.
+    __device__ __forceinline__ void note_moments(const float4 v[STRETCH], int from, int tokens,
+                                                 float2 *moments) const {
+        const int lane = threadIdx.x & 31;
+        float s[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) s[k] = k < STRETCH ? sum_of(v[k]) : 0;
+        int t, nth;
+        const bool some = chunk_of(from + lane / 4, tokens, &t, &nth) && lane / 4 < STRETCH;
+        const float sum = eight_sums(s);
+        const float mean = some ? sum / min(128, K - 128 * (first + nth * Share::TEAMS)) : 0;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const float m = __shfl_sync(0xffffffffu, mean, 4 * k);
+            int of, chunk;
+            chunk_of(from + k, tokens, &of, &chunk);
+            s[k] = k < STRETCH && inside(chunk) ? squares_of(v[k], m) : 0;
+        }
+        const float squares = eight_sums(s);
+        if (some && lane % 4 == 0) moments[entry_of(t, nth)] = make_float2(mean, squares);
+    }
+    __device__ __forceinline__ int entry_of(int token, int nth) const {
+        return token * ENTRIES + first - origin + nth * Share::TEAMS;
     }
     // What LayerNorm needs of each token, out of the chunks of all blocks: one warp's work for each.
     __device__ __forceinline__ void unite_moments(int tokens, float2 *moments) const {
@@ -814,6 +840,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
     constexpr int SLOT = M::UNIT_BYTES, NUMBERS = T == 1 ? 2 : 4, SPLIT = M::SPLIT;
+    static_assert(BLOCKS % SPLIT == 0 && SPLIT <= Share::CHUNKS, "whole clusters, columns for all");
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
@@ -847,8 +874,10 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at once: a
     // longer queue at the memory would hold up the vectors.
     constexpr int MUCH = T == 1 ? 1088 : 2 * 1088, AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
+    // To prepare several vectors takes as long as to fill half of the ring: that half comes meanwhile.
+    constexpr int AHEAD = T == 1 || !KERNELS_OVERLAP ? RING : (RING + 1) / 2, LATE = RING - AHEAD;
 #pragma unroll
-    for (int i = 0; i < RING; i++) {
+    for (int i = 0; i < AHEAD; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
         refill(i * SLOT);
     }
@@ -858,7 +887,11 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     if (PAIR != PAIR_SECOND) wait_for_previous();
     if (PAIR == PAIR_FIRST) launch_dependents();
     const int tokens = T == 1 ? 1 : args.tokens;
-    vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments);
+    vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments, [&](int pass) {
+        constexpr int PASSES = Vectors::PASSES;
+        for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
+            refill((AHEAD + i) * SLOT);
+    });
     // what the first sum that this thread stores meets, in time for the end
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;

@@ -2,16 +2,16 @@
 // prompts.
 //
 // Still bound by reading W once, and the same kernel, product_decode, reads it. But eight vectors are
-// much for each of all blocks to fetch and to prepare. So where there are clusters, the SPLIT blocks
-// of one share row blocks, each with its part of the columns: it prepares that part of the vectors
-// and has room for the rest of more of them. Their sums, and what the norms need to know of whole
-// vectors, meet through the shared memory of the cluster.
+// much to fetch and to prepare for every block. So where there are clusters, the SPLIT blocks of one
+// share row blocks, each with its part of the columns: it prepares that part of the vectors, and has
+// room for more of them. The blocks' sums, and what the norms need to know of whole vectors, meet
+// through the cluster's shared memory.
 //
-// Each vector is a column of B, so the eight columns of one mma serve up to eight vectors. 4-bit weights become the
-// exact numbers q - zero in binary16; their scale meets the sums of a group in binary32. The
-// vectors' numbers have a power-of-two scale for every group, which brings the largest to 2^10 ..
-// 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22 bits), or one where
-// shared memory has no room for more.
+// Each vector is a column of B, so the eight columns of one mma serve up to eight vectors. 4-bit
+// weights become the exact numbers q - zero in binary16; their scale meets the sums of a group in
+// binary32. The vectors' numbers have a power-of-two scale for every group, which brings the largest
+// to 2^10 .. 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22 bits), or
+// one where shared memory has no room for more.
 
 #ifndef TC_PRODUCT_SHORT
 #define TC_PRODUCT_SHORT

@@ -314,12 +314,15 @@ inline void w4_to_f16x2(u32 word, u32 low, u32 high, u32 a[4]) {
 
 // ---- warps ----
 
-template <class T> inline T __shfl_xor_sync(u32, T v, int offset) {
+template <class T> inline T __shfl_sync(u32, T v, int lane) {
     static_assert(sizeof v == 4, "a word");
     u32 word;
     memcpy(&word, &v, 4);
-    memcpy(&v, emulated_exchange(&word, 1)[emulated.now->lane ^ offset], 4);
+    memcpy(&v, emulated_exchange(&word, 1)[lane], 4);
     return v;
+}
+template <class T> inline T __shfl_xor_sync(u32 lanes, T v, int offset) {
+    return __shfl_sync(lanes, v, emulated.now->lane ^ offset);
 }
 inline bool __any_sync(u32, bool v) {
     const u32 word = v;
