@@ -943,6 +943,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
                 args, first_row + from, some, tokens, sums, factor, from == 0, kept);
             if (from + S::SPAN < rows) __syncthreads();
         } else {
+            // the block's own sums first; those of the cluster's blocks meet when there are enough
             float *block_sums = (float *)(smem + S::BLOCK_SUMS);
             const int noted = from % S::MEET, end = from + some;
             product_add<S, T, WARPS>(sums, some, block_sums + noted * 16 * T);
