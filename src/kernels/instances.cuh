@@ -41,9 +41,7 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // fewer digits.
 template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int SPLIT = M::SPLIT, ROW_BLOCKS = (ROWS + 15) / 16;
-    // Clusters that are there at once. A cluster lies within one GPC, whose SMs come in twos, but not
-    // always in fours.
-    static constexpr int CLUSTERS = SM_COUNT / SPLIT - (SPLIT > 2 ? 1 : 0);
+    static constexpr int CLUSTERS = SM_COUNT / SPLIT;
     static constexpr int BLOCKS = SPLIT * (ROW_BLOCKS < CLUSTERS ? ROW_BLOCKS : CLUSTERS);
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
@@ -92,20 +90,20 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     LAUNCH_TOKENS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM, T)
 
 // Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
-// no room for two, one by one with the matrix One. In clusters two blocks share the columns, or four
-// if two do not hold 8 vectors.
+// no room for two, one by one with the matrix One. Two blocks of a cluster share the columns; not
+// four: the SMs of a GPC come in twos but not always in fours, and an H100 does not hold 32 such
+// clusters at once, so that the last would wait for the first.
 template <class M, class One, int ROWS, int IN> struct EachPick {
-    template <int SPLIT> using Part = typename M::template Split<SPLIT>;
-    template <int SPLIT, int T>
-    static constexpr bool HOLDS = DecodePick<Part<SPLIT>, ROWS, T, 0, IN>::RING >= 2;
 #ifdef TC_HOPPER
     static constexpr int CHUNKS = (M::K + 127) / 128;
-    static constexpr int SPLIT = CHUNKS < 4 ? 1 : CHUNKS < 8 || HOLDS<2, 8> ? 2 : 4;
+    static constexpr int SPLIT = CHUNKS < 4 ? 1 : 2;
 #else
     static constexpr int SPLIT = 1;
 #endif
-    static constexpr int T = HOLDS<SPLIT, 8> ? 8 : HOLDS<SPLIT, 4> ? 4 : HOLDS<SPLIT, 2> ? 2 : 1;
-    typedef typename Choose<(T > 1), Part<SPLIT>, One>::type Matrix;
+    typedef typename M::template Split<SPLIT> Part;
+    template <int T> static constexpr bool HOLDS = DecodePick<Part, ROWS, T, 0, IN>::RING >= 2;
+    static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
+    typedef typename Choose<(T > 1), Part, One>::type Matrix;
 };
 
 // NAME_launch has one number more: blocks of a cluster.
