@@ -9025,8 +9025,9 @@ static const char *programs_type_name(const tc__kinds *kinds, int role, int i) {
 }
 
 /* "typedef W4<4096, 128> qkv_0_matrix; DECODE_PRODUCT(qkv_0, qkv_0_matrix, 12288, 1, 0, IN_RMS,
- * OUT_QKV, NO_PAIR)" and the like. Products of a layer come from the SIDEs of instances.cuh in
- * turn. In a parallel block qkv and up both need x alone, and down can begin when o can. */
+ * OUT_QKV, NO_PAIR)" and the like, and for several vectors the same with EachPick and EACH_PRODUCT.
+ * Products of a layer come from the SIDEs of instances.cuh in turn. In a parallel block qkv and up
+ * both need x alone, and down can begin when o can. */
 static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, int role, int i,
                             tc__buf *text) {
     const tc__arch *arch = &weights->arch;
@@ -9060,10 +9061,8 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
     tc__buf_printf(text, "%s_%d_matrix, %zu, %s> few_%s_%d_each;\n", name, i, matrix->rows,
                    how[role].in, name, i);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(few_%s_%d, few_%s_%d_each::Matrix, %zu, few_%s_%d_each::T, %d, "
-                   "%s, %s, %s)\n",
-                   name, i, name, i, matrix->rows, name, i, how[role].side, how[role].in,
-                   how[role].out, how[role].pair);
+                   "EACH_PRODUCT(few_%s_%d, few_%s_%d_each, %zu, %d, %s, %s, %s)\n", name, i, name,
+                   i, matrix->rows, how[role].side, how[role].in, how[role].out, how[role].pair);
 }
 
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -9080,8 +9079,7 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE, NO_PAIR)\n",
                    head->rows, norm);
     tc__buf_printf(text,
-                   "DECODE_PRODUCT(head_each, head_few::Matrix, %zu, head_few::T, 0, %s, OUT_STORE, "
-                   "NO_PAIR)\n",
+                   "EACH_PRODUCT(head_each, head_few, %zu, 0, %s, OUT_STORE, NO_PAIR)\n",
                    head->rows, norm);
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
@@ -10114,13 +10112,14 @@ static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
 
 /* Number `nth` of the layers' matrices in the order of their use, as what a product before it may
  * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is not
- * worth it: too little follows, or no 4-bit matrix does. */
+ * worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the memory,
+ * as in a short prompt where kernels overlap. */
 static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, int tokens) {
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
     const uint32_t l = nth / TC__ROLES;
     cuda_next_matrix next = {0, cache->state, 0, 0, 0, 0, device->ahead, 0, cache->ctx};
-    if (l >= weights->arch.layers) return next;
+    if (l >= weights->arch.layers || (device->overlap && tokens > 1)) return next;
     const int role = cuda_role_of(device, (int)(nth % TC__ROLES));
     const tc__tensor *matrix = tc__role_matrix(&weights->layers[l], role);
     const cuda_kernel *kernel = cuda_short_kernel(device, role, matrix, tokens);
@@ -10129,9 +10128,8 @@ static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, i
     next.row_blocks = (int)(matrix->rows / TC__UNIT_ROWS);
     next.row_bytes = (int)(matrix->size / (size_t)next.row_blocks);
     next.blocks = kernel->grid;
-    if (kernel->cluster > 1) next.blocks /= kernel->cluster, next.most *= kernel->cluster;
     const int share = (int)(matrix->size / (size_t)next.blocks);
-    const int held = device->overlap && tokens == 1 ? CUDA_RINGS : CUDA_RINGS / 6;
+    const int held = device->overlap ? CUDA_RINGS : CUDA_RINGS / 6;
     next.from = share - next.most < CUDA_AHEAD_FROM ? share - next.most : CUDA_AHEAD_FROM;
     if (next.from < held) next.from = held;
     if (share - next.from < next.most / 2) next.blocks = 0;

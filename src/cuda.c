@@ -956,13 +956,14 @@ static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
 
 /* Number `nth` of the layers' matrices in the order of their use, as what a product before it may
  * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is not
- * worth it: too little follows, or no 4-bit matrix does. */
+ * worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the memory,
+ * as in a short prompt where kernels overlap. */
 static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, int tokens) {
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
     const uint32_t l = nth / TC__ROLES;
     cuda_next_matrix next = {0, cache->state, 0, 0, 0, 0, device->ahead, 0, cache->ctx};
-    if (l >= weights->arch.layers) return next;
+    if (l >= weights->arch.layers || (device->overlap && tokens > 1)) return next;
     const int role = cuda_role_of(device, (int)(nth % TC__ROLES));
     const tc__tensor *matrix = tc__role_matrix(&weights->layers[l], role);
     const cuda_kernel *kernel = cuda_short_kernel(device, role, matrix, tokens);
@@ -971,9 +972,8 @@ static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, i
     next.row_blocks = (int)(matrix->rows / TC__UNIT_ROWS);
     next.row_bytes = (int)(matrix->size / (size_t)next.row_blocks);
     next.blocks = kernel->grid;
-    if (kernel->cluster > 1) next.blocks /= kernel->cluster, next.most *= kernel->cluster;
     const int share = (int)(matrix->size / (size_t)next.blocks);
-    const int held = device->overlap && tokens == 1 ? CUDA_RINGS : CUDA_RINGS / 6;
+    const int held = device->overlap ? CUDA_RINGS : CUDA_RINGS / 6;
     next.from = share - next.most < CUDA_AHEAD_FROM ? share - next.most : CUDA_AHEAD_FROM;
     if (next.from < held) next.from = held;
     if (share - next.from < next.most / 2) next.blocks = 0;

@@ -82,6 +82,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr int WORDS = GROUP / 16; // u32 words of a lane and group
     static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES, ROW_BYTES = K / GROUP * GROUP_BYTES;
     static constexpr int UNROLL = 2; // units at once, where there are registers for it
+    static constexpr bool BRINGS = true; // a later matrix into L2
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
@@ -279,6 +280,7 @@ template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2, SPLIT = 1;
     static constexpr int UNITS = K / GROUP, CHUNK_UNITS = 128 / GROUP; // of 128 columns
     static constexpr int UNIT_BYTES = 32 * GROUP, ROW_BYTES = 32 * K, UNROLL = 1;
+    static constexpr bool BRINGS = false; // it was slower
     typedef F16<K> Coarser;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
@@ -881,7 +883,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
         refill(i * SLOT);
     }
-    const bool bring = args.next.wanted();
+    const bool bring = M::BRINGS && args.next.wanted();
     Vectors vectors;
     vectors.load_constants(args); // they, too, depend on nothing
     if (PAIR != PAIR_SECOND) wait_for_previous();
