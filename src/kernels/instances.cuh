@@ -56,10 +56,11 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     }
     template <class N, int WARPS, int R>
     using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS, IN>;
-    // Units of the deepest ring that fits, up to 104 KB in all. Not above 0: nothing fits.
+    // Units of the deepest ring that fits, up to 104 KB in all, or 87 of several vectors, which a longer
+    // queue at the memory would hold up. Not above 0: nothing fits.
     template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
         const int fit = (limit - Shape<N, WARPS, 0>::SMEM) / (WARPS * N::UNIT_BYTES);
-        const int most = 16 * 6 * 1088 / (WARPS * N::UNIT_BYTES);
+        const int most = 16 * (T == 1 ? 6 : 5) * 1088 / (WARPS * N::UNIT_BYTES);
         return fit < most ? fit : most;
     }
     typedef typename M::Coarser Coarse;

@@ -444,14 +444,6 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     typedef WarpShare<M, WARPS> Share;
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16, CLUSTERS = BLOCKS / M::SPLIT;
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + CLUSTERS - 1) / CLUSTERS; // of a block
-    // row blocks whose partial sums there is room for, about 16 KB (of few tokens 32), before they
-    // are added up: as many of each team
-    static constexpr int ROUNDS = (T == 1 ? 16 : 32) / T / Share::TEAMS;
-    static constexpr int MOST = Share::TEAMS * (ROUNDS ? ROUNDS : 1);
-    static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
-    // row blocks after which the blocks of a cluster add their sums, about 16 KB: whole spans
-    static constexpr int SPANS = (BLOCK_ROWS + SPAN - 1) / SPAN, ROOM = 256 / T / SPAN;
-    static constexpr int MEET = SPAN * (SPANS < ROOM ? SPANS : ROOM ? ROOM : 1);
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
     static constexpr int INFO = align(T * M::template Layout<T>::X);
@@ -459,7 +451,19 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     static constexpr int ENTRIES = // of a token; those of T > 1: ProductVectors
         IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::OWN_CHUNKS + 2;
     static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES);
-    static constexpr int BLOCK_SUMS = SUMS + align(SPAN * Share::PARTS * T * 16 * 4);
+
+    // row blocks whose partial sums there is room for before they are added up, as many of each team:
+    // about 16 KB; of several vectors 32 KB, or up to 96 that rings of four units leave
+    static constexpr int ROW_SUMS = Share::PARTS * T * 16 * 4, BESIDE = 17 << 10; // those that meet
+    static constexpr int LEFT = SHARED_LIMIT - SUMS - BESIDE - 4 * WARPS * M::UNIT_BYTES;
+    static constexpr int LEAST = 32 / T, FIT = LEFT / ROW_SUMS < 96 / T ? LEFT / ROW_SUMS : 96 / T;
+    static constexpr int ROUNDS = (T == 1 ? 16 : FIT > LEAST ? FIT : LEAST) / Share::TEAMS;
+    static constexpr int MOST = Share::TEAMS * (ROUNDS ? ROUNDS : 1);
+    static constexpr int SPAN = BLOCK_ROWS < MOST ? BLOCK_ROWS : MOST;
+    // row blocks after which the blocks of a cluster add their sums, about 16 KB: whole spans
+    static constexpr int SPANS = (BLOCK_ROWS + SPAN - 1) / SPAN, ROOM = 256 / T / SPAN;
+    static constexpr int MEET = SPAN * (SPANS < ROOM ? SPANS : ROOM ? ROOM : 1);
+    static constexpr int BLOCK_SUMS = SUMS + align(SPAN * ROW_SUMS);
     static constexpr int RINGS = BLOCK_SUMS + (M::SPLIT == 1 ? 0 : align(MEET * T * 16 * 4));
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
