@@ -2259,11 +2259,11 @@ typedef struct tc__nvrtc {
 #undef TC__NVRTC_MEMBER
 } tc__nvrtc;
 
-/* Looks for NVRTC: TINYCHAT_NVRTC (a file), the dynamic linker's names, CUDA_HOME and CUDA_PATH, the
- * usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. driver: the
- * driver's version; an NVRTC of a later major version is passed over, as that driver could not load
- * what it makes; 0: there is no driver, any will do. Errors: DEVICE, saying where it looked and how to
- * install it. */
+/* Looks for NVRTC: TINYCHAT_NVRTC (a file), the dynamic linker's names, CUDA_HOME and CUDA_PATH,
+ * the usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. driver:
+ * the driver's version; an NVRTC of a later major version is passed over, as that driver could not
+ * load what it makes; 0: there is no driver, any will do. Errors: DEVICE, saying where it looked
+ * and how to install it. */
 TC_INTERNAL int tc__nvrtc_open(tc__nvrtc *nvrtc, int driver, tc_error *err);
 TC_INTERNAL void tc__nvrtc_close(tc__nvrtc *nvrtc);
 
@@ -2346,15 +2346,16 @@ typedef struct tc__kinds {
 TC_INTERNAL const char *tc__role_name(int role);
 TC_INTERNAL const tc__tensor *tc__role_matrix(const tc__layer *layer, int role);
 
-/* Finds the kinds of all layers' matrices. Errors: UNSUPPORTED (a matrix the kernels cannot take). */
+/* Finds the kinds of all layers' matrices. Errors: UNSUPPORTED (a matrix the kernels cannot take).
+ * */
 TC_INTERNAL int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_error *err);
 /* The index of a matrix's kind. It must be one of those found. */
 TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix);
 
 /* Appends the source of the decode kernels and of the prefill kernels. Kernel names: ROLE_KIND for
- * decode, few_ROLE_KIND for up to 8 tokens, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16, 64,
- * 128 and 256 tokens, and those of the list in gpu_programs.c. NAME_launch holds {grid x, threads,
- * shared bytes, vectors, and for tSIZE what instances.cuh says}. */
+ * decode, few_ROLE_KIND for up to 8 tokens, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16,
+ * 64, 128 and 256 tokens, and those of the list in gpu_programs.c. NAME_launch holds {grid x,
+ * threads, shared bytes, vectors, and for tSIZE what instances.cuh says}. */
 TC_INTERNAL void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                   tc__buf *text);
 TC_INTERNAL void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -2364,9 +2365,9 @@ TC_INTERNAL void tc__write_prefill_wide(const tc__weights *weights, const tc__ki
 TC_INTERNAL void tc__write_prefill_few(const tc__weights *weights, const tc__kinds *kinds,
                                        int sm_count, tc__buf *text);
 
-/* Cuts a program into parts that can be compiled side by side, with part i of n appended to `part`: the
- * lines that begin with a capital letter instantiate kernels (a LAUNCH those of the line above), and
- * each is in one part; all others are in every part. */
+/* Cuts a program into parts that can be compiled side by side, with part i of n appended to `part`:
+ * the lines that begin with a capital letter instantiate kernels (a LAUNCH those of the line
+ * above), and each is in one part; all others are in every part. */
 TC_INTERNAL void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part);
 
 #endif /* TC_GPU_PROGRAMS_H */
@@ -9084,7 +9085,8 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode<1>(args))\n"
+              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, "
+              "attention_decode<1>(args))\n"
               "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
               "KERNEL(attention_few, DECODE_THREADS, 1, DecodeAttentionArgs, "
               "attention_decode<FEW_TOKENS>(args))\n"
@@ -9179,7 +9181,7 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 #define CUDA_NO_TOKEN INT_MIN   /* host_token while the choice is not made */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SHORT 8            /* tokens of a prompt that goes the way of decode, at most */
-#define CUDA_FEW_KEYS 256       /* up to these each token of a few has its own blocks of attention */
+#define CUDA_FEW_KEYS 256       /* up to these, each of a few tokens has blocks of attention */
 #define CUDA_RINGS 104448       /* bytes: about what the rings of a product of decode hold */
 #define CUDA_AHEAD 34816        /* that a block brings into L2, at most; a part of its share, */
 #define CUDA_AHEAD_FROM 122880  /* from here on if that is long enough (docs/gpu-log.md) */
@@ -9629,8 +9631,8 @@ static tc__cu_ptr cuda_vector(const cuda_device *device, const tc__tensor *tenso
     return tensor ? cuda_tensor(device, tensor) : 0;
 }
 
-/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the mapping:
- * each page of that costs a fault, for which many threads wait for each other. */
+/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the
+ * mapping: each page of that costs a fault, for which many threads wait for each other. */
 typedef struct cuda_piece {
     const tc__weights *weights;
     size_t at, bytes;
@@ -10000,8 +10002,8 @@ static tc__cu_ptr cuda_cut(tc__cu_ptr base, size_t *at, size_t bytes) {
     return part;
 }
 
-/* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and one
- * more, because a stage may end behind the last. */
+/* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and
+ * one more, because a stage may end behind the last. */
 static size_t cuda_operand_bytes(size_t tokens, size_t columns) {
     return (tokens / 128 * ((columns + 63) / 64) + 1) * (128 * 64 * 2);
 }
@@ -10111,9 +10113,9 @@ static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
 }
 
 /* Number `nth` of the layers' matrices in the order of their use, as what a product before it may
- * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is not
- * worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the memory,
- * as in a short prompt where kernels overlap. */
+ * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is
+ * not worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the
+ * memory, as in a short prompt where kernels overlap. */
 static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, int tokens) {
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
@@ -10137,8 +10139,8 @@ static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, i
 }
 
 /* What the product of matrix `nth` brings into L2: a part of the next matrix, or if the rings hold
- * that, of the one after it. Then attention may lie between; reading many keys it has no bandwidth to
- * spare, and the product behind it does this. */
+ * that, of the one after it. Then attention may lie between; reading many keys it has no bandwidth
+ * to spare, and the product behind it does this. */
 static cuda_next_matrix cuda_next(const cuda_cache *cache, uint32_t nth, int tokens) {
     const tc__arch *arch = &cache->device->weights->arch;
     const size_t key_bytes = 2 * 2 * (size_t)arch->kv_heads * arch->head_dim;
@@ -10262,8 +10264,9 @@ static tc__cu_result cuda_attend_many(cuda_cache *cache, uint32_t l, int tokens,
     return result;
 }
 
-/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it; up
- * needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh). */
+/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it;
+ * up needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh).
+ * */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
@@ -10638,8 +10641,8 @@ static tc__cu_result cuda_chosen(const cuda_cache *cache, int *token) {
     }
 }
 
-/* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on while
- * the host looks at the token. An evaluation that nobody asks for is overwritten later. */
+/* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on
+ * while the host looks at the token. An evaluation that nobody asks for is overwritten later. */
 static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int32_t *context,
                        size_t n_context, double u, int32_t *id, tc_error *err) {
     cuda_cache *cache = (cuda_cache *)handle;

@@ -1,6 +1,6 @@
 /* architectures - what the kernels of decode use on GPUs of each architecture, and how long a token
- * should take there. Needs NVRTC but no GPU: it compiles what the engine would compile, and asks the
- * compiler.
+ * should take there. Needs NVRTC but no GPU: it compiles what the engine would compile, and asks
+ * the compiler.
  *
  *     build/release/bench/architectures [SHAPE [w4a16|w16a16 [GPU]]]
  *
@@ -18,9 +18,9 @@
 
 /* ---- GPUs ---- */
 
-/* Limits of a multiprocessor (CUDA programming guide, compute capabilities). A block can have all of
- * the shared memory but 1 KB, which the system keeps for itself of every block. Every architecture
- * here has 64 K registers. */
+/* Limits of a multiprocessor (CUDA programming guide, compute capabilities). A block can have all
+ * of the shared memory but 1 KB, which the system keeps for itself of every block. Every
+ * architecture here has 64 K registers. */
 typedef struct architecture {
     const char *name;
     int shared_kb, warps, blocks;
@@ -59,16 +59,16 @@ static int gpu_like(int i) {
 /* ---- the model of the prediction ---- */
 
 /* A token takes as long as it takes to read its weights and its KV cache, and what each of its
- * dependent steps costs beyond that. A step cannot begin before the one before it is done: of a layer
- * each product and the attention, then the head and the choice of the next token. */
+ * dependent steps costs beyond that. A step cannot begin before the one before it is done: of a
+ * layer each product and the attention, then the head and the choice of the next token. */
 
 /* Of the data sheet's bandwidth: the read loop reaches 91 % on an H100 and 97 % on an H200. */
 static const double reached = 0.93;
 
-/* In microseconds. `apart`: attention as a kernel of the H100 that does not overlap, and for products
- * what this and the choice leave of LLaMA-2-7B's 1.78 ms there through compute_80. `overlapping`:
- * attention and the choice as measured on an H100; for products what these leave of LLaMA-2-7B's 1.37
- * ms there, so that the H100's own time is no prediction. */
+/* In microseconds. `apart`: attention as a kernel of the H100 that does not overlap, and for
+ * products what this and the choice leave of LLaMA-2-7B's 1.78 ms there through compute_80.
+ * `overlapping`: attention and the choice as measured on an H100; for products what these leave of
+ * LLaMA-2-7B's 1.37 ms there, so that the H100's own time is no prediction. */
 typedef struct step_costs {
     double product, attention, choice;
 } step_costs;
@@ -114,8 +114,9 @@ static double steps_time(const token_cost *cost, const gpu *on) {
 
 /* ---- kernels ---- */
 
-/* Bytes that a block keeps on their way from memory, in words of the program itself, by what makes a
- * kernel. What is not here but has dynamic shared memory may have a ring too: "?" in the table. */
+/* Bytes that a block keeps on their way from memory, in words of the program itself, by what makes
+ * a kernel. What is not here but has dynamic shared memory may have a ring too: "?" in the table.
+ * */
 enum { NOTHING, WEIGHTS, KEYS };
 static const struct {
     const char *mark; /* in the line that makes the kernel */
@@ -151,8 +152,8 @@ static int at_most(int a, int b) {
     return a < b ? a : b;
 }
 
-/* Registers go to warps in steps of 256, from four parts of the multiprocessor; shared memory goes to
- * blocks in steps of 128 bytes. */
+/* Registers go to warps in steps of 256, from four parts of the multiprocessor; shared memory goes
+ * to blocks in steps of 128 bytes. */
 static int blocks_that_fit(const kernel *k, const architecture *arch) {
     const int warps = (k->threads + 31) / 32, registers = (32 * k->registers + 255) / 256 * 256;
     const int shared = (k->dynamic + k->fixed + RESERVED + 127) / 128 * 128;

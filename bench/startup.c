@@ -1,11 +1,11 @@
-/* startup - how long a model takes from the start of a process to its first token, and where the time
- * goes. Each run is a process of its own.
+/* startup - how long a model takes from the start of a process to its first token, and where the
+ * time goes. Each run is a process of its own.
  *
  *     build/release/bench/startup MODEL [RUNS]
  *
- * Prints one line of JSON: the rate of a plain loop that copies pinned memory to the GPU; the rate at
- * which loading copied the file; and of each run the seconds that each step took, one after the other:
- * opening the GPU, preparing kernels, loading weights, and the session with the first token.
+ * Prints one line of JSON: the rate of a plain loop that copies pinned memory to the GPU; the rate
+ * at which loading copied the file; and of each run the seconds that each step took, one after the
+ * other: opening the GPU, preparing kernels, loading weights, and the session with the first token.
  */
 #include "src/gpu_driver.h"
 #include "tinychat.h"

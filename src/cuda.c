@@ -23,7 +23,7 @@
 #define CUDA_NO_TOKEN INT_MIN   /* host_token while the choice is not made */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
 #define CUDA_SHORT 8            /* tokens of a prompt that goes the way of decode, at most */
-#define CUDA_FEW_KEYS 256       /* up to these each token of a few has its own blocks of attention */
+#define CUDA_FEW_KEYS 256       /* up to these, each of a few tokens has blocks of attention */
 #define CUDA_RINGS 104448       /* bytes: about what the rings of a product of decode hold */
 #define CUDA_AHEAD 34816        /* that a block brings into L2, at most; a part of its share, */
 #define CUDA_AHEAD_FROM 122880  /* from here on if that is long enough (docs/gpu-log.md) */
@@ -473,8 +473,8 @@ static tc__cu_ptr cuda_vector(const cuda_device *device, const tc__tensor *tenso
     return tensor ? cuda_tensor(device, tensor) : 0;
 }
 
-/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the mapping:
- * each page of that costs a fault, for which many threads wait for each other. */
+/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the
+ * mapping: each page of that costs a fault, for which many threads wait for each other. */
 typedef struct cuda_piece {
     const tc__weights *weights;
     size_t at, bytes;
@@ -844,8 +844,8 @@ static tc__cu_ptr cuda_cut(tc__cu_ptr base, size_t *at, size_t bytes) {
     return part;
 }
 
-/* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and one
- * more, because a stage may end behind the last. */
+/* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and
+ * one more, because a stage may end behind the last. */
 static size_t cuda_operand_bytes(size_t tokens, size_t columns) {
     return (tokens / 128 * ((columns + 63) / 64) + 1) * (128 * 64 * 2);
 }
@@ -955,9 +955,9 @@ static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
 }
 
 /* Number `nth` of the layers' matrices in the order of their use, as what a product before it may
- * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is not
- * worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the memory,
- * as in a short prompt where kernels overlap. */
+ * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is
+ * not worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the
+ * memory, as in a short prompt where kernels overlap. */
 static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, int tokens) {
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
@@ -981,8 +981,8 @@ static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, i
 }
 
 /* What the product of matrix `nth` brings into L2: a part of the next matrix, or if the rings hold
- * that, of the one after it. Then attention may lie between; reading many keys it has no bandwidth to
- * spare, and the product behind it does this. */
+ * that, of the one after it. Then attention may lie between; reading many keys it has no bandwidth
+ * to spare, and the product behind it does this. */
 static cuda_next_matrix cuda_next(const cuda_cache *cache, uint32_t nth, int tokens) {
     const tc__arch *arch = &cache->device->weights->arch;
     const size_t key_bytes = 2 * 2 * (size_t)arch->kv_heads * arch->head_dim;
@@ -1106,8 +1106,9 @@ static tc__cu_result cuda_attend_many(cuda_cache *cache, uint32_t l, int tokens,
     return result;
 }
 
-/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it; up
- * needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh). */
+/* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it;
+ * up needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh).
+ * */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;
@@ -1482,8 +1483,8 @@ static tc__cu_result cuda_chosen(const cuda_cache *cache, int *token) {
     }
 }
 
-/* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on while
- * the host looks at the token. An evaluation that nobody asks for is overwritten later. */
+/* Queues the choice of the next token and, behind it, that token's evaluation: the GPU goes on
+ * while the host looks at the token. An evaluation that nobody asks for is overwritten later. */
 static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int32_t *context,
                        size_t n_context, double u, int32_t *id, tc_error *err) {
     cuda_cache *cache = (cuda_cache *)handle;

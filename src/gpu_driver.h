@@ -164,11 +164,11 @@ typedef struct tc__nvrtc {
 #undef TC__NVRTC_MEMBER
 } tc__nvrtc;
 
-/* Looks for NVRTC: TINYCHAT_NVRTC (a file), the dynamic linker's names, CUDA_HOME and CUDA_PATH, the
- * usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. driver: the
- * driver's version; an NVRTC of a later major version is passed over, as that driver could not load
- * what it makes; 0: there is no driver, any will do. Errors: DEVICE, saying where it looked and how to
- * install it. */
+/* Looks for NVRTC: TINYCHAT_NVRTC (a file), the dynamic linker's names, CUDA_HOME and CUDA_PATH,
+ * the usual folders, Python's packages under VIRTUAL_ENV, CONDA_PREFIX, ~/.local and /usr. driver:
+ * the driver's version; an NVRTC of a later major version is passed over, as that driver could not
+ * load what it makes; 0: there is no driver, any will do. Errors: DEVICE, saying where it looked
+ * and how to install it. */
 TC_INTERNAL int tc__nvrtc_open(tc__nvrtc *nvrtc, int driver, tc_error *err);
 TC_INTERNAL void tc__nvrtc_close(tc__nvrtc *nvrtc);
 

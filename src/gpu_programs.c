@@ -159,7 +159,8 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, attention_decode<1>(args))\n"
+              "KERNEL(attention, DECODE_THREADS, 1, DecodeAttentionArgs, "
+              "attention_decode<1>(args))\n"
               "LAUNCH(attention, KV_HEADS *HEAD_TILES, DECODE_THREADS, DECODE_SMEM)\n"
               "KERNEL(attention_few, DECODE_THREADS, 1, DecodeAttentionArgs, "
               "attention_decode<FEW_TOKENS>(args))\n"

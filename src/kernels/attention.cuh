@@ -406,8 +406,8 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
 }
 
 // RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: then each
-// block prepares all the new keys that its token sees. A block takes up to 8 heads of one KV head of
-// a token and one part of the keys; its warps share the part's units, add what each has, and the
+// block prepares all the new keys that its token sees. A block takes up to 8 heads of one KV head
+// of a token and one part of the keys; its warps share the part's units, add what each has, and the
 // block that arrives last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of
 // DECODE_THREADS, at most one block per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1). Bytes
 // moved: K and V up to the position once per HEAD_TILES and token.

@@ -1,6 +1,6 @@
-// instances - the macros with which the engine instantiates kernels for a model's shapes. Each kernel
-// NAME comes with NAME_launch: {grid x (0: the caller's), threads, dynamic shared memory, tokens that
-// one launch, or one row of its grid, takes}, and perhaps {blocks of a cluster, ...}.
+// instances - the macros with which the engine instantiates kernels for a model's shapes. Each
+// kernel NAME comes with NAME_launch: {grid x (0: the caller's), threads, dynamic shared memory,
+// tokens that one launch, or one row of its grid, takes}, and perhaps {blocks of a cluster, ...}.
 
 #ifndef TC_INSTANCES
 #define TC_INSTANCES
@@ -56,8 +56,8 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     }
     template <class N, int WARPS, int R>
     using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS, IN>;
-    // Units of the deepest ring that fits, up to 104 KB in all, or 87 of several vectors, which a longer
-    // queue at the memory would hold up. Not above 0: nothing fits.
+    // Units of the deepest ring that fits, up to 104 KB in all, or 87 of several vectors, which a
+    // longer queue at the memory would hold up. Not above 0: nothing fits.
     template <class N, int WARPS> static __device__ constexpr int ring(int limit) {
         const int fit = (limit - Shape<N, WARPS, 0>::SMEM) / (WARPS * N::UNIT_BYTES);
         const int most = 16 * (T == 1 ? 6 : 5) * 1088 / (WARPS * N::UNIT_BYTES);
@@ -73,7 +73,8 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     static constexpr int RING = ring<Matrix, WARPS>(LIMIT);
     static constexpr bool FITS = RING > 0;
     static constexpr int SMEM = SHARED ? SHARE : Shape<Matrix, WARPS, FITS ? RING : 1>::SMEM;
-    // From sm_100 on LayerNorm of so wide a vector takes a few registers more than two blocks leave.
+    // From sm_100 on LayerNorm of so wide a vector takes a few registers more than two blocks
+    // leave.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
     static constexpr bool CROWDED = IN == IN_LAYER && Matrix::K > 7168;
 #else
@@ -124,10 +125,11 @@ template <class M, class One, int ROWS, int IN> struct EachPick {
 
 // Scores of attention are sensitive: for few tokens the product that gives queries and keys has two
 // limbs.
-template <int SIZE, int OUT> static constexpr int LIMBS_OF = SIZE < 128 && OUT == TO_VECTORS ? 2 : 1;
+template <int SIZE, int OUT>
+static constexpr int LIMBS_OF = SIZE < 128 && OUT == TO_VECTORS ? 2 : 1;
 
-// As many stages, 2 to 4, as fit. The largest size has tiles of more rows instead of more tokens; from
-// sm_100 on the compiler lacks registers for 256.
+// As many stages, 2 to 4, as fit. The largest size has tiles of more rows instead of more tokens;
+// from sm_100 on the compiler lacks registers for 256.
 template <class M, int ROWS, int SIZE, int OUT> struct PortableProduct {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
     static constexpr int MOST_ROWS = 192;
@@ -212,8 +214,8 @@ struct PrefillPick<false, Slices, Tile, ROWS, SIZE, OUT> {
     PortableProduct<TYPE##Tile<K, GROUP>, ROWS, SIZE, OUT>
 #endif
 
-// NAME_launch: {blocks for one tile of tokens, threads, dynamic shared memory, tokens of a tile, blocks
-// of a cluster, whether blocks walk from tile to tile}.
+// NAME_launch: {blocks for one tile of tokens, threads, dynamic shared memory, tokens of a tile,
+// blocks of a cluster, whether blocks walk from tile to tile}.
 #define PREFILL_PRODUCT(name, TYPE, K, GROUP, ROWS, SIZE, OUT)                                     \
     typedef PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT) name##_pick;                             \
     extern "C" __global__ void IN_CLUSTERS_OF(name##_pick::CLUSTER)                                \

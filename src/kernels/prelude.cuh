@@ -220,9 +220,9 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-// Lets the next kernel of the stream start as soon as all blocks of this one have said so: it may load
-// what depends on nothing (weights) while this one works. Shared memory is what limits how many of them
-// an SM holds (DecodePick, instances.cuh).
+// Lets the next kernel of the stream start as soon as all blocks of this one have said so: it may
+// load what depends on nothing (weights) while this one works. Shared memory is what limits how
+// many of them an SM holds (DecodePick, instances.cuh).
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -257,9 +257,9 @@ __device__ __forceinline__ void mma_16x8x16(float d[4], const u32 a[4], u32 b0, 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// d += a * b in whole numbers: a is 16x32 of u8, b 32x8 of i8. Lane l holds of a: row l/4 and columns
-// 4*(l%4) + {0..3} in a[0], row l/4 + 8 in a[1], the columns 16 further on in a[2] and a[3]; of b:
-// column l/4 and rows 4*(l%4) + {0..3} in b0, 16 further on in b1; d as above.
+// d += a * b in whole numbers: a is 16x32 of u8, b 32x8 of i8. Lane l holds of a: row l/4 and
+// columns 4*(l%4) + {0..3} in a[0], row l/4 + 8 in a[1], the columns 16 further on in a[2] and
+// a[3]; of b: column l/4 and rows 4*(l%4) + {0..3} in b0, 16 further on in b1; d as above.
 __device__ __forceinline__ void mma_16x8x32(i32 d[4], const u32 a[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -275,8 +275,8 @@ __device__ __forceinline__ float2 load_float2_l2(const float *p) {
     return v;
 }
 
-// Adds one and gives the count before: what this thread's block wrote before a barrier is visible to
-// whoever sees a higher count, and what others wrote to this thread.
+// Adds one and gives the count before: what this thread's block wrote before a barrier is visible
+// to whoever sees a higher count, and what others wrote to this thread.
 __device__ __forceinline__ u32 arrive(u32 *count) {
     u32 before;
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;"
@@ -286,8 +286,8 @@ __device__ __forceinline__ u32 arrive(u32 *count) {
     return before;
 }
 
-// A number that is the same in all lanes, so that the compiler knows it: what depends on it alone goes
-// into uniform registers, and branches need not expect lanes to part.
+// A number that is the same in all lanes, so that the compiler knows it: what depends on it alone
+// goes into uniform registers, and branches need not expect lanes to part.
 __device__ __forceinline__ int warp_uniform(int v) {
     int r;
     asm("redux.sync.max.s32 %0, %1, 0xffffffff;" : "=r"(r) : "r"(v));
@@ -316,11 +316,11 @@ __device__ __forceinline__ float warp_max(float v) {
 
 // ---- 4-bit weights ----
 
-// One word of a W4 unit (docs/format.md) is this lane's part of a 16x16 A operand of mma: rows r and
-// r + 8, four neighbouring columns. Gives a[] with the exact numbers q - zero: a[0] row r, columns
-// 0 and 1; a[1] row r + 8, the same columns; a[2] and a[3] the columns 2 and 3. A binary16 with the
-// bits 0x6400 | n is 1024 + n, so one and-or makes two numbers and one subtraction or fma places
-// them. low: 1024 + zero of row r, twice; high: -(64 + zero of row r + 8), twice.
+// One word of a W4 unit (docs/format.md) is this lane's part of a 16x16 A operand of mma: rows r
+// and r + 8, four neighbouring columns. Gives a[] with the exact numbers q - zero: a[0] row r,
+// columns 0 and 1; a[1] row r + 8, the same columns; a[2] and a[3] the columns 2 and 3. A binary16
+// with the bits 0x6400 | n is 1024 + n, so one and-or makes two numbers and one subtraction or fma
+// places them. low: 1024 + zero of row r, twice; high: -(64 + zero of row r + 8), twice.
 __device__ __forceinline__ void w4_to_f16x2(u32 word, u32 low, u32 high, u32 a[4]) {
     const u32 bias = 0x64006400, sixteenth = 0x2c002c00; // 1024 and 1/16
     a[0] = f16x2_sub(and_or(word, 0x000f000f, bias), low);
@@ -450,8 +450,8 @@ template <int threads> __device__ __forceinline__ void warps_sync(int number) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(threads) : "memory");
 }
 
-// True in one lane of the warp, and the compiler knows that it is one: bulk copies by lanes of which it
-// does not know that run in a loop of some 60 cycles each.
+// True in one lane of the warp, and the compiler knows that it is one: bulk copies by lanes of
+// which it does not know that run in a loop of some 60 cycles each.
 __device__ __forceinline__ bool elect_one() {
     u32 one;
     asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}\n"
@@ -487,8 +487,9 @@ template <int N> __device__ __forceinline__ void keep_all(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// The descriptor of a B operand: rows of 128 bytes (64 binary16 along K) in groups of eight, 1024-byte
-// aligned, 16-byte chunks swizzled: chunk c of row r lies at c ^ (r & 7). 16 columns on: + 2.
+// The descriptor of a B operand: rows of 128 bytes (64 binary16 along K) in groups of eight,
+// 1024-byte aligned, 16-byte chunks swizzled: chunk c of row r lies at c ^ (r & 7). 16 columns on:
+// + 2.
 __device__ __forceinline__ u64 wgmma_operand(u32 shared) {
     return 1ull << 62 | (u64)(1024 >> 4) << 32 | 1ull << 16 | (shared & 0x3ffff) >> 4;
 }

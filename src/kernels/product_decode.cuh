@@ -6,7 +6,8 @@
 // block by row block; they come through its own ring in shared memory that cp.async keeps full.
 // Weights depend on nothing, so the ring is filled before the kernel waits for its predecessor:
 // memory works on while one kernel ends and the next prepares its vector. Of that a warp needs its
-// own columns only, which it prepares itself, so it waits for no other warp until its sums are done.
+// own columns only, which it prepares itself, so it waits for no other warp until its sums are
+// done.
 //
 // A unit goes through the tensor cores, 16 rows as the A operand. 4-bit weights stay whole numbers:
 // the vectors become fixed-point numbers with a scale per group, three digits to base 256 (22 bits
@@ -16,8 +17,8 @@
 // Partial sums of the warps meet in shared memory and are added in the order of their columns: the
 // same input always gives the same bits.
 //
-// Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes. Matrices with
-// SPLIT above 1 (product_short.cuh): in clusters of SPLIT blocks, at most one per row block.
+// Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes. Matrices
+// with SPLIT above 1 (product_short.cuh): in clusters of SPLIT blocks, at most one per row block.
 // Bytes moved: the matrix once; the vectors once per block or cluster (from L2); in a cluster every
 // block's sums once to another's.
 
@@ -38,7 +39,8 @@ enum { ACT_SILU, ACT_GELU };
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
 // A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
-// `most` bytes of a block's share, from `from` on, if the token's position lies in begin .. end - 1.
+// `most` bytes of a block's share, from `from` on, if the token's position lies in begin .. end -
+// 1.
 struct NextMatrix {
     const u8 *weights;
     const State *state;
@@ -73,8 +75,8 @@ struct ProductArgs {
 // each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
 template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_, SPLIT = 1;
-    // Smaller units make up 128 columns together: here these are one, the last one of a row block what
-    // is left.
+    // Smaller units make up 128 columns together: here these are one, the last one of a row block
+    // what is left.
     static constexpr int GROUPS = 128 / GROUP, GROUP_BYTES = 8 * GROUP + 64;
     static constexpr int UNITS = (K + 127) / 128, CHUNK_UNITS = 1; // of a row block, of 128 columns
     static constexpr int LAST_GROUPS = K / GROUP - (UNITS - 1) * GROUPS;
@@ -87,8 +89,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     typedef W4<K, GROUP, 2> Coarser;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
-    // Bytes of the vector, and of what is known of its groups: (scale, -sum) of digits 0 and 1, and of
-    // digit 2.
+    // Bytes of the vector, and of what is known of its groups: (scale, -sum) of digits 0 and 1, and
+    // of digit 2.
     template <int T> struct Layout {
         static_assert(T == 1, "one vector at a time");
         static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 16 * (K / GROUP);
@@ -272,9 +274,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     }
 };
 
-// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 64 columns, whole lines of
-// the cache, or 32 columns where 64 does not divide. A vector in shared memory is two planes: its
-// numbers rounded to binary16, and what that leaves out; a scale per unit's columns brings the
+// A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 64 columns, whole lines
+// of the cache, or 32 columns where 64 does not divide. A vector in shared memory is two planes:
+// its numbers rounded to binary16, and what that leaves out; a scale per unit's columns brings the
 // largest to 2^10 .. 2^11, far from both ends of binary16.
 template <int K_> struct F16 {
     static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2, SPLIT = 1;
@@ -385,9 +387,9 @@ template <int T> __device__ __forceinline__ void store_part(float *part, const f
 }
 
 // How warps share row blocks: every warp has one of RANGES ranges of columns, whole chunks of 128.
-// PARTS of them are a block's; the SPLIT blocks of a cluster have theirs one after the other. With few
-// columns there are fewer ranges than warps, and TEAMS of PARTS warps take row blocks in turn; the
-// warps of a range then share its chunks of the vector, too.
+// PARTS of them are a block's; the SPLIT blocks of a cluster have theirs one after the other. With
+// few columns there are fewer ranges than warps, and TEAMS of PARTS warps take row blocks in turn;
+// the warps of a range then share its chunks of the vector, too.
 template <class M, int WARPS> struct WarpShare {
     static constexpr int CHUNKS = (M::K + 127) / 128, SPLIT = M::SPLIT;
     static constexpr int OWN_CHUNKS = (CHUNKS + SPLIT - 1) / SPLIT; // of a block, at most
@@ -452,8 +454,8 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
         IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::OWN_CHUNKS + 2;
     static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES);
 
-    // row blocks whose partial sums there is room for before they are added up, as many of each team:
-    // about 16 KB; of several vectors 32 KB, or up to 96 that rings of four units leave
+    // row blocks whose partial sums there is room for before they are added up, as many of each
+    // team: about 16 KB; of several vectors 32 KB, or up to 96 that rings of four units leave
     static constexpr int ROW_SUMS = Share::PARTS * T * 16 * 4, BESIDE = 17 << 10; // those that meet
     static constexpr int LEFT = SHARED_LIMIT - SUMS - BESIDE - 4 * WARPS * M::UNIT_BYTES;
     static constexpr int LEAST = 32 / T, FIT = LEFT / ROW_SUMS < 96 / T ? LEFT / ROW_SUMS : 96 / T;
@@ -468,8 +470,8 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
-// Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads of
-// a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
+// Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads
+// of a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
 // come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left
 // for the end; LayerNorm is done here.
 template <class M, int T, int WARPS, int IN> struct ProductVectors {
@@ -712,7 +714,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     __device__ __forceinline__ int entry_of(int token, int nth) const {
         return token * ENTRIES + first - origin + nth * Share::TEAMS;
     }
-    // What LayerNorm needs of each token, out of the chunks of all blocks: one warp's work for each.
+    // What LayerNorm needs of each token, out of the chunks of all blocks: one warp's work for
+    // each.
     __device__ __forceinline__ void unite_moments(int tokens, float2 *moments) const {
         static_assert(T <= WARPS, "a warp for each token");
         const int t = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -781,10 +784,10 @@ template <int SPLIT> __device__ __forceinline__ int rows_stored(int rows, int ra
     return SPLIT == 1 ? rows : (rows - rank + SPLIT - 1) / SPLIT;
 }
 
-// What becomes of the sums of `rows` row blocks: adds the parts of each in their order, those of its
-// warps or, in a cluster, those of its blocks, and stores. `first`: the first row block; `factor`:
-// RMSNorm's of the token whose numbers this thread stores; `early`: `kept` is what its first sum
-// meets.
+// What becomes of the sums of `rows` row blocks: adds the parts of each in their order, those of
+// its warps or, in a cluster, those of its blocks, and stores. `first`: the first row block;
+// `factor`: RMSNorm's of the token whose numbers this thread stores; `early`: `kept` is what its
+// first sum meets.
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
 __device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
                                               int tokens, const float *sums, float factor,
@@ -828,8 +831,8 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
     }
 }
 
-// Between a product's last unit and the next one's first the memory would have nothing to do as soon
-// as the rings are full. It brings into L2 what comes after them.
+// Between a product's last unit and the next one's first the memory would have nothing to do as
+// soon as the rings are full. It brings into L2 what comes after them.
 template <int WARPS> __device__ __forceinline__ void prefetch_next(const NextMatrix &next) {
     const int block = (int)blockIdx.x;
     const int first = next.row_blocks * block / next.blocks;
@@ -840,52 +843,89 @@ template <int WARPS> __device__ __forceinline__ void prefetch_next(const NextMat
         prefetch_l2(share + at);
 }
 
+// This block's row blocks (or its cluster's), this warp's units of them, and their way through its
+// ring.
+template <class M, class S, int RING> struct ProductUnits {
+    typedef typename S::Share Share;
+    static constexpr int SLOT = M::UNIT_BYTES;
+    M matrix;
+    int first_row, rows;     // row blocks
+    int first_unit, units;   // of a row block
+    int range, left, of_row; // of the columns; units to copy, in all and of the row block
+    u32 slot;                // of the next unit to multiply
+
+    __device__ __forceinline__ void open(const ProductArgs &args, int warp, u32 rings) {
+        const int cluster = (int)blockIdx.x / M::SPLIT, team = Share::team_of(warp);
+        range = Share::range_of(warp);
+        first_row = S::ROW_BLOCKS * cluster / S::CLUSTERS;
+        rows = S::ROW_BLOCKS * (cluster + 1) / S::CLUSTERS - first_row;
+        first_unit = Share::first_unit(range);
+        units = Share::UNIFORM ? Share::UNITS : Share::first_unit(range + 1) - first_unit;
+        left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units;
+        of_row = units;
+        slot = 0;
+        matrix.open(args.weights, first_row + team, first_unit, rings + warp * (RING * SLOT));
+    }
+    // Copies the next unit, if there is one.
+    __device__ __forceinline__ void refill(u32 to) {
+        if (left > 0) {
+            matrix.copy(to, of_row == 1 && range == Share::RANGES - 1);
+            left--;
+            const int to_next_row = Share::TEAMS * M::ROW_BYTES - (units - 1) * M::STEP;
+            matrix.at += --of_row ? M::STEP : to_next_row;
+            if (of_row == 0) of_row = units;
+        }
+        copy_async_commit();
+    }
+    // This warp's sums of a row block.
+    template <int T> __device__ __forceinline__ void multiply_row(float *sum) {
+        constexpr int NUMBERS = T == 1 ? 2 : 4;
+        constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
+#pragma unroll UNROLL
+        for (int unit = 0; unit < units; unit++) {
+            copy_async_wait<RING - 1>();
+            __syncwarp();
+            float more[4];
+            matrix.template multiply<T>(slot, first_unit + unit, more);
+            __syncwarp();
+            refill(slot);
+#pragma unroll
+            for (int p = 0; p < NUMBERS; p++) sum[p] += more[p];
+            slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
+        }
+        M::template finish<T>(sum);
+    }
+};
+
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT, int PAIR>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
-    constexpr int SLOT = M::UNIT_BYTES, NUMBERS = T == 1 ? 2 : 4, SPLIT = M::SPLIT;
+    typedef ProductUnits<M, S, RING> Units;
+    constexpr int SLOT = M::UNIT_BYTES, SPLIT = M::SPLIT;
     static_assert(BLOCKS % SPLIT == 0 && SPLIT <= Share::CHUNKS, "whole clusters, columns for all");
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
-    const int part = Share::part_of(warp), range = Share::range_of(warp);
-    const int team = Share::team_of(warp), rank = Share::rank();
+    const int part = Share::part_of(warp), team = Share::team_of(warp), rank = Share::rank();
     const u32 base = shared_address(smem);
     if (PAIR != PAIR_FIRST) launch_dependents();
 
-    // the row blocks of this block, or of its cluster, and this warp's units of them
-    const int cluster = (int)blockIdx.x / SPLIT, first_row = S::ROW_BLOCKS * cluster / S::CLUSTERS;
-    const int rows = S::ROW_BLOCKS * (cluster + 1) / S::CLUSTERS - first_row;
-    const int first_unit = Share::first_unit(range);
-    const int units = // of a row block
-        Share::UNIFORM ? Share::UNITS : Share::first_unit(range + 1) - first_unit;
-    int left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units; // to copy
-    int of_row = units;                                                 // of these in the row block
-    const int to_next_row = Share::TEAMS * M::ROW_BYTES - (units - 1) * M::STEP;
-    M matrix;
-    matrix.open(args.weights, first_row + team, first_unit, base + S::RINGS + warp * (RING * SLOT));
-    // Copies the next unit, if there is one.
-    auto refill = [&](u32 slot) {
-        if (left > 0) {
-            matrix.copy(slot, of_row == 1 && range == Share::RANGES - 1);
-            left--;
-            matrix.at += --of_row ? M::STEP : to_next_row;
-            if (of_row == 0) of_row = units;
-        }
-        copy_async_commit();
-    };
-    // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at once: a
-    // longer queue at the memory would hold up the vectors.
-    constexpr int MUCH = T == 1 ? 1088 : 2 * 1088, AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
-    // To prepare several vectors takes as long as to fill half of the ring: that half comes meanwhile.
+    Units units;
+    units.open(args, warp, base + S::RINGS);
+    // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at
+    // once: a longer queue at the memory would hold up the vectors.
+    constexpr int MUCH = T == 1 ? 1088 : 2 * 1088;
+    constexpr int AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
+    // To prepare several vectors takes as long as to fill half of the ring: that half comes
+    // meanwhile.
     constexpr int AHEAD = T == 1 || !KERNELS_OVERLAP ? RING : (RING + 1) / 2, LATE = RING - AHEAD;
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
-        refill(i * SLOT);
+        units.refill(i * SLOT);
     }
     const bool bring = M::BRINGS && args.next.wanted();
     Vectors vectors;
@@ -896,11 +936,12 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments, [&](int pass) {
         constexpr int PASSES = Vectors::PASSES;
         for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
-            refill((AHEAD + i) * SLOT);
+            units.refill((AHEAD + i) * SLOT);
     });
     // what the first sum that this thread stores meets, in time for the end
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
+    const int first_row = units.first_row, rows = units.rows;
     const int own = (first_row + threadIdx.x / (16 * T) * SPLIT + rank) * 16 + threadIdx.x % 16;
     const bool stores = threadIdx.x < rows_stored<SPLIT>(rows, rank) * 16 * T && own < ROWS &&
                         token < tokens;
@@ -913,29 +954,15 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     else
         __syncwarp();
 
-    matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
-                               base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
+    units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
+                                     base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
     float factor = 1; // RMSNorm's of this thread's token
-    constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
-    u32 slot = 0;
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
 #pragma unroll 1
         for (int row = team; row < some; row += Share::TEAMS) {
-            float sum[NUMBERS] = {};
-#pragma unroll UNROLL
-            for (int unit = 0; unit < units; unit++) {
-                copy_async_wait<RING - 1>();
-                __syncwarp();
-                float more[4];
-                matrix.template multiply<T>(slot, first_unit + unit, more);
-                __syncwarp();
-                refill(slot);
-#pragma unroll
-                for (int p = 0; p < NUMBERS; p++) sum[p] += more[p];
-                slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
-            }
-            M::template finish<T>(sum);
+            float sum[T == 1 ? 2 : 4] = {};
+            units.template multiply_row<T>(sum);
             store_part<T>(sums + (part * S::SPAN + row) * (16 * T) + (lane >> 2), sum);
         }
         if (PAIR == PAIR_SECOND && from == 0) {

@@ -1,17 +1,17 @@
 // product_short - the matrices of product_decode.cuh for up to eight vectors at once: short
 // prompts.
 //
-// Still bound by reading W once, and the same kernel, product_decode, reads it. But eight vectors are
-// much to fetch and to prepare for every block. So where there are clusters, the SPLIT blocks of one
-// share row blocks, each with its part of the columns: it prepares that part of the vectors, and has
-// room for more of them. The blocks' sums, and what the norms need to know of whole vectors, meet
-// through the cluster's shared memory.
+// Still bound by reading W once, and the same kernel, product_decode, reads it. But eight vectors
+// are much to fetch and to prepare for every block. So where there are clusters, the SPLIT blocks
+// of one share row blocks, each with its part of the columns: it prepares that part of the vectors,
+// and has room for more of them. The blocks' sums, and what the norms need to know of whole
+// vectors, meet through the cluster's shared memory.
 //
 // Each vector is a column of B, so the eight columns of one mma serve up to eight vectors. 4-bit
 // weights become the exact numbers q - zero in binary16; their scale meets the sums of a group in
-// binary32. The vectors' numbers have a power-of-two scale for every group, which brings the largest
-// to 2^10 .. 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22 bits), or
-// one where shared memory has no room for more.
+// binary32. The vectors' numbers have a power-of-two scale for every group, which brings the
+// largest to 2^10 .. 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22
+// bits), or one where shared memory has no room for more.
 
 #ifndef TC_PRODUCT_SHORT
 #define TC_PRODUCT_SHORT
@@ -22,8 +22,8 @@
 #include "rows.cuh"
 
 // Vectors of K columns in groups, of which a block has its part of SPLIT, whole chunks of 128. In
-// shared memory a vector is a plane for each limb; lane l wants vector l / 4 and, of each 32 columns,
-// the eight from 8 (l % 4) on, as does the A operand.
+// shared memory a vector is a plane for each limb; lane l wants vector l / 4 and, of each 32
+// columns, the eight from 8 (l % 4) on, as does the A operand.
 template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
     static constexpr int CHUNKS = ((K + 127) / 128 + SPLIT - 1) / SPLIT;
     static constexpr int COLUMNS = SPLIT == 1 ? K : 128 * CHUNKS; // of a block, at most
@@ -40,7 +40,8 @@ template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
         scale0 = keep(scales + min(2 * pair, tokens - 1) * Layout<T>::INFO);
         scale1 = keep(scales + min(2 * pair + 1, tokens - 1) * Layout<T>::INFO);
     }
-    // d and e += rows times 32 columns, number `part` of the vectors: two chains hide mma's latency.
+    // d and e += rows times 32 columns, number `part` of the vectors: two chains hide mma's
+    // latency.
     __device__ __forceinline__ void step(int part, const u32 a[4], const u32 b[4], float d[4],
                                          float e[4]) const {
 #pragma unroll
@@ -90,7 +91,8 @@ template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
     static __device__ __forceinline__ u32 info_place() {
         return 4 * (threadIdx.x & 31) / GROUP * 4;
     }
-    template <int T> static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
+    template <int T>
+    static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
 #pragma unroll
         for (int limb = 0; limb < LIMBS; limb++)
             *(uint2 *)(x + limb * PLANE) = make_uint2(p.limbs[limb][0], p.limbs[limb][1]);

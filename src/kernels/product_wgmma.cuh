@@ -177,9 +177,9 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
         if (threadIdx.x == 0) barrier_expect(full + 8 * slot, M::COPY_BYTES + B_BYTES);
         M::copy(weights(), matrix, first, last, k, full + 8 * slot);
     }
-    // For a multiplying warp: gives the slot back. Every lane arrives by itself, so that what it has
-    // read is ordered before what is copied there next, in this block; in the others of the cluster
-    // it is the warp that has done with their share of the vectors.
+    // For a multiplying warp: gives the slot back. Every lane arrives by itself, so that what it
+    // has read is ordered before what is copied there next, in this block; in the others of the
+    // cluster it is the warp that has done with their share of the vectors.
     __device__ __forceinline__ void release(int slot) const {
         const u32 lane = threadIdx.x & 31;
         barrier_arrive(empty + 8 * slot);

@@ -26,7 +26,8 @@ struct SampleSegment {
     float pad;
 };
 
-// The parameters of one draw, in host memory: a graph that is launched again and again finds new ones.
+// The parameters of one draw, in host memory: a graph that is launched again and again finds new
+// ones.
 struct SampleSettings {
     double u;          // the random number
     int row;           // of the logits
