@@ -20,7 +20,7 @@
 // Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes. Matrices
 // with SPLIT above 1 (product_short.cuh): in clusters of SPLIT blocks, at most one per row block.
 // Bytes moved: the matrix once; the vectors once per block or cluster (from L2); in a cluster every
-// block's sums once to another's.
+// block's sums once to another's; and into L2 the part of a later matrix that NextMatrix names.
 
 #ifndef TC_PRODUCT_DECODE
 #define TC_PRODUCT_DECODE
@@ -39,8 +39,7 @@ enum { ACT_SILU, ACT_GELU };
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
 // A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
-// `most` bytes of a block's share, from `from` on, if the token's position lies in begin .. end -
-// 1.
+// `most` bytes of a block's share, from `from` on, where begin <= the token's position < end.
 struct NextMatrix {
     const u8 *weights;
     const State *state;
