@@ -146,8 +146,8 @@ TEST(the_probe_calls_every_function_of_the_prelude) {
 /* ---- models ---- */
 
 /* Where a model's kernels are compiled. APART: shapes that no family has, and in 16 bits those of
- * LLaMA that differ from LLaMA-2-7B and LLaMA-3-8B in size alone; for sm_86, whose blocks have the
- * least shared memory, and for sm_90a, which has kernels of its own. */
+ * LLaMA that differ from LLaMA-2-7B and LLaMA-3-8B in size alone, and Falcon-40B; for sm_86, whose
+ * blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
 enum where { EVERYWHERE, APART };
 enum { BINARY16 = -1 };
 
@@ -201,7 +201,7 @@ static const tc__shape_spec small_plain = {"small, g32, w16, not gated",
                                            .parallel = 1};
 
 static const model models[] = {{"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, false, {0}},
-                               {"falcon-40b", "w16a16", EVERYWHERE, &falcon_40b, true, {0}},
+                               {"falcon-40b", "w16a16", APART, &falcon_40b, true, {0}},
                                {"small", "w4a16", EVERYWHERE, &small_mixed, false, {64, BINARY16}},
                                {"small", "w4a16", APART, &small_80, false, {0}},
                                {"small", "w4a16", APART, &small_256, false, {0}},
