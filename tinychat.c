@@ -2346,8 +2346,8 @@ typedef struct tc__kinds {
 TC_INTERNAL const char *tc__role_name(int role);
 TC_INTERNAL const tc__tensor *tc__role_matrix(const tc__layer *layer, int role);
 
-/* Finds the kinds of all layers' matrices. Errors: UNSUPPORTED (a matrix the kernels cannot take).
- * */
+/* Finds the kinds of all layers' matrices. Errors: UNSUPPORTED (a matrix that the kernels cannot
+ * take). */
 TC_INTERNAL int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_error *err);
 /* The index of a matrix's kind. It must be one of those found. */
 TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix);
@@ -2355,7 +2355,7 @@ TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *
 /* Appends the source of the decode kernels and of the prefill kernels. Kernel names: ROLE_KIND for
  * decode, few_ROLE_KIND for up to 8 tokens, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16,
  * 64, 128 and 256 tokens, and those of the list in gpu_programs.c. NAME_launch holds {grid x,
- * threads, shared bytes, vectors, and for tSIZE what instances.cuh says}. */
+ * threads, shared bytes, vectors, and for few_ROLE and tSIZE what instances.cuh says}. */
 TC_INTERNAL void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                   tc__buf *text);
 TC_INTERNAL void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
@@ -10265,8 +10265,8 @@ static tc__cu_result cuda_attend_many(cuda_cache *cache, uint32_t l, int tokens,
 }
 
 /* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it;
- * up needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh).
- * */
+ * qkv, attention and up overlap, since up needs x alone, as do o and down (PAIR_FIRST and
+ * PAIR_SECOND of product_decode.cuh). */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;

@@ -115,8 +115,8 @@ static double steps_time(const token_cost *cost, const gpu *on) {
 /* ---- kernels ---- */
 
 /* Bytes that a block keeps on their way from memory, in words of the program itself, by what makes
- * a kernel. What is not here but has dynamic shared memory may have a ring too: "?" in the table.
- * */
+ * a kernel. What is not here but has dynamic shared memory may have a ring too: the table shows a
+ * "?". */
 enum { NOTHING, WEIGHTS, KEYS };
 static const struct {
     const char *mark; /* in the line that makes the kernel */

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Makes tables and charts of the benchmark's results. Needs nothing but Python 3.
 
-    python3 bench/report.py            bench/results/GPU/*.json -> README.md and *.svg beside them;
-                                       what must be known about these results is in notes.txt there
+    python3 bench/report.py            bench/results/GPU/*.json -> README.md and *.svg beside them
     python3 bench/report.py --print    prints the tables, writes nothing
 
 A result is what `chat --bench SHAPE --json` prints; startup.json comes from bench/gpu_bench.sh. The
@@ -350,9 +349,7 @@ def main():
         results, startup = load(folder, peers)
         if not results:
             continue
-        text, notes = report(results, startup), folder / "notes.txt"
-        if notes.exists():
-            text += "\n" + notes.read_text()
+        text = report(results, startup)
         if "--print" not in sys.argv:
             draw_floor(results, peers, folder / "floor.svg")
             draw_context(results, folder / "context.svg")

@@ -1107,8 +1107,8 @@ static tc__cu_result cuda_attend_many(cuda_cache *cache, uint32_t l, int tokens,
 }
 
 /* A layer of one token or a few. In a parallel block the MLP reads x before attention adds to it;
- * up needs nothing of what stands between qkv and it, and they overlap (PAIR, product_decode.cuh).
- * */
+ * qkv, attention and up overlap, since up needs x alone, as do o and down (PAIR_FIRST and
+ * PAIR_SECOND of product_decode.cuh). */
 static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_vectors *v) {
     cuda_device *device = cache->device;
     const tc__arch *arch = &device->weights->arch;

@@ -21,8 +21,8 @@ typedef struct tc__kinds {
 TC_INTERNAL const char *tc__role_name(int role);
 TC_INTERNAL const tc__tensor *tc__role_matrix(const tc__layer *layer, int role);
 
-/* Finds the kinds of all layers' matrices. Errors: UNSUPPORTED (a matrix the kernels cannot take).
- * */
+/* Finds the kinds of all layers' matrices. Errors: UNSUPPORTED (a matrix that the kernels cannot
+ * take). */
 TC_INTERNAL int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_error *err);
 /* The index of a matrix's kind. It must be one of those found. */
 TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *matrix);
@@ -30,7 +30,7 @@ TC_INTERNAL int tc__kind_of(const tc__kinds *kinds, int role, const tc__tensor *
 /* Appends the source of the decode kernels and of the prefill kernels. Kernel names: ROLE_KIND for
  * decode, few_ROLE_KIND for up to 8 tokens, tSIZE_ROLE_KIND for prefill, with tiles of SIZE = 16,
  * 64, 128 and 256 tokens, and those of the list in gpu_programs.c. NAME_launch holds {grid x,
- * threads, shared bytes, vectors, and for tSIZE what instances.cuh says}. */
+ * threads, shared bytes, vectors, and for few_ROLE and tSIZE what instances.cuh says}. */
 TC_INTERNAL void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                                   tc__buf *text);
 TC_INTERNAL void tc__write_prefill(const tc__weights *weights, const tc__kinds *kinds, int sm_count,

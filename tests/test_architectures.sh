@@ -13,16 +13,7 @@ work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
 
-check() { # check NAME: the test is the function NAME
-    if "$1" > "$work/log" 2>&1; then
-        echo "  ok     $1"
-        passed=$((passed + 1))
-    else
-        cat "$work/log"
-        echo "  FAILED $1"
-        failed=$((failed + 1))
-    fi
-}
+. tests/check.sh
 
 # refused STATUS WORDS ARGUMENT...: one line that has the words, nothing else
 refused() {
@@ -70,20 +61,20 @@ the_prediction_adds_up() {
         END { exit lines != 1 }' "$work/table"
 }
 
-check wrong_arguments_are_refused
-check without_nvrtc_it_says_so
+check wrong_arguments_are_refused wrong_arguments_are_refused
+check without_nvrtc_it_says_so without_nvrtc_it_says_so
 "$program" tiny w4a16 sm_80 > "$work/table" 2> "$work/reason"
 status=$?
 if [ $status -eq 3 ]; then
-    echo "  skip   the_table: $(cat "$work/reason")"
+    echo "  skip   the_table: needs NVRTC: $(cat "$work/reason")"
     skipped=1
 elif [ $status -ne 0 ]; then
     cat "$work/reason"
     echo "  FAILED the_table"
     failed=$((failed + 1))
 else
-    check every_kernel_is_within_the_limits
-    check the_prediction_adds_up
+    check every_kernel_is_within_the_limits every_kernel_is_within_the_limits
+    check the_prediction_adds_up the_prediction_adds_up
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

@@ -13,18 +13,7 @@ work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0
 
-check() { # check NAME COMMAND...
-    name=$1
-    shift
-    if "$@" > "$work/log" 2>&1; then
-        echo "  ok     $name"
-        passed=$((passed + 1))
-    else
-        cat "$work/log"
-        echo "  FAILED $name"
-        failed=$((failed + 1))
-    fi
-}
+. tests/check.sh
 
 results=$work/results/some-gpu
 mkdir -p "$results"

@@ -34,8 +34,10 @@ enum { IN_PLAIN, IN_RMS, IN_LAYER };
 // up of rows interleaved in eights; act. The last two are divided by `extra`, if there is one.
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
-// Two products in a row that read what was there before the first, and write nothing that it reads,
-// are a pair: the first lets the second start when it has waited, and the second waits at its end.
+// Two products of which the second, too, reads what was there before the first, and writes nothing
+// that the first reads, are a pair: the first lets the next kernel start when it has waited, and
+// the second waits at its end. Attention may stand between them: it starts no earlier, nor does
+// the second then.
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
 // A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
