@@ -307,7 +307,6 @@ TEST(built_in_shapes) {
         if (i % (2 * FEW) == 0) check_shape(tc_shape_name(i), "w4a16", 86);
     }
     check_shape("llama-2-7b", "w4a16", 80);
-    check_shape("llama-2-7b", "w4a16", 89);
     check_shape("llama-2-7b", "w16a16", 90);
 }
 

@@ -145,9 +145,9 @@ TEST(the_probe_calls_every_function_of_the_prelude) {
 
 /* ---- models ---- */
 
-/* Where a model's kernels are compiled. APART: shapes that no family has, and in 16 bits those of
- * LLaMA that differ from LLaMA-2-7B and LLaMA-3-8B in size alone, and Falcon-40B; for sm_86, whose
- * blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
+/* Where a model's kernels are compiled. APART: shapes that no family has, and in 16 bits those whose
+ * products differ from LLaMA-2-7B's, LLaMA-3-8B's or MPT-7B's in size alone, and Falcon-40B; for
+ * sm_86, whose blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
 enum where { EVERYWHERE, APART };
 enum { BINARY16 = -1 };
 
@@ -215,7 +215,8 @@ static bool model_at(size_t i, model *m) {
         const char *shape = tc_shape_name((int)(i / 2));
         *m = (model){shape, i % 2 ? "w16a16" : "w4a16", EVERYWHERE, NULL, false, {0}};
         const bool size_alone = !strcmp(shape, "llama-2-13b") || !strcmp(shape, "llama-2-70b") ||
-                                !strcmp(shape, "llama-3.2-1b");
+                                !strcmp(shape, "llama-3.2-1b") || !strcmp(shape, "qwen3-8b") ||
+                                !strcmp(shape, "mpt-30b");
         if (!strcmp(shape, "tiny") || (i % 2 && size_alone)) m->where = APART;
         m->wide = i % 2 && (!strcmp(shape, "llama-2-70b") || !strcmp(shape, "mpt-30b"));
     } else if (i - 2 * shapes < TC_COUNT(models)) {
