@@ -2276,7 +2276,8 @@ TC_INTERNAL void tc__nvrtc_close(tc__nvrtc *nvrtc);
  *
  * The cache is a convenience that is never trusted and never needed: an entry carries its key and a
  * checksum, anything that does not fit is compiled anew, and a folder that cannot be written only
- * costs the next start time. A hit does not open NVRTC.
+ * costs the next start time. A hit does not open NVRTC, unless it is what one too old for the GPU
+ * has made: then another one makes it anew.
  */
 #ifndef TC_JIT_H
 #define TC_JIT_H
@@ -8514,10 +8515,12 @@ static void jit_make_folders(char *path) {
 typedef struct jit_entry { /* before the image in a cache file */
     char magic[8];
     uint64_t key[2], size;
-    uint32_t crc, nvrtc;
+    uint32_t crc, nvrtc; /* the image's; the version, with JIT_LESS if it knew less than was asked */
 } jit_entry;
+#define JIT_LESS 0x80000000u
 
-static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *image) {
+static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *image,
+                           uint32_t *nvrtc) {
     tc__map map;
     jit_entry entry;
     if (tc__map_open(path, &map, NULL)) return false;
@@ -8530,6 +8533,7 @@ static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *ima
                entry.crc == tc__crc32(0, bytes, map.size - sizeof entry);
         if (good) tc__buf_add(image, bytes, map.size - sizeof entry);
         good = good && !image->failed;
+        *nvrtc = good ? entry.nvrtc : 0;
     }
     tc__map_close(&map);
     return good;
@@ -8561,6 +8565,7 @@ typedef struct jit_job {
     const tc__jit_target *target;
     char arch[32]; /* what NVRTC is asked for: "sm_90a", or of the newest it knows "compute_90" */
     bool as_ptx;
+    bool less; /* than the target: NVRTC is too old for it */
     const tc__nvrtc *nvrtc;
     const jit_sources *sources;
 } jit_job;
@@ -8664,6 +8669,7 @@ static int jit_fit(jit_job *job, tc_error *err) {
             job->target->arch % 10);
     job->as_ptx = job->target->as_ptx || !known;
     bool specific = job->target->specific && !job->as_ptx && job->nvrtc->major >= 12;
+    job->less = job->as_ptx != job->target->as_ptx || specific != job->target->specific;
     snprintf(job->arch, sizeof job->arch, "%s_%d%s", job->as_ptx ? "compute" : "sm",
              known ? job->target->arch : newest, specific ? "a" : "");
     return TC_OK;
@@ -8672,12 +8678,11 @@ static int jit_fit(jit_job *job, tc_error *err) {
 /* A remark where kernels are not what they could be. */
 static void jit_tell(const jit_job *job, const tc_model_params *params) {
     char line[640];
-    if (!params || !params->log || !job->as_ptx || job->target->as_ptx) return;
-    snprintf(
-        line, sizeof line,
-        "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
-        "the driver",
-        job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
+    if (!params || !params->log || !job->less) return;
+    snprintf(line, sizeof line,
+             "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s%s",
+             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch,
+             job->as_ptx ? " and translated by the driver" : " and slower than they could be");
     params->log(params->user, line);
 }
 
@@ -8741,6 +8746,30 @@ static int jit_run(jit_queue *queue, const tc_model_params *params, tc_error *er
     return cancelled ? tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels") : TC_OK;
 }
 
+static uint32_t jit_version(const tc__nvrtc *nvrtc) {
+    return (uint32_t)(nvrtc->major * 1000 + nvrtc->minor);
+}
+
+/* Takes back what an NVRTC that was too old for the GPU has made, if now there is another one.
+ * `made`: of each program, what the cache says of it. */
+static bool jit_drop_outdated(tc__jit_program *programs, const uint32_t *made, size_t n,
+                              int driver) {
+    tc__nvrtc nvrtc;
+    tc_error err;
+    bool dropped = false;
+    uint32_t all = 0;
+    for (size_t i = 0; i < n; i++) all |= made[i];
+    if (!(all & JIT_LESS) || tc__nvrtc_open(&nvrtc, driver, &err)) return false;
+    for (size_t i = 0; i < n; i++) {
+        if (!(made[i] & JIT_LESS) || made[i] == (jit_version(&nvrtc) | JIT_LESS)) continue;
+        tc__buf_free(&programs[i].image);
+        programs[i].cached = false;
+        dropped = true;
+    }
+    tc__nvrtc_close(&nvrtc);
+    return dropped;
+}
+
 static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *params,
                                uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
@@ -8748,7 +8777,7 @@ static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *p
     memset(&queue, 0, sizeof queue);
     int code = tc__nvrtc_open(&nvrtc, jobs->target->driver, err);
     if (code) return code;
-    *version = (uint32_t)(nvrtc.major * 1000 + nvrtc.minor);
+    *version = jit_version(&nvrtc);
     for (size_t i = 0; i < n && !code; i++) {
         if (jobs[i].program->cached) continue;
         jobs[i].nvrtc = &nvrtc;
@@ -8771,6 +8800,7 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
     jit_job jobs[JIT_MAX_PROGRAMS];
     uint64_t keys[JIT_MAX_PROGRAMS][2];
     char folder[768], paths[JIT_MAX_PROGRAMS][1024];
+    uint32_t made[JIT_MAX_PROGRAMS] = {0};
     bool missing = false;
     memset(jobs, 0, sizeof jobs);
     int code = n > JIT_MAX_PROGRAMS ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
@@ -8781,19 +8811,22 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
         snprintf(paths[i], sizeof paths[i], "%s/%s-%s%d%s-%016llx.bin", folder, programs[i].name,
                  target->as_ptx ? "compute" : "sm", target->arch, target->specific ? "a" : "",
                  (unsigned long long)keys[i][0]);
-        programs[i].cached = folder[0] && jit_cache_read(paths[i], keys[i], &programs[i].image);
+        programs[i].cached =
+            folder[0] && jit_cache_read(paths[i], keys[i], &programs[i].image, &made[i]);
         missing |= !programs[i].cached;
         jobs[i].program = &programs[i];
         jobs[i].target = target;
         jobs[i].sources = &sources;
     }
+    missing |= jit_drop_outdated(programs, made, n, target->driver);
     if (missing) {
         uint32_t version = 0;
         code = jit_compile_missing(jobs, n, progress, &version, err);
         if (!code && folder[0]) jit_make_folders(folder);
         for (size_t i = 0; i < n && !code && folder[0]; i++)
             if (!programs[i].cached)
-                jit_cache_write(paths[i], keys[i], &programs[i].image, version);
+                jit_cache_write(paths[i], keys[i], &programs[i].image,
+                                jobs[i].less ? version | JIT_LESS : version);
     }
     jit_free_sources(&sources);
     return code;
@@ -9226,7 +9259,7 @@ typedef struct cuda_device {
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
     int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
-    bool overlap; /* programmatic dependent launch */
+    bool overlap; /* kernels by programmatic dependent launch */
     const tc__weights *weights;
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
@@ -9394,7 +9427,6 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
     device->target.arch = arch;
     device->target.specific = arch == 90 && !device->target.as_ptx; /* wgmma: in sm_90a only */
     device->target.shared_limit = limit;
-    device->overlap = arch >= 90;
     return TC_OK;
 }
 
@@ -9464,6 +9496,19 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
     return code;
 }
 
+/* Whether the kernels wait for each other. Those that an NVRTC older than the GPU made may not. */
+static int cuda_load_overlap(cuda_device *device, tc_error *err) {
+    tc__cu *cu = &device->cu;
+    int overlap = 0;
+    tc__cu_ptr at;
+    size_t bytes;
+    tc__cu_result result = cu->module_global(&at, &bytes, device->modules[0], "kernels_overlap");
+    if (!result) result = cu->copy_to_host(&overlap, at, sizeof overlap, NULL);
+    if (!result) result = cu->stream_wait(NULL);
+    device->overlap = overlap != 0;
+    return tc__cu_check(cu, result, "kernels_overlap", err);
+}
+
 static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     const struct {
         const char *name;
@@ -9486,7 +9531,8 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
         {"attention_parts", CUDA_PREFILL, &device->attention_parts},
     };
-    int code = cuda_load_products(device, err);
+    int code = cuda_load_overlap(device, err);
+    if (!code) code = cuda_load_products(device, err);
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
         code =
             cuda_load_kernel(device, kernels[i].program, kernels[i].name, kernels[i].kernel, err);
@@ -9651,7 +9697,7 @@ static void cuda_read_part(void *user, int worker) {
     while (weights->in_file && begin < end) {
         const off_t from = (off_t)(weights->data_at + piece->at + begin);
         const ssize_t n = pread(weights->fd, piece->to + begin, end - begin, from);
-        if (n <= 0 && errno != EINTR) {
+        if (n == 0 || (n < 0 && errno != EINTR)) {
             tc__flag_set(&piece->short_read, true);
             return;
         }

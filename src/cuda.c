@@ -68,7 +68,7 @@ typedef struct cuda_device {
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
     int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
-    bool overlap; /* programmatic dependent launch */
+    bool overlap; /* kernels by programmatic dependent launch */
     const tc__weights *weights;
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
@@ -236,7 +236,6 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
     device->target.arch = arch;
     device->target.specific = arch == 90 && !device->target.as_ptx; /* wgmma: in sm_90a only */
     device->target.shared_limit = limit;
-    device->overlap = arch >= 90;
     return TC_OK;
 }
 
@@ -306,6 +305,19 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
     return code;
 }
 
+/* Whether the kernels wait for each other. Those that an NVRTC older than the GPU made may not. */
+static int cuda_load_overlap(cuda_device *device, tc_error *err) {
+    tc__cu *cu = &device->cu;
+    int overlap = 0;
+    tc__cu_ptr at;
+    size_t bytes;
+    tc__cu_result result = cu->module_global(&at, &bytes, device->modules[0], "kernels_overlap");
+    if (!result) result = cu->copy_to_host(&overlap, at, sizeof overlap, NULL);
+    if (!result) result = cu->stream_wait(NULL);
+    device->overlap = overlap != 0;
+    return tc__cu_check(cu, result, "kernels_overlap", err);
+}
+
 static int cuda_load_kernels(cuda_device *device, tc_error *err) {
     const struct {
         const char *name;
@@ -328,7 +340,8 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
         {"attention_parts", CUDA_PREFILL, &device->attention_parts},
     };
-    int code = cuda_load_products(device, err);
+    int code = cuda_load_overlap(device, err);
+    if (!code) code = cuda_load_products(device, err);
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
         code =
             cuda_load_kernel(device, kernels[i].program, kernels[i].name, kernels[i].kernel, err);
@@ -493,7 +506,7 @@ static void cuda_read_part(void *user, int worker) {
     while (weights->in_file && begin < end) {
         const off_t from = (off_t)(weights->data_at + piece->at + begin);
         const ssize_t n = pread(weights->fd, piece->to + begin, end - begin, from);
-        if (n <= 0 && errno != EINTR) {
+        if (n == 0 || (n < 0 && errno != EINTR)) {
             tc__flag_set(&piece->short_read, true);
             return;
         }

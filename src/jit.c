@@ -93,10 +93,12 @@ static void jit_make_folders(char *path) {
 typedef struct jit_entry { /* before the image in a cache file */
     char magic[8];
     uint64_t key[2], size;
-    uint32_t crc, nvrtc;
+    uint32_t crc, nvrtc; /* the image's; the version, with JIT_LESS if it knew less than was asked */
 } jit_entry;
+#define JIT_LESS 0x80000000u
 
-static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *image) {
+static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *image,
+                           uint32_t *nvrtc) {
     tc__map map;
     jit_entry entry;
     if (tc__map_open(path, &map, NULL)) return false;
@@ -109,6 +111,7 @@ static bool jit_cache_read(const char *path, const uint64_t key[2], tc__buf *ima
                entry.crc == tc__crc32(0, bytes, map.size - sizeof entry);
         if (good) tc__buf_add(image, bytes, map.size - sizeof entry);
         good = good && !image->failed;
+        *nvrtc = good ? entry.nvrtc : 0;
     }
     tc__map_close(&map);
     return good;
@@ -140,6 +143,7 @@ typedef struct jit_job {
     const tc__jit_target *target;
     char arch[32]; /* what NVRTC is asked for: "sm_90a", or of the newest it knows "compute_90" */
     bool as_ptx;
+    bool less; /* than the target: NVRTC is too old for it */
     const tc__nvrtc *nvrtc;
     const jit_sources *sources;
 } jit_job;
@@ -243,6 +247,7 @@ static int jit_fit(jit_job *job, tc_error *err) {
             job->target->arch % 10);
     job->as_ptx = job->target->as_ptx || !known;
     bool specific = job->target->specific && !job->as_ptx && job->nvrtc->major >= 12;
+    job->less = job->as_ptx != job->target->as_ptx || specific != job->target->specific;
     snprintf(job->arch, sizeof job->arch, "%s_%d%s", job->as_ptx ? "compute" : "sm",
              known ? job->target->arch : newest, specific ? "a" : "");
     return TC_OK;
@@ -251,12 +256,11 @@ static int jit_fit(jit_job *job, tc_error *err) {
 /* A remark where kernels are not what they could be. */
 static void jit_tell(const jit_job *job, const tc_model_params *params) {
     char line[640];
-    if (!params || !params->log || !job->as_ptx || job->target->as_ptx) return;
-    snprintf(
-        line, sizeof line,
-        "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s and translated by "
-        "the driver",
-        job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch);
+    if (!params || !params->log || !job->less) return;
+    snprintf(line, sizeof line,
+             "NVRTC %d.%d (%s) is older than the GPU: the kernels are made for %s%s",
+             job->nvrtc->major, job->nvrtc->minor, job->nvrtc->path, job->arch,
+             job->as_ptx ? " and translated by the driver" : " and slower than they could be");
     params->log(params->user, line);
 }
 
@@ -320,6 +324,30 @@ static int jit_run(jit_queue *queue, const tc_model_params *params, tc_error *er
     return cancelled ? tc__fail(err, TC_ERR_CANCELLED, "cancelled while compiling kernels") : TC_OK;
 }
 
+static uint32_t jit_version(const tc__nvrtc *nvrtc) {
+    return (uint32_t)(nvrtc->major * 1000 + nvrtc->minor);
+}
+
+/* Takes back what an NVRTC that was too old for the GPU has made, if now there is another one.
+ * `made`: of each program, what the cache says of it. */
+static bool jit_drop_outdated(tc__jit_program *programs, const uint32_t *made, size_t n,
+                              int driver) {
+    tc__nvrtc nvrtc;
+    tc_error err;
+    bool dropped = false;
+    uint32_t all = 0;
+    for (size_t i = 0; i < n; i++) all |= made[i];
+    if (!(all & JIT_LESS) || tc__nvrtc_open(&nvrtc, driver, &err)) return false;
+    for (size_t i = 0; i < n; i++) {
+        if (!(made[i] & JIT_LESS) || made[i] == (jit_version(&nvrtc) | JIT_LESS)) continue;
+        tc__buf_free(&programs[i].image);
+        programs[i].cached = false;
+        dropped = true;
+    }
+    tc__nvrtc_close(&nvrtc);
+    return dropped;
+}
+
 static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *params,
                                uint32_t *version, tc_error *err) {
     tc__nvrtc nvrtc;
@@ -327,7 +355,7 @@ static int jit_compile_missing(jit_job *jobs, size_t n, const tc_model_params *p
     memset(&queue, 0, sizeof queue);
     int code = tc__nvrtc_open(&nvrtc, jobs->target->driver, err);
     if (code) return code;
-    *version = (uint32_t)(nvrtc.major * 1000 + nvrtc.minor);
+    *version = jit_version(&nvrtc);
     for (size_t i = 0; i < n && !code; i++) {
         if (jobs[i].program->cached) continue;
         jobs[i].nvrtc = &nvrtc;
@@ -350,6 +378,7 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
     jit_job jobs[JIT_MAX_PROGRAMS];
     uint64_t keys[JIT_MAX_PROGRAMS][2];
     char folder[768], paths[JIT_MAX_PROGRAMS][1024];
+    uint32_t made[JIT_MAX_PROGRAMS] = {0};
     bool missing = false;
     memset(jobs, 0, sizeof jobs);
     int code = n > JIT_MAX_PROGRAMS ? TC_ERR_ARGUMENT : jit_read_sources(&sources, err);
@@ -360,19 +389,22 @@ int tc__jit(tc__jit_program *programs, size_t n, const tc__jit_target *target,
         snprintf(paths[i], sizeof paths[i], "%s/%s-%s%d%s-%016llx.bin", folder, programs[i].name,
                  target->as_ptx ? "compute" : "sm", target->arch, target->specific ? "a" : "",
                  (unsigned long long)keys[i][0]);
-        programs[i].cached = folder[0] && jit_cache_read(paths[i], keys[i], &programs[i].image);
+        programs[i].cached =
+            folder[0] && jit_cache_read(paths[i], keys[i], &programs[i].image, &made[i]);
         missing |= !programs[i].cached;
         jobs[i].program = &programs[i];
         jobs[i].target = target;
         jobs[i].sources = &sources;
     }
+    missing |= jit_drop_outdated(programs, made, n, target->driver);
     if (missing) {
         uint32_t version = 0;
         code = jit_compile_missing(jobs, n, progress, &version, err);
         if (!code && folder[0]) jit_make_folders(folder);
         for (size_t i = 0; i < n && !code && folder[0]; i++)
             if (!programs[i].cached)
-                jit_cache_write(paths[i], keys[i], &programs[i].image, version);
+                jit_cache_write(paths[i], keys[i], &programs[i].image,
+                                jobs[i].less ? version | JIT_LESS : version);
     }
     jit_free_sources(&sources);
     return code;

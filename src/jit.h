@@ -3,7 +3,8 @@
  *
  * The cache is a convenience that is never trusted and never needed: an entry carries its key and a
  * checksum, anything that does not fit is compiled anew, and a folder that cannot be written only
- * costs the next start time. A hit does not open NVRTC.
+ * costs the next start time. A hit does not open NVRTC, unless it is what one too old for the GPU
+ * has made: then another one makes it anew.
  */
 #ifndef TC_JIT_H
 #define TC_JIT_H

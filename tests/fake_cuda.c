@@ -485,6 +485,7 @@ typedef struct tc__cu_module_ {
     variable *variables;
     block *memory; /* of the variables */
     size_t used;
+    int arch; /* that it was compiled for */
 } module;
 
 static int shared_limit(void) {
@@ -569,7 +570,9 @@ static bool cubin_symbols(const cubin *image, const Elf64_Shdr *table, module *m
         if (ELF64_ST_TYPE(symbols[k].st_info) == STT_FUNC && symbols[k].st_other & 0x10) {
             function *f = add_function(m, name, strlen(name));
             const Elf64_Shdr *shared = cubin_section(image, ".nv.shared.", name);
-            f->fixed_shared = shared ? (int)shared->sh_size : 0;
+            const int system = fake_cuda.arch >= 90 ? 1024 : 0; /* what no block may ask for */
+            f->fixed_shared =
+                shared && (int)shared->sh_size > system ? (int)shared->sh_size - system : 0;
             cubin_attributes(image, cubin_section(image, ".nv.info.", name), k, f);
             cubin_attributes(image, cubin_section(image, ".nv.info", ""), k, f);
         } else if (ELF64_ST_TYPE(symbols[k].st_info) == STT_OBJECT &&
@@ -593,6 +596,7 @@ static tc__cu_result load_cubin(module *m, const uint8_t *bytes) {
     const int arch = (int)(header->e_flags >> shift & 0xFF);
     if (arch / 10 != fake_cuda.arch / 10 || arch > fake_cuda.arch)
         return wrong(NO_BINARY, "a cubin for sm_%d on a GPU of sm_%d", arch, fake_cuda.arch);
+    m->arch = arch;
     for (int i = 0; i < header->e_shnum; i++)
         if (sections[i].sh_type == SHT_SYMTAB && !cubin_symbols(&image, &sections[i], m))
             return INVALID_IMAGE;
@@ -629,7 +633,7 @@ static bool ptx_variable(module *m, const char *line) {
                  end = strcspn(name, "\n");
     const size_t each = (size_t)atoi(type + 2) / 8;
     if (size > sizeof bytes) return true; /* none that anybody asks for */
-    values = memchr(name, '{', end);
+    if (!(values = memchr(name, '{', end))) values = memchr(name, '=', end);
     for (size_t i = 0; values && i < size; i += each) {
         char *next;
         const long long value = strtoll(values + 1, &next, 10);
@@ -643,9 +647,9 @@ static tc__cu_result load_ptx(module *m, const char *text) {
     const char *target = strstr(text, ".target sm_");
     function *f = NULL;
     if (!target) return INVALID_IMAGE;
-    if (atoi(target + 11) > fake_cuda.arch)
-        return wrong(NO_BINARY, "PTX for sm_%d on a GPU of sm_%d", atoi(target + 11),
-                     fake_cuda.arch);
+    m->arch = atoi(target + 11);
+    if (m->arch > fake_cuda.arch)
+        return wrong(NO_BINARY, "PTX for sm_%d on a GPU of sm_%d", m->arch, fake_cuda.arch);
     for (const char *line = text; line; line = strchr(line, '\n')) {
         if (*line == '\n') line++;
         line += strspn(line, "\t ");
@@ -778,9 +782,9 @@ static tc__cu_result check_size(const function *f, const tc__cu_launch_config *c
         return wrong(INVALID_VALUE, "%s: a grid of %u in clusters of %u", f->name, c->grid_x,
                      cluster);
     for (unsigned i = 0; i < c->attribute_count; i++)
-        if (c->attributes[i].id != TC__CU_LAUNCH_PROGRAMMATIC || fake_cuda.arch < 90)
-            return wrong(INVALID_VALUE, "%s: launch attribute %d on sm_%d", f->name,
-                         c->attributes[i].id, fake_cuda.arch);
+        if (c->attributes[i].id != TC__CU_LAUNCH_PROGRAMMATIC || f->module->arch < 90)
+            return wrong(INVALID_VALUE, "%s: launch attribute %d, compiled for sm_%d", f->name,
+                         c->attributes[i].id, f->module->arch);
     return 0;
 }
 

@@ -553,6 +553,36 @@ TEST(nvrtc_older_than_the_gpu) {
     unsetenv("FAKE_NVRTC_NEWEST");
 }
 
+/* What it has made is kept, but only until there is another one. */
+TEST(nvrtc_is_replaced) {
+    static const struct {
+        const char *version, *newest, *remark;
+    } cases[] = {
+        {"11080", "90", "NVRTC 11.80 "},
+        {"11080", "90", NULL}, /* kept */
+        {"12000", "86", "are made for compute_86 and translated by the driver"},
+        {"12000", "86", NULL},
+        {"13000", "90", NULL}, /* made anew: it knows all */
+        {"11080", "86", NULL}, /* kept */
+    };
+    char remarks[1024], cache[PROGRAM_PATH + 16];
+    NEEDS_NVRTC;
+    snprintf(cache, sizeof cache, "%s/cache", folder);
+    use_gpu(90, false);
+    setenv("TINYCHAT_CACHE", cache, 1);
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        setenv("FAKE_NVRTC_VERSION", cases[i].version, 1);
+        setenv("FAKE_NVRTC_NEWEST", cases[i].newest, 1);
+        const char *found = device_of_tiny(remarks);
+        CHECK_MSG(strstr(found, "Fake GPU (sm_90a"), "%s", found);
+        CHECK_MSG(cases[i].remark ? strstr(remarks, cases[i].remark) != NULL : !*remarks,
+                  "case %zu: '%s'", i, remarks);
+    }
+    program_remove_folder(cache);
+    unsetenv("FAKE_NVRTC_VERSION");
+    unsetenv("FAKE_NVRTC_NEWEST");
+}
+
 /* ---- the program ---- */
 
 /* Runs chat on the GPU with the driver of our own, which says what is left at its end. */
@@ -794,6 +824,7 @@ TEST_MAIN(
     RUN(the_default_context_fits_into_what_is_free)
     RUN(architectures_are_asked_for)
     RUN(nvrtc_older_than_the_gpu)
+    RUN(nvrtc_is_replaced)
     RUN(what_the_program_says)
     RUN(kernels_are_carried_by_the_program)
     program_remove_folder(folder);)

@@ -87,7 +87,7 @@ static const char probe[] =
     "    mma_16x8x32(n, a, b[0], b[1]);\n"
     "    d[0] += g.x + n[0] + f16_to_f32(f32_to_f16(d[1])) + bf16_to_f32((u16)v.y);\n"
     "    float2 h = load_float2_l2(sums + 2 * lane);\n"
-    "    d[3] = h.x + exp2_fast(h.y) + arrive(out + 40) + warp_uniform(7);\n"
+    "    d[3] = h.x + exp2_fast(h.y) + arrive(out + 40) + warp_uniform(7) + byte_sum(u.x);\n"
     "    out[lane] = f32_to_f16x2(d[0], d[1]) + f16x2_fma(a[0], a[1], b[3]) + and_or(u.y, 15, "
     "64);\n"
     "    sums[0] = warp_sum(d[2]);\n"
@@ -624,24 +624,52 @@ TEST(what_is_too_wide_does_not_compile) {
     tc__nvrtc_close(&nvrtc);
 }
 
-TEST(the_demo_model_compiles) {
+/* The kernels of the demo model, for architectures that this NVRTC knows. */
+static void compile_demo(const tc__nvrtc *nvrtc, const int *numbers, size_t n) {
     queue q = {0};
-    tc__nvrtc nvrtc;
     tc__model_file file;
     tc__weights weights;
     tc_error err;
-    if (tc__nvrtc_open(&nvrtc, 0, &err)) SKIP("%s (needs NVRTC)", err.message);
-    q.nvrtc = &nvrtc;
+    q.nvrtc = nvrtc;
     int code = tc__model_file_open("models/demo.bin", &file, &err);
     if (!code) code = tc__weights_open(&file, &weights, &err);
     CHECK_MSG(code == TC_OK, "%s", err.message);
     if (!code) {
-        for (size_t i = 0; i < ARCHS; i++)
-            if (archs[i].number == 86) queue_add_model(&q, "demo", &weights, &archs[i]);
+        for (size_t i = 0; i < ARCHS * n; i++)
+            if (archs[i / n].number == numbers[i % n] && nvrtc_knows(nvrtc, &archs[i / n]))
+                queue_add_model(&q, "demo", &weights, &archs[i / n]);
         queue_finish(&q);
         tc__weights_close(&weights);
     }
     tc__model_file_close(&file);
+}
+
+TEST(the_demo_model_compiles) {
+    static const int numbers[] = {86};
+    tc__nvrtc nvrtc;
+    tc_error err;
+    if (tc__nvrtc_open(&nvrtc, 0, &err)) SKIP("%s (needs NVRTC)", err.message);
+    compile_demo(&nvrtc, numbers, TC_COUNT(numbers));
+    tc__nvrtc_close(&nvrtc);
+}
+
+/* People have what came with their driver or their Python environment, back to CUDA 11.8. */
+TEST(an_old_nvrtc_compiles) {
+    static const int numbers[] = {86, 90};
+    const char *old = getenv("TINYCHAT_OLD_NVRTC"), *chosen = getenv("TINYCHAT_NVRTC");
+    char kept[1024];
+    tc__nvrtc nvrtc;
+    tc_error err;
+    if (!old || !*old) SKIP("TINYCHAT_OLD_NVRTC does not name one, as of CUDA 11.8");
+    snprintf(kept, sizeof kept, "%s", chosen ? chosen : "");
+    setenv("TINYCHAT_NVRTC", old, 1);
+    int code = tc__nvrtc_open(&nvrtc, 0, &err);
+    setenv("TINYCHAT_NVRTC", kept, 1);
+    if (!chosen) unsetenv("TINYCHAT_NVRTC");
+    REQUIRE(code == TC_OK);
+    printf("    NVRTC %d.%d, %s\n", nvrtc.major, nvrtc.minor, nvrtc.path);
+    CHECK_MSG(nvrtc.major < 12, "NVRTC %d.%d is not old", nvrtc.major, nvrtc.minor);
+    compile_demo(&nvrtc, numbers, TC_COUNT(numbers));
     tc__nvrtc_close(&nvrtc);
 }
 
@@ -668,4 +696,5 @@ TEST_MAIN(RUN(programs_are_cut_at_kernels) RUN(kernel_sources_stand_alone)
               RUN(the_probe_calls_every_function_of_the_prelude)
                   RUN(prelude_assembles_for_every_architecture)
                       RUN(models_compile_for_every_architecture)
-                          RUN(what_is_too_wide_does_not_compile) RUN(the_demo_model_compiles))
+                          RUN(what_is_too_wide_does_not_compile) RUN(the_demo_model_compiles)
+                              RUN(an_old_nvrtc_compiles))

@@ -13,6 +13,9 @@
 #include "rows.cuh"
 #include "sample.cuh"
 
+// The host asks for overlap of kernels that can wait for each other only.
+extern "C" __device__ int kernels_overlap = KERNELS_OVERLAP;
+
 #define KERNEL(name, threads, blocks, Args, body)                                                  \
     extern "C" __global__ void __launch_bounds__(threads, blocks)                                  \
         name(const __grid_constant__ Args args) {                                                  \

@@ -267,6 +267,17 @@ __device__ __forceinline__ void mma_16x8x32(i32 d[4], const u32 a[4], u32 b0, u3
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The sum of the four signed bytes of v. NVRTC has the built-in function from 12.3 on only.
+__device__ __forceinline__ i32 byte_sum(u32 v) {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1203
+    return __dp4a((i32)v, 0x01010101, 0);
+#else
+    i32 sum;
+    asm("dp4a.s32.s32 %0, %1, 0x01010101, 0;" : "=r"(sum) : "r"(v));
+    return sum;
+#endif
+}
+
 // ---- for attention ----
 
 __device__ __forceinline__ float2 load_float2_l2(const float *p) {

@@ -184,7 +184,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
             p.first =
                 __byte_perm(__byte_perm(m0, m2, 0x0062), __byte_perm(m1, m3, 0x0062), 0x5410) ^
                 0x80808080;
-        p.high = 256 * digit_sum(p.first) + digit_sum(p.middle), p.low = digit_sum(p.last);
+        p.high = 256 * byte_sum(p.first) + byte_sum(p.middle), p.low = byte_sum(p.last);
         if (DIGITS == 2) p.low += 256 * p.high;
         p.low = group_sum(p.low);
         if (DIGITS == 3) p.high = group_sum(p.high);
@@ -226,9 +226,6 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
 #pragma unroll
         for (int o = LANES / 2; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
         return v;
-    }
-    static __device__ __forceinline__ i32 digit_sum(u32 digits) {
-        return __dp4a((i32)digits, 0x01010101, 0);
     }
     __device__ __forceinline__ void multiply_group(u32 slot, u32 x, u32 info, float sum[2]) const {
         u32 q[8];

@@ -263,9 +263,10 @@ inline void sincospif(float x, float *sine, float *cosine) {
     *sine = (float)sin(M_PI * (double)x), *cosine = (float)cos(M_PI * (double)x);
 }
 inline float max_or_nan(float a, float b) { return std::isnan(a) || a > b ? a : b; }
-inline int __dp4a(int a, int b, int c) {
-    for (int i = 0; i < 4; i++) c += (signed char)(a >> 8 * i) * (signed char)(b >> 8 * i);
-    return c;
+inline i32 byte_sum(u32 v) {
+    i32 sum = 0;
+    for (int i = 0; i < 4; i++) sum += (signed char)(v >> 8 * i);
+    return sum;
 }
 inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
     const u64 bytes = (u64)b << 32 | a;
