@@ -9210,6 +9210,7 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
 #define CUDA_READERS 16         /* threads that fill them, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
+#define CUDA_OVERLAP_FROM 12030 /* the driver's version that knows dependent launches in graphs */
 #define CUDA_PRECISE 256        /* tokens whose queries and keys are computed in two limbs */
 #define CUDA_NO_TOKEN INT_MIN   /* host_token while the choice is not made */
 #define CUDA_EACH 8             /* positions whose logits are computed at once, at most */
@@ -9496,8 +9497,11 @@ static int cuda_load_products(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* Whether the kernels wait for each other. Those that an NVRTC older than the GPU made may not. */
-static int cuda_load_overlap(cuda_device *device, tc_error *err) {
+/* Kernels overlap if they wait for each other, which those that an NVRTC older than the GPU made may
+ * not do, and the driver knows such launches in graphs. */
+static int cuda_load_overlap(cuda_device *device, const tc_model_params *params, tc_error *err) {
+    const int driver = device->target.driver;
+    char line[160];
     tc__cu *cu = &device->cu;
     int overlap = 0;
     tc__cu_ptr at;
@@ -9505,11 +9509,17 @@ static int cuda_load_overlap(cuda_device *device, tc_error *err) {
     tc__cu_result result = cu->module_global(&at, &bytes, device->modules[0], "kernels_overlap");
     if (!result) result = cu->copy_to_host(&overlap, at, sizeof overlap, NULL);
     if (!result) result = cu->stream_wait(NULL);
-    device->overlap = overlap != 0;
+    device->overlap = overlap && driver >= CUDA_OVERLAP_FROM;
+    if (overlap && !device->overlap && params->log) {
+        snprintf(line, sizeof line,
+                 "the driver runs CUDA %d.%d; from 12.3 on kernels overlap, which makes tokens faster",
+                 driver / 1000, driver % 1000 / 10);
+        params->log(params->user, line);
+    }
     return tc__cu_check(cu, result, "kernels_overlap", err);
 }
 
-static int cuda_load_kernels(cuda_device *device, tc_error *err) {
+static int cuda_load_kernels(cuda_device *device, const tc_model_params *params, tc_error *err) {
     const struct {
         const char *name;
         int program;
@@ -9531,7 +9541,7 @@ static int cuda_load_kernels(cuda_device *device, tc_error *err) {
         {"attention_all", CUDA_PREFILL, &device->attention_prefill},
         {"attention_parts", CUDA_PREFILL, &device->attention_parts},
     };
-    int code = cuda_load_overlap(device, err);
+    int code = cuda_load_overlap(device, params, err);
     if (!code) code = cuda_load_products(device, err);
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
         code =
@@ -9610,7 +9620,7 @@ static int cuda_compile(cuda_device *device, const tc_model_params *params, tc_e
                             device->cu.module_load(&device->modules[i], all.parts[i].image.data),
                             "loading kernels", err);
     device->programs = &all;
-    if (!code) code = cuda_load_kernels(device, err);
+    if (!code) code = cuda_load_kernels(device, params, err);
     device->programs = NULL;
     cuda_free_programs(&all);
     return code;

@@ -820,6 +820,9 @@ static void run(const function *f, const uint8_t *parameters) {
 
 static tc__cu_result record(stream *s, function *f, const tc__cu_launch_config *config,
                             const void *parameters) {
+    if (config->attribute_count && fake_cuda.driver < 12030)
+        return wrong(INVALID_VALUE, "%s: a dependent launch in a graph of CUDA %d", f->name,
+                     fake_cuda.driver);
     node *n = calloc(1, sizeof *n), **last = &s->graph->nodes;
     if (!n || !(n->parameters = malloc((size_t)f->parameter_bytes))) abort();
     memcpy(n->parameters, parameters, (size_t)f->parameter_bytes);

@@ -583,6 +583,23 @@ TEST(nvrtc_is_replaced) {
     unsetenv("FAKE_NVRTC_NEWEST");
 }
 
+TEST(drivers_that_cannot_overlap_kernels) {
+    const int before = fake->driver;
+    char remarks[1024];
+    NEEDS_NVRTC;
+    setenv("FAKE_NVRTC_VERSION", "12000", 1);
+    for (int driver = 12020; driver <= 12030; driver += 10) {
+        use_gpu(90, false);
+        fake->driver = driver;
+        device_of_tiny(remarks);
+        CHECK_MSG((strstr(remarks, "the driver runs CUDA 12.2;") != NULL) == (driver == 12020) &&
+                      (driver == 12020) == (*remarks != 0),
+                  "%d: '%s'", driver, remarks);
+    }
+    fake->driver = before;
+    unsetenv("FAKE_NVRTC_VERSION");
+}
+
 /* ---- the program ---- */
 
 /* Runs chat on the GPU with the driver of our own, which says what is left at its end. */
@@ -825,6 +842,7 @@ TEST_MAIN(
     RUN(architectures_are_asked_for)
     RUN(nvrtc_older_than_the_gpu)
     RUN(nvrtc_is_replaced)
+    RUN(drivers_that_cannot_overlap_kernels)
     RUN(what_the_program_says)
     RUN(kernels_are_carried_by_the_program)
     program_remove_folder(folder);)
