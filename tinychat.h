@@ -401,10 +401,11 @@ TC_API int tc_chat_render(const tc_chat *chat, const char *user_text, size_t len
                           size_t cap, size_t *n, tc_error *err);
 
 /* Writes the conversation to a file (a text format, docs/format.md; written to a temporary file
- * and renamed) and reads it back, replacing the turns and the system text. Template, sampling and
- * limits are not saved. Generated ids are kept when the file was saved with the same model file;
- * otherwise the replies are tokenized from their text. The file must not be truncated while it is
- * read. Errors: IO, FORMAT (names the line), MEMORY; the conversation stays as it was. */
+ * and renamed; an older file's permissions stay, and so does a link to one) and reads it back,
+ * replacing the turns and the system text. Template, sampling and limits are not saved. Generated
+ * ids are kept when the file was saved with the same model file; otherwise the replies are
+ * tokenized from their text. The file must not be truncated while it is read. Errors: IO, FORMAT
+ * (names the line), MEMORY; the conversation stays as it was. */
 TC_API int tc_chat_save(const tc_chat *chat, const char *path, tc_error *err);
 TC_API int tc_chat_load(tc_chat *chat, const char *path, tc_error *err);
 

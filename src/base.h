@@ -9,6 +9,9 @@
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* realpath */
+#endif
 #ifndef _FILE_OFFSET_BITS
 #define _FILE_OFFSET_BITS 64
 #endif
@@ -43,8 +46,9 @@
 
 /* ---- errors ---- */
 
-/* Fills *err (NULL allowed) with a code and a printf-style message, cut to fit and with control
- * characters replaced by '?' (names out of files end up in messages); returns the code. */
+/* Fills *err (NULL allowed) with a code and a printf-style message, cut to fit and with '?' for
+ * every character that could play with a terminal: controls and marks that turn the direction of
+ * text (names out of files end up in messages); returns the code. */
 TC_INTERNAL int tc__fail(tc_error *err, int code, const char *format, ...) TC_PRINTF(3, 4);
 
 /* The message for a failed allocation of `bytes` for `what`; returns TC_ERR_MEMORY. */
@@ -169,8 +173,8 @@ TC_INTERNAL void tc__map_close(tc__map *map);
 
 /* A file written beside its destination and renamed over it by tc__replace_commit (after fsync), so
  * that `path` always holds either the old or the complete new bytes. tc__replace_abort removes the
- * temporary file; both close it. Only regular files are replaced, and links themselves, not what
- * they point to. Errors: IO. */
+ * temporary file; both close it. Only regular files are replaced; the new file has the permissions
+ * of the old one, and a link stays and what it points to is replaced. Errors: IO. */
 typedef struct tc__replace {
     FILE *file; /* write here; check ferror or rely on commit, which does */
     char *path, *temporary;

@@ -882,6 +882,10 @@ TEST(files_that_cannot_be_are_reported) {
     CHECK_MSG(strstr(err.message, "no-folder"), "%s", err.message);
     CHECK(tc_chat_load(chat, in_folder("no-file.txt"), &err) == TC_ERR_IO);
     CHECK(tc_chat_load(chat, folder, &err) == TC_ERR_IO);
+    /* escape, C1 control, right-to-left override and isolate, but not the letters beside them */
+    const char *odd = in_folder("a\033b\302\233c\342\200\256d\342\201\246\303\251\342\200\245.txt");
+    CHECK(tc_chat_load(chat, odd, &err) == TC_ERR_IO);
+    CHECK_MSG(strstr(err.message, "/a?b?c?d?\303\251\342\200\245.txt: "), "%s", err.message);
     CHECK(tc_chat_turns(chat) == 1);
     char model_line[64], text[512];
     snprintf(model_line, sizeof model_line, "model %016llx\n",
@@ -996,6 +1000,34 @@ TEST(saving_replaces_a_file_only_when_it_is_complete) {
     CHECK(mkfifo(in_folder("pipe"), 0600) == 0);
     CHECK(tc_chat_save(chat, in_folder("pipe"), &err) == TC_ERR_IO);
     CHECK(strstr(err.message, "not a regular file") && unlink(in_folder("pipe")) == 0);
+    close_all();
+}
+
+static int mode_of(const char *name) {
+    struct stat info;
+    return stat(in_folder(name), &info) ? -1 : (int)(info.st_mode & 0777);
+}
+
+TEST(a_saved_file_is_as_private_as_before_and_links_stay) {
+    char text[256];
+    struct stat info;
+    REQUIRE(open_chat(256));
+    mode_t mask = umask(022);
+    write_file(in_folder("private.txt"), "old", 3);
+    for (int mode = 0600; mode <= 0666; mode += 066) { /* 0666: more than umask grants */
+        CHECK(chmod(in_folder("private.txt"), (mode_t)mode) == 0);
+        CHECK(tc_chat_save(chat, in_folder("private.txt"), &err) == TC_OK);
+        CHECK_MSG(mode_of("private.txt") == mode, "%o", (unsigned)mode_of("private.txt"));
+    }
+    CHECK(tc_chat_save(chat, in_folder("new.txt"), &err) == TC_OK && mode_of("new.txt") == 0644);
+    umask(mask);
+
+    write_file(in_folder("private.txt"), "old", 3);
+    CHECK(symlink("private.txt", in_folder("link.txt")) == 0);
+    CHECK(tc_chat_save(chat, in_folder("link.txt"), &err) == TC_OK);
+    CHECK(lstat(in_folder("link.txt"), &info) == 0 && S_ISLNK(info.st_mode));
+    read_file(in_folder("private.txt"), text, sizeof text);
+    CHECK(strncmp(text, "tinychat conversation 1\n", 24) == 0);
     close_all();
 }
 
@@ -1122,6 +1154,7 @@ TEST_MAIN(
     RUN(files_that_cannot_be_are_reported)
     RUN(damaged_files_do_no_harm)
     RUN(saving_replaces_a_file_only_when_it_is_complete)
+    RUN(a_saved_file_is_as_private_as_before_and_links_stay)
     RUN(reuse_is_bit_equal_to_a_fresh_prefill)
     RUN(chats_in_threads_do_not_disturb_each_other)
     program_remove_folder(folder);)

@@ -1831,6 +1831,15 @@ TEST(an_output_is_replaced_only_after_success) {
     tc__flag_set(&cancel, false);
     CHECK(run_model(&r, &m) == TC_OK);
     CHECK(r.open && count_files(r.folder) == 3);
+
+    char other[2 * PROGRAM_PATH]; /* a link, and what it points to */
+    struct stat info;
+    snprintf(other, sizeof other, "%s/other.bin", r.folder);
+    CHECK(rename(r.output, other) == 0 && symlink("other.bin", r.output) == 0);
+    CHECK(write_file(r.folder, "other.bin", "old", 3) && chmod(other, 0640) == 0);
+    CHECK(run_convert(&r) == TC_OK && count_files(r.folder) == 4);
+    CHECK(lstat(r.output, &info) == 0 && S_ISLNK(info.st_mode));
+    CHECK(stat(other, &info) == 0 && info.st_size > 3 && (info.st_mode & 0777) == 0640);
     model_free(&m);
     run_end(&r);
 }
