@@ -11,11 +11,14 @@
 
 enum { MAIN_OK = 0, MAIN_FAILURE = 1, MAIN_USAGE = 2, MAIN_BAD_CHECKPOINT = 3 };
 
+static const char *main_name = "convert"; /* what the program was called as */
+
+static const char *const main_usages[] = {
+    "--hf DIR [--awq FILE.pt | --awq DIR] [-o model.bin]",
+    "--hf DIR --awq-search FILE.pt | --quantize rtn [-o model.bin]", "--inspect FILE",
+    "--verify model.bin"};
+
 static const char main_help[] =
-    "usage: convert --hf DIR [--awq FILE.pt | --awq DIR] [-o model.bin]\n"
-    "       convert --hf DIR --awq-search FILE.pt | --quantize rtn [-o model.bin]\n"
-    "       convert --inspect FILE\n"
-    "       convert --verify model.bin\n"
     "\n"
     "Turns a checkpoint of a LLaMA, Mistral, Qwen, MPT or Falcon model into one file for ./chat.\n"
     "\n"
@@ -80,7 +83,7 @@ static void main_note(void *user, const char *line) {
     main_screen *screen = user;
     if (screen->quiet) return;
     main_clear(screen);
-    fprintf(stderr, "convert: note: %s\n", line);
+    fprintf(stderr, "%s: note: %s\n", main_name, line);
 }
 
 static void main_found(void *user, const char *line) {
@@ -90,7 +93,7 @@ static void main_found(void *user, const char *line) {
 }
 
 static int main_fail(const tc_error *err) {
-    fprintf(stderr, "convert: %s\n", err->message);
+    fprintf(stderr, "%s: %s\n", main_name, err->message);
     switch (err->code) {
     case TC_ERR_ARGUMENT: return MAIN_USAGE;
     case TC_ERR_FORMAT:
@@ -100,7 +103,7 @@ static int main_fail(const tc_error *err) {
 }
 
 static int main_usage(const char *what, const char *argument) {
-    fprintf(stderr, "convert: %s%s; see convert --help\n", what, argument);
+    fprintf(stderr, "%s: %s%s; see %s --help\n", main_name, what, argument, main_name);
     return MAIN_USAGE;
 }
 
@@ -197,11 +200,13 @@ static int main_check(main_arguments *a) {
                           "");
     if (o->template_name && !tc__template_find(o->template_name)) {
         chat_names(names, sizeof names);
-        fprintf(stderr, "convert: no chat template '%s'; expected one of: %s\n", o->template_name,
-                names);
+        fprintf(stderr, "%s: no chat template '%s'; expected one of: %s\n", main_name,
+                o->template_name, names);
         return MAIN_USAGE;
     }
     if (o->name && !*o->name) return main_usage("--name: expected a text that is not empty", "");
+    if (o->output && !*o->output)
+        return main_usage("--output: expected the name of a file, not an empty text", "");
     return main_check_quantise(a);
 }
 
@@ -213,14 +218,24 @@ static double main_seconds(void) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* What ends the program by default ends the conversion, so that no half file stays behind. A signal
+ * that the parent process ignores (nohup, background jobs) stays ignored. */
+static void main_catch_signals(void) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action;
+    for (size_t i = 0; i < TC_COUNT(numbers); i++) {
+        if (sigaction(numbers[i], NULL, &action) || action.sa_handler == SIG_IGN) continue;
+        memset(&action, 0, sizeof action);
+        action.sa_handler = main_on_signal;
+        sigaction(numbers[i], &action, NULL);
+    }
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit (ulimit -f): a failed write */
+}
+
 static int main_convert(convert_options *o, main_screen *screen) {
     convert_summary summary;
     tc_error err;
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = main_on_signal;
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    main_catch_signals();
     if (!o->output) o->output = "model.bin";
     o->cancel = &main_interrupted;
     o->note = main_note;
@@ -240,37 +255,46 @@ static int main_convert(convert_options *o, main_screen *screen) {
     return MAIN_OK;
 }
 
+static void main_print_help(void) {
+    char names[CHAT_MAX_NAMES];
+    chat_names(names, sizeof names);
+    for (size_t i = 0; i < TC_COUNT(main_usages); i++)
+        printf("%s %s %s\n", i ? "      " : "usage:", main_name, main_usages[i]);
+    printf(main_help, names);
+}
+
+/* What the arguments ask for; returns the exit code. */
+static int main_run(main_arguments *a) {
+    main_screen screen = {a->quiet, !a->quiet && isatty(STDERR_FILENO), -1};
+    tc_error err;
+    int code = TC_OK;
+    if (a->help) {
+        main_print_help();
+    } else if (a->version) {
+        printf("convert (tinychat %s)\n", TC_VERSION);
+    } else if ((code = main_check(a)) != MAIN_OK) {
+        return code;
+    } else if (a->inspect) {
+        code = inspect_file(a->inspect, stdout, &err);
+    } else if (a->verify) {
+        code = inspect_verify(a->verify, stdout, main_progress, &screen, &err);
+        main_clear(&screen);
+    } else {
+        return main_convert(&a->convert, &screen);
+    }
+    return code ? main_fail(&err) : MAIN_OK;
+}
+
 int main(int argc, char **argv) {
     main_arguments a;
     memset(&a, 0, sizeof a);
+    const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+    if (argc > 0) main_name = slash ? slash + 1 : argv[0];
     int code = main_parse(argc, argv, &a);
-    if (code) return code;
-    if (a.help) {
-        char names[CHAT_MAX_NAMES];
-        chat_names(names, sizeof names);
-        printf(main_help, names);
-        return MAIN_OK;
-    }
-    if (a.version) {
-        printf("convert (tinychat %s)\n", TC_VERSION);
-        return MAIN_OK;
-    }
-    if ((code = main_check(&a))) return code;
-    main_screen screen = {a.quiet, !a.quiet && isatty(STDERR_FILENO), -1};
-    tc_error err;
-    if (a.inspect) {
-        code = inspect_file(a.inspect, stdout, &err);
-    } else if (a.verify) {
-        code = inspect_verify(a.verify, stdout, main_progress, &screen, &err);
-        main_clear(&screen);
-    } else {
-        code = main_convert(&a.convert, &screen);
-        if (code) return code;
-    }
-    if (code) return main_fail(&err);
-    if (fflush(stdout) || ferror(stdout)) {
-        fprintf(stderr, "convert: cannot write to standard output\n");
+    if (!code) code = main_run(&a);
+    if (!code && (fflush(stdout) || ferror(stdout))) {
+        fprintf(stderr, "%s: cannot write to standard output\n", main_name);
         return MAIN_FAILURE;
     }
-    return MAIN_OK;
+    return code;
 }

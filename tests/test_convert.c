@@ -20,6 +20,7 @@
 #include "writer.h"
 
 #include <math.h>
+#include <signal.h>
 
 /* ---- reference numbers ---- */
 
@@ -1929,6 +1930,7 @@ TEST(exit_codes_and_one_line_messages) {
         {{"--frobnicate", NULL}, 2, "unknown argument: --frobnicate"},
         {{"--hf", NULL}, 2, "no value after --hf"},
         {{"--awq", "x.pt", NULL}, 2, "--awq needs --hf"},
+        {{"--hf", r.folder, "-o", "", NULL}, 2, "--output: expected the name of a file"},
         {{"--hf", r.folder, "--template", "nope", NULL}, 2, "llama-2, vicuna, human, "},
         {{"--inspect", "a", "--verify", "b", NULL}, 2, "stand alone"},
         {{"--hf", "/nonexistent", NULL}, 1, "no such folder"},
@@ -1954,6 +1956,92 @@ TEST(exit_codes_and_one_line_messages) {
     }
     CHECK(out[0] == 0 && messages[0] == 0); /* -q */
     model_free(&m);
+    run_end(&r);
+}
+
+/* The program by way of the shell's `command`, with "$@"; its stdout goes to `out` (-1: as ours). */
+static pid_t start_program(const run *r, const char *command, int out) {
+    const char *argv[] = {"sh",   "-c",      command,          "sh", program_convert(),
+                          "--hf", r->folder, "--no-tokenizer", "-o", r->output,
+                          NULL};
+    pid_t child = fork();
+    if (child) return child;
+    signal(SIGINT, SIG_DFL);
+    if (out >= 0) dup2(out, 1);
+    execv("/bin/sh", (char *const *)argv);
+    _exit(127);
+}
+
+static int end_of(pid_t child) {
+    int status;
+    if (waitpid(child, &status, 0) != child) return -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+/* Converts and sends a signal as soon as the work begins, which the program's first line says. */
+static int interrupted(const run *r, const char *command, int number) {
+    int ends[2];
+    char byte;
+    if (pipe(ends)) return -1;
+    pid_t child = start_program(r, command, ends[1]);
+    close(ends[1]);
+    CHECK(read(ends[0], &byte, 1) == 1 && kill(child, number) == 0);
+    while (read(ends[0], &byte, 1) == 1) continue;
+    close(ends[0]);
+    return end_of(child);
+}
+
+/* Signals come when they like: the conversion may have ended before. But it is never cut off. */
+TEST(no_signal_leaves_a_half_file) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    run r;
+    model m = model_default;
+    REQUIRE(run_begin(&r));
+    if (access(program_convert(), X_OK)) {
+        run_end(&r);
+        SKIP("%s is not built", program_convert());
+    }
+    m.hidden = m.intermediate = 1024;
+    model_fill(&m);
+    model_write(&m, r.folder);
+    for (size_t i = 0; i < TC_COUNT(numbers); i++) {
+        int code = interrupted(&r, "exec $TEST_WRAPPER \"$@\" 2> /dev/null", numbers[i]);
+        CHECK_MSG(code == 0 || code == 1, "signal %d: exit code %d", numbers[i], code);
+        if (!code) CHECK(unlink(r.output) == 0);
+        CHECK_MSG(count_files(r.folder) == 2, "signal %d", numbers[i]);
+        code = interrupted(&r, "trap '' INT TERM HUP; exec $TEST_WRAPPER \"$@\"", numbers[i]);
+        CHECK_MSG(code == 0 && unlink(r.output) == 0, "%d, ignored: %d", numbers[i], code);
+    }
+    int code =
+        end_of(start_program(&r, "ulimit -f 8; exec $TEST_WRAPPER \"$@\" > /dev/null 2>&1", -1));
+    CHECK_MSG(code == 1 && count_files(r.folder) == 2, "ulimit: exit code %d", code);
+    model_free(&m);
+    run_end(&r);
+}
+
+TEST(help_names_the_program_and_fails_with_its_output) {
+    char out[4096], messages[4096], link[2 * PROGRAM_PATH], program[PROGRAM_PATH];
+    run r;
+    REQUIRE(run_begin(&r));
+    snprintf(link, sizeof link, "%s/tinychat-convert", r.folder);
+    if (!realpath(program_convert(), program) || symlink(program, link)) {
+        run_end(&r);
+        SKIP("%s is not built", program_convert());
+    }
+    const char *help[] = {link, "--help", NULL}, *wrong[] = {link, "--wrong", NULL};
+    CHECK(program_run(help, out, sizeof out, messages, sizeof messages) == 0);
+    CHECK_MSG(strstr(out, "usage: tinychat-convert --hf DIR [--awq") &&
+                  strstr(out, "\n       tinychat-convert --verify model.bin\n"),
+              "%s", out);
+    CHECK(program_run(wrong, out, sizeof out, messages, sizeof messages) == 2);
+    CHECK_MSG(strstr(messages, "tinychat-convert: unknown argument: --wrong; see tinychat-convert"),
+              "%s", messages);
+    const char *full[] = {"sh", "-c", "exec $TEST_WRAPPER \"$1\" --help > /dev/full",
+                          "sh", link, NULL};
+    if (access("/dev/full", W_OK) == 0) {
+        CHECK(program_run(full, out, sizeof out, messages, sizeof messages) == 1);
+        CHECK_MSG(strstr(messages, "cannot write to standard output"), "%s", messages);
+    }
     run_end(&r);
 }
 
@@ -2048,4 +2136,6 @@ TEST_MAIN(
     RUN(outputs_that_cannot_be_are_refused)
     RUN(verify_names_the_damaged_tensor)
     RUN(exit_codes_and_one_line_messages)
+    RUN(no_signal_leaves_a_half_file)
+    RUN(help_names_the_program_and_fails_with_its_output)
     RUN(memory_does_not_grow_with_the_model))
