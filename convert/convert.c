@@ -18,6 +18,7 @@ typedef struct convert_job {
     tokenizer_import tokenizer;
     bool has_tokenizer;
     chat_choice chat;
+    int64_t closing; /* the token with which chat closes a reply; -1: there is none */
     writer out;
     tc__buf notes;
     uint8_t *buffer; /* what is on its way to the file */
@@ -342,6 +343,26 @@ static void convert_arch(convert_job *job) {
     convert_position(job);
 }
 
+/* A template that was made for another tokenizer: the model cannot say that its reply is over. An
+ * error if it was asked for, as chat has it; a remark if it is the checkpoint's own. */
+static int convert_check_template(convert_job *job) {
+    const tc__template *chosen = job->chat.chosen;
+    size_t len;
+    const char *mark = tc__template_closing_text(chosen, &len);
+    if (!job->has_tokenizer || !mark || chosen->stop_strings[0] || job->closing >= 0) return TC_OK;
+    if (job->options->template_name)
+        return tc__fail(job->err, TC_ERR_ARGUMENT,
+                        "--template %s does not fit: it ends replies with '%.*s', and the "
+                        "checkpoint's tokenizer has no such special token; leave --template out, "
+                        "or name the template that the model was trained with",
+                        chosen->name, (int)len, mark);
+    tc__buf_printf(&job->notes,
+                   "chat template '%s' (%s) does not fit: it ends replies with '%.*s', and the "
+                   "tokenizer has no such special token; --template NAME chooses another\n",
+                   chosen->name, job->chat.reason, (int)len, mark);
+    return TC_OK;
+}
+
 /* The ids that end a reply: eos_token_id of config.json and generation_config.json, or else the
  * tokenizer's. */
 static void convert_stops(convert_job *job) {
@@ -357,11 +378,8 @@ static void convert_stops(convert_job *job) {
     if (count == 0 && job->has_tokenizer && job->tokenizer.eos_id >= 0)
         ids[count++] = (uint32_t)job->tokenizer.eos_id;
     /* MPT's folders, for one, name <|endoftext|> only, not what ends a turn */
-    int64_t closing = job->has_tokenizer
-                          ? chat_closing_id(&job->chat, &job->tokenizer, job->config.vocab_size)
-                          : -1;
-    while (same < count && ids[same] != closing) same++;
-    if (same == count && closing >= 0) ids[count++] = (uint32_t)closing;
+    while (same < count && ids[same] != job->closing) same++;
+    if (same == count && job->closing >= 0) ids[count++] = (uint32_t)job->closing;
     if (count == 0)
         tc__buf_printf(&job->notes, "no eos_token_id: replies end only at their length limit\n");
     chat_write(&job->chat, ids, count, &job->out);
@@ -421,6 +439,9 @@ static int convert_choose(convert_job *job, const char *name, const char *folder
     const char *asked = o->template_name;
     if (!asked && o->no_tokenizer) asked = "plain";
     int code = chat_choose(o->hf, asked, names, &job->chat, &job->notes, job->err);
+    job->closing = -1;
+    if (!code && job->has_tokenizer)
+        job->closing = chat_closing_id(&job->chat, &job->tokenizer, job->config.vocab_size);
     free(dump);
     return code;
 }
@@ -432,6 +453,7 @@ static int convert_metadata(convert_job *job) {
     char *name = convert_name(job, path ? path : hf);
     int code = folder && name ? convert_choose(job, name, folder)
                               : tc__fail_memory(job->err, "a name", 64);
+    if (!code) code = convert_check_template(job);
     if (!code) {
         writer_text(&job->out, "general.name", name, strlen(name));
         writer_text(&job->out, "general.source", job->summary->source,

@@ -40,8 +40,9 @@ typedef struct convert_summary {
     const char *template_name;
 } convert_summary;
 
-/* Errors: IO, FORMAT, UNSUPPORTED, MEMORY; ARGUMENT (an unknown template, an output that is one of
- * the inputs); CANCELLED. Nothing is left behind on failure; an existing output is untouched. */
+/* Errors: IO, FORMAT, UNSUPPORTED, MEMORY; ARGUMENT (an unknown template or one for another
+ * tokenizer, an output that is one of the inputs); CANCELLED. Nothing is left behind on failure; an
+ * existing output is untouched. */
 int convert_run(const convert_options *options, convert_summary *summary, tc_error *err);
 
 #endif /* CONVERT_CONVERT_H */

@@ -1660,6 +1660,37 @@ TEST(a_template_s_closing_token_is_a_stop_id) {
     run_end(&r);
 }
 
+/* A template whose closing mark the tokenizer lacks: its replies could never end. */
+TEST(a_template_for_another_tokenizer_is_refused) {
+    static const char llama_3[] = "{{ '<|start_header_id|>' }}{{ '<|eot_id|>' }}";
+    run r;
+    model m = model_default;
+    REQUIRE(run_begin(&r));
+    m.vocab = 800;
+    m.config = "\"eos_token_id\":0";
+    model_fill(&m);
+    REQUIRE(copy_tokenizer(&r, "tests/data/bpe_llama2json.json"));
+    r.options.no_tokenizer = false;
+    r.options.template_name = "llama-3";
+    CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && access(r.output, F_OK) != 0);
+    CHECK_MSG(strstr(r.err.message, "--template llama-3 does not fit: it ends replies with "
+                                    "'<|eot_id|>', and the checkpoint's tokenizer has no such") &&
+                  strstr(r.err.message, "leave --template out"),
+              "%s", r.err.message);
+    r.options.template_name = "mpt-chat"; /* whose mark may be text, a stop string */
+    CHECK_MSG(run_convert(&r) == TC_OK && !run_noted(&r, "fit"), "%s", r.err.message);
+    r.options.template_name = NULL;
+    CHECK(write_file(r.folder, "chat_template.jinja", llama_3, strlen(llama_3)));
+    CHECK_MSG(run_convert(&r) == TC_OK, "%s", r.err.message);
+    CHECK_MSG(run_noted(&r, "'llama-3' (the marks in the checkpoint's chat_template) does not fit"),
+              "%s", r.notes.data);
+    r.options.no_tokenizer = true;
+    r.options.template_name = "llama-3";
+    CHECK_MSG(run_convert(&r) == TC_OK && !run_noted(&r, "fit"), "%s", r.err.message);
+    model_free(&m);
+    run_end(&r);
+}
+
 /* ---- chat templates ---- */
 
 /* The chat_template of Llama-2-7b-chat-hf as its tokenizer_config.json has it. */
@@ -2129,6 +2160,7 @@ TEST_MAIN(
     RUN(a_folder_without_a_tokenizer_needs_a_flag)
     RUN(a_tokenizer_json_is_imported)
     RUN(a_template_s_closing_token_is_a_stop_id)
+    RUN(a_template_for_another_tokenizer_is_refused)
     RUN(templates_are_chosen_by_flag_fingerprint_and_name)
     RUN(templates_are_recognised_by_marks)
     RUN(templates_are_recognised_by_names)
