@@ -954,6 +954,29 @@ static int ckpt_find_hf(ckpt_builder *b, const char *dir, size_t *which, const c
     return TC_OK;
 }
 
+bool ckpt_is_model(const char *path) {
+    char magic[8];
+    struct stat info;
+    if (stat(path, &info) || !S_ISREG(info.st_mode)) return false;
+    FILE *file = fopen(path, "rb");
+    bool is = file && fread(magic, 1, 8, file) == 8 && memcmp(magic, "TINYCHAT", 8) == 0;
+    if (file) fclose(file);
+    return is;
+}
+
+/* Drops model files, which an earlier conversion has left in the folder; but never all names. */
+static int ckpt_drop_models(ckpt_builder *b, const char *dir, ckpt_names *names) {
+    for (size_t i = names->count; i-- > 0 && names->count > 1;) {
+        const char *path = ckpt_join(b, dir, names->items[i]);
+        if (!path) return TC_ERR_MEMORY;
+        if (!ckpt_is_model(path)) continue;
+        free(names->items[i]);
+        names->count--;
+        memmove(names->items + i, names->items + i + 1, (names->count - i) * sizeof *names->items);
+    }
+    return TC_OK;
+}
+
 /* The only file with a suffix of checkpoints; safetensors before the others. */
 static int ckpt_read_lone(ckpt_builder *b, const char *dir) {
     static const char *const suffixes[2][4] = {{".safetensors", NULL},
@@ -962,6 +985,7 @@ static int ckpt_read_lone(ckpt_builder *b, const char *dir) {
     int code = TC_OK;
     for (int i = 0; !code && !names.count && i < 2; i++)
         code = ckpt_list(b, dir, suffixes[i], &names);
+    if (!code) code = ckpt_drop_models(b, dir, &names);
     if (!code && names.count == 1) {
         code = ckpt_read_in(b, dir, names.items[0]);
     } else if (!code && names.count) {

@@ -77,11 +77,15 @@ int ckpt_open(const char *path, checkpoint *out, tc_error *err);
 
 /* Opens the weights in a Hugging Face folder. The first of these that is there:
  * model.safetensors, model.safetensors.index.json + shards, pytorch_model.bin,
- * pytorch_model.bin.index.json + shards, the only *.safetensors, the only *.pt, *.pth or *.bin. */
+ * pytorch_model.bin.index.json + shards, the only *.safetensors, the only *.pt, *.pth or *.bin
+ * that is no model file of ours. */
 int ckpt_open_hf(const char *dir, checkpoint *out, tc_error *err);
 
 /* For listing: as ckpt_open, and also AWQ search results and Hugging Face folders. */
 int ckpt_open_any(const char *path, checkpoint *out, tc_error *err);
+
+/* Whether the file is one of tinychat's own, made of a checkpoint. */
+bool ckpt_is_model(const char *path);
 
 /* Unmaps and frees everything, the tensors' names and data included. Harmless on an empty one. */
 void ckpt_close(checkpoint *ckpt);

@@ -1,6 +1,7 @@
 #include "hf_config.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <math.h>
 #include <sys/stat.h>
 
@@ -8,7 +9,9 @@ char *hf_path(const char *dir, const char *file) {
     tc__buf path = {0};
     struct stat info;
     tc__buf_printf(&path, "%s/%s", dir, file);
-    if (path.failed || stat(path.data, &info) || !S_ISREG(info.st_mode)) tc__buf_free(&path);
+    bool there =
+        !path.failed && (!lstat(path.data, &info) || (errno != ENOENT && errno != ENOTDIR));
+    if (!there) tc__buf_free(&path);
     return path.data;
 }
 

@@ -35,7 +35,8 @@ typedef struct hf_config {
     char quant_problem[160]; /* what cannot be read, or "" */
 } hf_config;
 
-/* "DIR/file" if it exists as a file, else NULL; malloc'ed. */
+/* "DIR/file", malloc'ed; NULL if there is nothing of that name. What cannot be read (a link to
+ * nowhere, a folder) is there, and named when it is opened. */
 char *hf_path(const char *dir, const char *file);
 
 /* Reads the folder. Remarks are added to `notes`, a line each. Errors: IO (no config.json), FORMAT

@@ -5,8 +5,6 @@
 #include "src/arch.h"
 #include "src/template.h"
 
-#include <sys/stat.h>
-
 /* Text out of a file: quoted, control characters as escapes, cut to `max` bytes. */
 static void inspect_text(FILE *out, const char *text, size_t len, size_t max) {
     fputc('"', out);
@@ -206,19 +204,8 @@ static int inspect_checkpoint(const char *path, FILE *out, tc_error *err) {
     return TC_OK;
 }
 
-static bool inspect_is_model(const char *path) {
-    char magic[8];
-    struct stat info;
-    if (stat(path, &info) || !S_ISREG(info.st_mode)) return false;
-    FILE *file = fopen(path, "rb");
-    bool is = file && fread(magic, 1, 8, file) == 8 && memcmp(magic, TC__FILE_MAGIC, 8) == 0;
-    if (file) fclose(file);
-    return is;
-}
-
 int inspect_file(const char *path, FILE *out, tc_error *err) {
-    return inspect_is_model(path) ? inspect_model(path, out, err)
-                                  : inspect_checkpoint(path, out, err);
+    return ckpt_is_model(path) ? inspect_model(path, out, err) : inspect_checkpoint(path, out, err);
 }
 
 /* ---- verifying ---- */

@@ -778,6 +778,17 @@ TEST(hugging_face_folders_prefer_safetensors) {
     write_one("other.bin", "other", "22");
     expect_hf(TC_ERR_UNSUPPORTED, "2 files that could be checkpoints (other.bin, weights.pth...)");
 
+    unlink(in_folder("other.bin")); /* models that were made of it are not in the way */
+    write_text("model.bin", "TINYCHAT and so on");
+    write_text("a.bin", "TINYCHAT and so on");
+    CHECK(!ckpt_open_hf(folder, &ckpt, &err) && ckpt_find(&ckpt, "lone"));
+    ckpt_close(&ckpt);
+    unlink(in_folder("weights.pth"));
+    expect_hf(TC_ERR_UNSUPPORTED, "a.bin: is a tinychat model file");
+    if (mkfifo(in_folder("pipe.bin"), 0600)) abort();
+    expect_hf(TC_ERR_IO, "pipe.bin: is not a regular file");
+    unlink(in_folder("pipe.bin"));
+
     write_one("shard-1.bin", "one", "33");
     write_one("shard-2.bin", "two", "44");
     write_text("pytorch_model.bin.index.json",

@@ -1834,6 +1834,45 @@ TEST(templates_are_recognised_by_names) {
 
 /* ---- files ---- */
 
+/* A file that cannot be read is not one that is missing, and nothing waits for a FIFO. */
+TEST(files_that_cannot_be_read_are_named) {
+    static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json",
+                                        "chat_template.jinja"};
+    run r;
+    model m = model_default;
+    REQUIRE(run_begin(&r));
+    m.vocab = 800;
+    model_fill(&m);
+    r.options.no_tokenizer = false;
+    REQUIRE(copy_tokenizer(&r, "tests/data/bpe_neox.json"));
+    REQUIRE(run_model(&r, &m) == TC_OK);
+    for (size_t i = 0; i < TC_COUNT(names); i++) {
+        char path[2 * PROGRAM_PATH], kept[2 * PROGRAM_PATH];
+        snprintf(path, sizeof path, "%s/%s", r.folder, names[i]);
+        snprintf(kept, sizeof kept, "%s/kept", r.folder);
+        bool had = rename(path, kept) == 0;
+        CHECK(symlink("nowhere", path) == 0 && run_convert(&r) == TC_ERR_IO);
+        CHECK_MSG(strstr(r.err.message, names[i]) && strstr(r.err.message, "No such file"), "%s",
+                  r.err.message);
+        CHECK(unlink(path) == 0 && mkfifo(path, 0600) == 0 && run_convert(&r) == TC_ERR_IO);
+        CHECK_MSG(strstr(r.err.message, names[i]) && strstr(r.err.message, "not a regular file"),
+                  "%s", r.err.message);
+        CHECK(unlink(path) == 0 && mkdir(path, 0700) == 0 && run_convert(&r) == TC_ERR_IO);
+        CHECK_MSG(strstr(r.err.message, names[i]) && strstr(r.err.message, "is a folder"), "%s",
+                  r.err.message);
+        CHECK(rmdir(path) == 0 && (!had || rename(kept, path) == 0));
+    }
+    if (geteuid() != 0) { /* root may search every folder */
+        CHECK(chmod(r.folder, 0600) == 0 && run_convert(&r) == TC_ERR_IO);
+        CHECK_MSG(strstr(r.err.message, "config.json: cannot open: Permission"), "%s",
+                  r.err.message);
+        CHECK(chmod(r.folder, 0700) == 0);
+    }
+    CHECK_MSG(run_convert(&r) == TC_OK, "%s", r.err.message);
+    model_free(&m);
+    run_end(&r);
+}
+
 static bool holds(const char *path, const char *text) {
     char bytes[64] = {0};
     FILE *file = fopen(path, "rb");
@@ -2164,6 +2203,7 @@ TEST_MAIN(
     RUN(templates_are_chosen_by_flag_fingerprint_and_name)
     RUN(templates_are_recognised_by_marks)
     RUN(templates_are_recognised_by_names)
+    RUN(files_that_cannot_be_read_are_named)
     RUN(an_output_is_replaced_only_after_success)
     RUN(outputs_that_cannot_be_are_refused)
     RUN(verify_names_the_damaged_tensor)
