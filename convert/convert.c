@@ -4,6 +4,7 @@
 #include "plan.h"
 #include "tokenizer_folder.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <sys/stat.h>
 
@@ -588,7 +589,24 @@ static bool convert_is_in_folder(const char *dir, const struct stat *file) {
     return found;
 }
 
-/* The output must not be one of the files that are read. */
+/* Whether it is a file of the folder whose name says that it holds weights: --awq takes others, and
+ * these are not read. */
+static bool convert_is_weights(const char *dir, const struct stat *file) {
+    DIR *stream = opendir(dir);
+    bool found = false;
+    for (struct dirent *entry; stream && !found && (entry = readdir(stream)) != NULL;) {
+        const char *name = entry->d_name, *point = strrchr(name, '.');
+        if ((!point || strcmp(point, ".safetensors")) && strncmp(name, "pytorch_model", 13))
+            continue;
+        char *path = hf_path(dir, name);
+        found = path && convert_is_file(path, file);
+        free(path);
+    }
+    if (stream) closedir(stream);
+    return found;
+}
+
+/* The output must not be one of the files that are read, nor other weights of the folder. */
 static int convert_check_output(const convert_job *job) {
     const char *path = job->options->output, *search = job->options->search;
     struct stat out;
@@ -598,8 +616,9 @@ static int convert_check_output(const convert_job *job) {
     if (!S_ISREG(out.st_mode))
         return tc__fail(job->err, TC_ERR_ARGUMENT,
                         "%s: is not a regular file; give -o another name", path);
-    bool input =
-        convert_is_in_folder(job->options->hf, &out) || (search && convert_is_file(search, &out));
+    bool input = convert_is_in_folder(job->options->hf, &out) ||
+                 convert_is_weights(job->options->hf, &out) ||
+                 (search && convert_is_file(search, &out));
     const char *last = NULL;
     for (size_t i = 0; i < job->ckpt.count && !input; i++) {
         const char *file = job->ckpt.tensors[i].file;

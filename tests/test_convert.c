@@ -1928,6 +1928,22 @@ TEST(outputs_that_cannot_be_are_refused) {
     CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && strstr(r.err.message, "part of the checkpoint"));
     snprintf(other, sizeof other, "%s/config.json", r.folder);
     CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && strstr(r.err.message, "part of the checkpoint"));
+    char dump[2 * PROGRAM_PATH]; /* weights from elsewhere: the folder's own are not read */
+    snprintf(dump, sizeof dump, "%s.safetensors", r.folder);
+    snprintf(other, sizeof other, "%s/model.safetensors", r.folder);
+    CHECK(rename(other, dump) == 0);
+    r.options.awq = dump;
+    static const char *const weights[] = {"model.safetensors", "model-00001-of-00002.safetensors",
+                                          "pytorch_model.bin"};
+    for (size_t i = 0; i < TC_COUNT(weights); i++) {
+        snprintf(other, sizeof other, "%s/%s", r.folder, weights[i]);
+        CHECK(write_file(r.folder, weights[i], "precious", 8));
+        CHECK(run_convert(&r) == TC_ERR_ARGUMENT &&
+              strstr(r.err.message, "part of the checkpoint"));
+        CHECK(unlink(other) == 0);
+    }
+    r.options.awq = NULL;
+    CHECK(unlink(dump) == 0);
     snprintf(other, sizeof other, "%s/no/such/folder/model.bin", r.folder);
     CHECK(run_model(&r, &m) == TC_ERR_IO && strstr(r.err.message, other));
     r.options.output = "/dev/full/x";
