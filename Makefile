@@ -25,10 +25,11 @@ GENERATED = tinychat.c kernels.cu.inc
 ## all            ./chat and convert/convert (default)
 all: chat convert/convert
 
-chat: $(BUILD)/chat
-	cp $< $@
-convert/convert: $(BUILD)/convert/convert
-	cp $< $@
+# The programs in the project's folder are those of the config that was made last.
+chat: $(BUILD)/chat always
+	@cmp -s $< $@ || { echo cp $< $@ && cp $< $@; }
+convert/convert: $(BUILD)/convert/convert always
+	@cmp -s $< $@ || { echo cp $< $@ && cp $< $@; }
 
 $(BUILD)/chat: $(BUILD)/main.o $(BUILD)/libtinychat.a
 	$(CC) $(ALL_CFLAGS) $^ $(LDLIBS) -o $@
@@ -104,13 +105,13 @@ format:
 
 ## install        PREFIX=/usr/local DESTDIR=
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin
-	install -m 755 chat $(DESTDIR)$(PREFIX)/bin/tinychat
-	install -m 755 convert/convert $(DESTDIR)$(PREFIX)/bin/tinychat-convert
+	install -d "$(DESTDIR)$(PREFIX)/bin"
+	install -m 755 chat "$(DESTDIR)$(PREFIX)/bin/tinychat"
+	install -m 755 convert/convert "$(DESTDIR)$(PREFIX)/bin/tinychat-convert"
 
 ## uninstall      removes what install has put there
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/tinychat $(DESTDIR)$(PREFIX)/bin/tinychat-convert
+	rm -f "$(DESTDIR)$(PREFIX)/bin/tinychat" "$(DESTDIR)$(PREFIX)/bin/tinychat-convert"
 
 ## clean          removes everything built
 clean:
@@ -121,5 +122,7 @@ help:
 	@sed -n 's/^## \{0,1\}//p' Makefile
 
 .PHONY: all demo test tests check gates fuzz fuzz-targets gpu-test gpu-bench architectures amalgamate format install uninstall \
-        clean help
-.SECONDARY:
+        clean help always
+# Objects that lie between a source and a program are kept. (".SECONDARY:" alone would take every
+# file for one of these, and build nothing for a config whose programs were never made.)
+.SECONDARY: $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/*.c tests/fuzz/*.c bench/*.c))
