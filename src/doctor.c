@@ -21,6 +21,7 @@ static void doctor_say(const doctor_state *doctor, const char *what, const char 
 static void doctor_say(const doctor_state *doctor, const char *what, const char *format, ...) {
     char facts[1280], text[1312];
     va_list args;
+    if (!doctor->line) return; /* only the answer is wanted */
     va_start(args, format);
     vsnprintf(facts, sizeof facts, format, args);
     va_end(args);
