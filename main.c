@@ -281,16 +281,27 @@ static void on_interrupt(int signal_number) {
     if (running_session) tc_session_cancel(running_session);
 }
 
-/* flags: SA_RESTART, or 0 while input is read, so that Ctrl-C ends the reading. An interrupt that
- * the parent process ignores (nohup, background jobs) stays ignored. */
-static void catch_interrupts(int flags) {
+/* A signal that the parent process ignores (nohup, background jobs) stays ignored. */
+static void catch_signal(int number, int flags) {
     struct sigaction action;
-    if (sigaction(SIGINT, NULL, &action) != 0 || action.sa_handler == SIG_IGN) return;
+    if (sigaction(number, NULL, &action) != 0 || action.sa_handler == SIG_IGN) return;
     memset(&action, 0, sizeof action);
     action.sa_handler = on_interrupt;
     action.sa_flags = flags;
     sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, NULL);
+    sigaction(number, &action, NULL);
+}
+
+/* flags: SA_RESTART, or 0 while input is read, so that Ctrl-C ends the reading. */
+static void catch_interrupts(int flags) {
+    catch_signal(SIGINT, flags);
+}
+
+/* While a half file is there, what ends the program by default is an interrupt too. */
+static void catch_all_signals(void) {
+    catch_signal(SIGTERM, SA_RESTART);
+    catch_signal(SIGHUP, SA_RESTART);
+    signal(SIGXFSZ, SIG_IGN); /* a file that grows beyond its limit (ulimit -f): a failed write */
 }
 
 /* Progress of a slow step, on a terminal only. For the library's callbacks: Ctrl-C cancels. */
@@ -339,9 +350,9 @@ typedef struct flag {
 static const flag flags[] = {
     SECTION("Model"),
     STRING("-m --model", "FILE", model, "the model file, if it does not stand alone"),
-    INT("-c --ctx-size --max-seq-len", NULL, ctx_size, 0, INT_MAX,
-        "positions of the KV cache; 0 = the model's maximum [the smallest of that, 4096 and what "
-        "fits into memory]"),
+    INT("-c --ctx-size --max-seq-len", NULL, ctx_size, -1, INT_MAX,
+        "positions of the KV cache; 0 = the model's maximum, -1 = the smallest of that, 4096 and "
+        "what fits into memory"),
     INT("-t --threads", NULL, threads, 0, 512, "CPU threads; 0 = one per processor"),
     STRING("--device", "NAME", device, "auto, cpu, cuda or cuda:N"),
     STRING("--kernels", "FILE", kernels,
@@ -400,7 +411,7 @@ static const flag flags[] = {
        "measure memory bandwidth, decode and prefill; of a model file, or of random weights in the "
        "shape of:"),
     STRING("--precision", "NAME", precision, "of a shape: w4a16 or w16a16 [w4a16]"),
-    INT("--group-size", NULL, group_size, 32, 128, "with --bench SHAPE: 32, 64 or 128 [128]"),
+    INT("--group-size", NULL, group_size, 32, 128, "of a shape in 4 bits: 32, 64 or 128 [128]"),
     ON("--json", json, "with --bench: print JSON"),
     ON("--selftest", selftest,
        "compare the GPU with the CPU: all kernels with small random models, or MODEL if there is "
@@ -430,13 +441,16 @@ static const flag *find_flag(const char *name, size_t len, bool by_key) {
     return NULL;
 }
 
-/* A number without any other character before or after it. */
+/* A number without any other character before or after it; else false, and *value is NAN or a
+ * number that is too large. */
 static bool parse_number(const char *text, bool whole, double *value) {
     char *end;
+    *value = NAN;
     if (!*text || strspn(text, whole ? "+-0123456789" : "+-.0123456789eE") != strlen(text))
         return false;
     *value = strtod(text, &end);
-    return *end == '\0' && isfinite(*value);
+    if (*end) *value = NAN;
+    return isfinite(*value);
 }
 
 /* -1 or a whole number below TC_SEED_RANDOM. */
@@ -449,13 +463,17 @@ static bool parse_seed(const char *text, uint64_t *seed) {
     return errno == 0 && *seed != TC_SEED_RANDOM;
 }
 
-static void append_expected(buffer *b, const flag *f) {
+/* What a flag takes; of a range whose upper end is only that of the type, the end that `value` (NAN:
+ * no number) is beyond. */
+static void append_expected(buffer *b, const flag *f, double value) {
     const char *what = f->kind == WHOLE ? "a whole number" : "a number";
     double far = f->kind == WHOLE ? (double)INT_MAX : (double)FLT_MAX;
     if (f->kind == SEED) {
         appendf(b, "-1 or a whole number below %llu", (unsigned long long)TC_SEED_RANDOM);
     } else if (f->max < far) {
         appendf(b, "%s from %.15g to %.15g", what, f->min, f->max);
+    } else if (value > f->max) {
+        appendf(b, "%s of at most %.10g", what, f->max);
     } else if (f->min == FLT_MIN) {
         appendf(b, "%s above 0", what);
     } else {
@@ -466,7 +484,7 @@ static void append_expected(buffer *b, const flag *f) {
 /* Stores the value of a flag. `label` is what the person called it. Returns GO_ON or USAGE. */
 static int set_value(app *a, options *opt, const flag *f, const char *label, const char *text) {
     void *member = (char *)opt + f->offset;
-    double value;
+    double value = NAN;
     if (f->kind == TEXT) return *(const char **)member = text, GO_ON;
     if (f->kind == LIST) {
         if (!*text) return tell(a, USAGE, "%s: expected a text that is not empty", label);
@@ -480,7 +498,7 @@ static int set_value(app *a, options *opt, const flag *f, const char *label, con
         return GO_ON;
     }
     buffer expected = {0};
-    append_expected(&expected, f);
+    append_expected(&expected, f, value);
     tell(a, USAGE, "%s: expected %s, got '%s'", label, expected.data, text);
     free(expected.data);
     return USAGE;
@@ -527,8 +545,12 @@ static int check_options(app *a) {
         o->shape = o->shape || strcmp(o->model, tc_shape_name(i)) == 0;
     int tools = o->tokenize + o->detokenize + o->bench + o->selftest + (o->ids || o->logits) +
                 (o->export_kernels != NULL);
-    if (o->doctor && (o->model || tools))
-        return tell(a, USAGE, "--doctor looks at the machine only: no model, no other tool");
+    bool more = o->prompt || o->file || o->conversation || o->special || o->json || o->precision ||
+                o->group_size || o->kernels;
+    if (o->doctor && (o->model || tools || more))
+        return tell(a, USAGE,
+                    "--doctor looks at the machine only: no model, no other tool, and "
+                    "none of their flags");
     if (o->doctor) return GO_ON;
     if (!o->model && !o->selftest) return tell(a, USAGE, "no model file given; --help explains");
     if (tools > 1)
@@ -584,7 +606,7 @@ static void append_wrapped(buffer *b, const char *text, size_t indent) {
 /* The present value of a flag, as its default in --help and in the list of /set. */
 static void append_value(buffer *b, const options *opt, const flag *f) {
     const void *member = (const char *)opt + f->offset;
-    bool told = f->offset == AT(ctx_size) || f->offset == AT(group_size); /* by the help text */
+    bool told = f->offset == AT(group_size); /* by the help text */
     if (f->kind == WHOLE && !told) appendf(b, "%d", *(const int *)member);
     if (f->kind == REAL) appendf(b, "%g", (double)*(const float *)member);
     if (f->kind == TEXT && *(const char *const *)member)
@@ -758,7 +780,8 @@ static int read_prompt(app *a, buffer *text) {
     return GO_ON;
 }
 
-/* One line of stdin without its newline, of any length and with any bytes. DONE at the end. */
+/* One line of stdin without its newline (or "\r\n"), of any length and with any bytes. DONE at the
+ * end. */
 static int read_line(app *a, const char *prompt, buffer *line) {
     const char *styled[] = {a->color ? "\033[1;32m" : "", prompt, a->color ? "\033[0m" : ""};
     ssize_t n;
@@ -776,7 +799,11 @@ static int read_line(app *a, const char *prompt, buffer *line) {
     if (n < 0 && ferror(stdin))
         return tell(a, FAILED, "reading standard input: %s", strerror(error));
     if (n < 0) return DONE;
-    line->len = (size_t)n - (n > 0 && line->data[n - 1] == '\n');
+    line->len = (size_t)n;
+    if (line->len > 0 && line->data[line->len - 1] == '\n') {
+        line->len--;
+        line->len -= line->len > 0 && line->data[line->len - 1] == '\r';
+    }
     line->data[line->len] = '\0';
     if (!a->in_tty || line->len < TTY_LINE_LIMIT) return GO_ON;
     tell(a, SAY, "the terminal cut this line at %d bytes, so nothing is sent; use -f FILE",
@@ -1016,27 +1043,27 @@ static bool may_replace(const char *path) {
     return n == 0 || (n == sizeof head && memcmp(head, magic, n) == 0);
 }
 
+/* A file that could not be saved or loaded: a person tries again, a script must learn of it. */
+static int failed_file(const app *a, int code) {
+    return a->interactive ? GO_ON : code;
+}
+
 static int command_save(app *a, char *arg) {
     tc_error err;
     if (!*arg) return tell(a, SAY, "/save: expected the name of a file");
     if (!may_replace(arg))
-        return tell(a, SAY, "/save: %s holds something else than a conversation: not replaced",
-                    arg);
-    if (tc_chat_save(a->chat, arg, &err))
-        fail_error(a, &err);
-    else
-        tell(a, NOTE, "[%zu turns saved to %s]", tc_chat_turns(a->chat), arg);
-    return GO_ON;
+        return failed_file(
+            a, tell(a, FAILED, "/save: %s holds something else than a conversation: not replaced",
+                    arg));
+    if (tc_chat_save(a->chat, arg, &err)) return failed_file(a, fail_error(a, &err));
+    return tell(a, NOTE, "[%zu turns saved to %s]", tc_chat_turns(a->chat), arg);
 }
 
 static int command_load(app *a, char *arg) {
     tc_error err;
     if (!*arg) return tell(a, SAY, "/load: expected the name of a file");
-    if (tc_chat_load(a->chat, arg, &err))
-        fail_error(a, &err);
-    else
-        tell(a, NOTE, "[%zu turns loaded from %s]", tc_chat_turns(a->chat), arg);
-    return GO_ON;
+    if (tc_chat_load(a->chat, arg, &err)) return failed_file(a, fail_error(a, &err));
+    return tell(a, NOTE, "[%zu turns loaded from %s]", tc_chat_turns(a->chat), arg);
 }
 
 static int command_regen(app *a, char *arg) {
@@ -1210,14 +1237,17 @@ static int open_sink(app *a, sink *to) {
     to->a = a;
     to->fd = STDOUT_FILENO;
     if (strcmp(path, "-") == 0) return GO_ON;
-    bool in_place = lstat(path, &info) == 0 && !S_ISREG(info.st_mode);
+    bool there = lstat(path, &info) == 0, in_place = there && !S_ISREG(info.st_mode);
+    mode_t mode = there ? info.st_mode & 0777 : 0666; /* as private as what it replaces */
     if (!in_place) {
+        catch_all_signals();
         buffer name = {0};
         appendf(&name, "%s.%ld.tmp", path, (long)getpid());
         to->temporary = name.data;
     }
     to->fd = open(in_place ? path : to->temporary,
-                  O_WRONLY | O_CREAT | (in_place ? O_TRUNC : O_EXCL), 0666);
+                  O_WRONLY | O_CREAT | (in_place ? O_TRUNC : O_EXCL), mode);
+    if (to->fd >= 0 && there && !in_place) (void)!fchmod(to->fd, mode); /* what umask took away */
     if (to->fd >= 0) return GO_ON;
     int error = errno;
     free(to->temporary);

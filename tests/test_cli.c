@@ -12,12 +12,14 @@
 
 #include "convert/writer.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <termios.h>
@@ -551,17 +553,21 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "--top-k", "1.5"}, "--top-k: expected"},
         {{"M", "--top-k", " 5"}, "--top-k: expected"},
         {{"M", "--top-k", "5x"}, "--top-k: expected"},
-        {{"M", "--top-k", "99999999999"}, "--top-k: expected"},
+        {{"M", "--top-k", "99999999999"},
+         "--top-k: expected a whole number of at most 2147483647, got '99999999999'"},
         {{"M", "--top-p", "0"}, "--top-p: expected a number above 0, got '0'"},
         {{"M", "--min-p", "1.5"}, "--min-p: expected a number from 0 to 1, got '1.5'"},
         {{"M", "--temp", "nan"}, "--temp: expected"},
         {{"M", "--temp", "0x1p2"}, "--temp: expected"},
-        {{"M", "--temp", "1e99"}, "--temp: expected"},
+        {{"M", "--temp", "1e99"}, "--temp: expected a number of at most 3.40282"},
+        {{"M", "--temp", "1e999"}, "--temp: expected a number of at most 3.40282"},
+        {{"M", "--temp", "5-5"}, "--temp: expected a number of at least 0"},
+        {{"M", "--top-p", "1e99"}, "--top-p: expected a number of at most 3.40282"},
         {{"M", "--temp", "-0.1"}, "--temp: expected a number of at least 0"},
         {{"M", "--repeat-penalty", "0"}, "--repeat-penalty: expected a number above 0"},
         {{"M", "--repeat-last-n", "-2"}, "--repeat-last-n: expected a whole number of at least -1"},
         {{"M", "-n", "-2"}, "-n: expected"},
-        {{"M", "-c", "-1"}, "-c: expected"},
+        {{"M", "-c", "-2"}, "-c: expected a whole number of at least -1, got '-2'"},
         {{"M", "--threads", "5000"}, "--threads: expected a whole number from 0 to 512"},
         {{"M", "--seed", "18446744073709551615"}, "--seed: expected -1 or a whole number below"},
         {{"M", "--seed", "-2"}, "--seed: expected"},
@@ -675,6 +681,7 @@ TEST(flags_shape_the_reply) {
     RUNS(ARGS(m, "-p", "h", "--system", ""), 0, "Hello there.\n", "prefill 3 tokens");
     RUNS(ARGS(m, "-p", "h", "--template", "vicuna"), 0, "\n", "template vicuna");
     RUNS(ARGS(m, "-p", "h", "-t", "1", "--max-seq-len", "77"), 0, "Hello there.\n", "context 77");
+    RUNS(ARGS(m, "-p", "h", "-c", "-1"), 0, "Hello there.\n", "context 4096");
 }
 
 TEST(the_seed_decides_what_chance_says) {
@@ -777,6 +784,11 @@ TEST(messages_may_have_many_lines) {
     HOLDS("//quit\\\nh", "user 7\n/quit\nh\n", "-q");
     HOLDS("one\ntwo\\", "user 7\none\ntwo\n", "-mli");
     HOLDS("/set temp=0\none\ntwo\\", "user 7\none\ntwo\n", "-mli");
+    /* lines of other systems: no "\r" before a newline, but elsewhere */
+    HOLDS("one\\\r\n\rtwo\r\n", "user 8\none\n\rtwo\n", "-q");
+    HOLDS("\"\"\"\r\none\r\n\r\ntwo\"\"\"\r", "user 8\none\n\ntwo\n", "-q");
+    HOLDS("/system kind\r\nh\r\n\r", "system 4\nkind\n", "-q");
+    ASKS(ARGS(model_path, "-cnv", "-q"), "h\r\n/quit\r\n", 0, "Hello there.\n", ANY);
 }
 
 TEST(commands_work_and_unknown_ones_are_not_sent) {
@@ -829,13 +841,14 @@ TEST(conversations_are_saved_and_loaded) {
     ASKS(args, text, 0, "Hello there.\none STOP two\n", "[2 turns saved");
     snprintf(text, sizeof text, "/load %s\n/regen\n/save  %s \n/stats\n", path, path);
     ASKS(args, text, 0, "one STOP two\n", "turns 2");
-    ASKS(args, "/load /nowhere/at/all\nh\n", 0, "Hello there.\n", "/nowhere/at/all");
-    snprintf(text, sizeof text, "h\n/load %s\n/stats\n", model_path);
-    ASKS(args, text, 0, "Hello there.\n", "turns 1");
+    /* what fails ends a conversation that nobody watches */
+    ASKS(args, "/load /nowhere/at/all\nh\n", 1, "", "/nowhere/at/all");
+    snprintf(text, sizeof text, "h\n/load %s\nh\n", model_path);
+    ASKS(args, text, 3, "Hello there.\n", model_path);
 
     tc__buf before = read_file(model_path); /* a model is not a conversation: it must survive */
-    snprintf(text, sizeof text, "h\n/save %s\n", model_path);
-    ASKS(args, text, 0, "Hello there.\n", "not replaced");
+    snprintf(text, sizeof text, "h\n/save %s\nh\n", model_path);
+    ASKS(args, text, 1, "Hello there.\n", "not replaced");
     tc__buf after = read_file(model_path);
     CHECK(before.len > 1000 && before.len == after.len &&
           memcmp(before.data, after.data, before.len) == 0);
@@ -843,11 +856,11 @@ TEST(conversations_are_saved_and_loaded) {
     tc__buf_free(&after);
     CHECK(symlink("/dev/null", in_folder("null")) == 0); /* a link, lest a bug costs the device */
     snprintf(text, sizeof text, "h\n/save %s\n", in_folder("null"));
-    ASKS(args, text, 0, "Hello there.\n", "not replaced");
+    ASKS(args, text, 1, "Hello there.\n", "not replaced");
     snprintf(text, sizeof text, "h\n/save %s\n", folder);
-    ASKS(args, text, 0, "Hello there.\n", "not replaced");
-    snprintf(text, sizeof text, "h\n/save %s/no/folder\n", folder);
-    ASKS(args, text, 0, "Hello there.\n", "no/folder");
+    ASKS(args, text, 1, "Hello there.\n", "not replaced");
+    snprintf(text, sizeof text, "h\n/save %s/no/folder\nh\n", folder);
+    ASKS(args, text, 1, "Hello there.\n", "no/folder");
 }
 
 TEST(a_full_context_is_said) {
@@ -880,6 +893,10 @@ TEST(a_person_chats_on_a_terminal) {
     CHECK(expect(&t, ". "));
     type(&t, "two\nlines u\"\"\"\n");
     CHECK(expect(&t, "\342\202\254uro\r\n"));
+    CHECK(expect(&t, "> "));
+    type(&t, "/load /nowhere/at/all\n/save /\n"); /* a person may try again */
+    CHECK(expect(&t, "/nowhere/at/all: cannot open"));
+    CHECK(expect(&t, "not replaced"));
     CHECK(expect(&t, "> "));
     type(&t, "/stats\n");
     CHECK(expect(&t, "turns 2 |"));
@@ -1072,6 +1089,68 @@ TEST(a_failed_evaluation_leaves_the_old_file) {
     CHECK(lstat(link, &info) == 0 && S_ISLNK(info.st_mode)); /* written to, not replaced */
 }
 
+/* Whether a temporary file of --logits is in the folder. */
+static bool half_file(void) {
+    DIR *dir = opendir(folder);
+    bool found = false;
+    for (struct dirent *entry; dir && (entry = readdir(dir)) != NULL;) {
+        size_t len = strlen(entry->d_name);
+        found = found || (len > 4 && strcmp(entry->d_name + len - 4, ".tmp") == 0);
+    }
+    if (dir) closedir(dir);
+    return found;
+}
+
+/* The exit code of --logits when the signal comes as soon as there is a file, or when it has ended
+ * before: then that of success. */
+static int logits_interrupted(const char *out, int number, const tc__buf *ids) {
+    child c = spawn(ARGS(model_path, "--ids", "-", "--logits", out), NULL);
+    size_t at = 0;
+    for (ssize_t n = 1; at < ids->len && n > 0; at += n > 0 ? (size_t)n : 0)
+        n = write(c.in, ids->data + at, ids->len - at);
+    close_fd(&c.in);
+    double limit = now() + PATIENCE;
+    siginfo_t ended = {0};
+    while (!half_file() && now() < limit && !ended.si_pid)
+        if (waitid(P_PID, (id_t)c.pid, &ended, WEXITED | WNOHANG | WNOWAIT)) break;
+    kill(c.pid, number);
+    result r = finish(&c, "", 0);
+    int code = r.code;
+    done(&r);
+    return code;
+}
+
+TEST(no_signal_leaves_half_of_the_logits) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    const char *out = in_folder("old.f32");
+    struct stat info;
+    tc__buf ids = {NULL, 0, 0, false};
+    for (int i = 0; i < 4000; i++) tc__buf_printf(&ids, "%d ", 107 + i % 20);
+    for (size_t i = 0; i < TC_COUNT(numbers); i++) {
+        int code = logits_interrupted(out, numbers[i], &ids);
+        CHECK_MSG(code == 130 || code == 0, "signal %d: exit code %d", numbers[i], code);
+        CHECK_MSG(!half_file(), "signal %d", numbers[i]);
+    }
+    CHECK(write_file(out, "old", 3) && chmod(out, 0600) == 0 &&
+          write_file(in_folder("ids.txt"), ids.data, ids.len));
+    struct rlimit before, small = {.rlim_cur = 8192};
+    CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    small.rlim_max = before.rlim_max;
+    CHECK(setrlimit(RLIMIT_FSIZE, &small) == 0);
+    child c = spawn(ARGS(model_path, "--ids", in_folder("ids.txt"), "--logits", out), NULL);
+    CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    result r = finish(&c, "", 0);
+    EXPECT(r, 1, ANY, "old.f32: File too large");
+    CHECK(!half_file());
+    done(&r);
+    tc__buf bytes = read_file(out);
+    CHECK(is(&bytes, "old"));
+    tc__buf_free(&bytes);
+    RUNS(ARGS(model_path, "--ids", in_folder("ids.txt"), "--logits", out), 0, "", ANY);
+    CHECK(stat(out, &info) == 0 && (info.st_mode & 0777) == 0600 && info.st_size > 3);
+    tc__buf_free(&ids);
+}
+
 /* ---- benchmark ---- */
 
 /* The number behind "key": in JSON text; -1 if there is none. */
@@ -1183,7 +1262,17 @@ TEST(the_doctor_looks_at_the_machine) {
     for (size_t i = 0; i < TC_COUNT(parts); i++) CHECK_MSG(has(&r.out, parts[i]), "%s", parts[i]);
     done(&r);
     RUNS(ARGS("--doctor", model_path), 2, "", "--doctor looks at the machine only");
-    RUNS(ARGS("--doctor", "--bench"), 2, "", "--doctor looks at the machine only");
+    static const char *const more[][2] = {{"--bench"},
+                                          {"--json"},
+                                          {"--precision", "w4a16"},
+                                          {"--group-size", "64"},
+                                          {"-p", "text"},
+                                          {"-f", "file"},
+                                          {"-cnv"},
+                                          {"--special"},
+                                          {"--kernels", "k"}};
+    for (size_t i = 0; i < TC_COUNT(more); i++)
+        RUNS(ARGS("--doctor", more[i][0], more[i][1]), 2, "", "--doctor looks at the machine only");
 }
 
 /* ---- main ---- */
@@ -1223,8 +1312,9 @@ TEST_MAIN(
                                 RUN(control_characters_are_harmless_on_a_terminal)
                                     RUN(an_interrupt_ends_the_reply_and_keeps_the_turn)
                                         RUN(a_line_that_the_terminal_cut_is_not_sent)
-                                            RUN(text_becomes_ids_and_back)
-                                                RUN(logits_of_every_position_are_written) RUN(
+                                            RUN(text_becomes_ids_and_back) RUN(
+                                                logits_of_every_position_are_written)
+                                                RUN(no_signal_leaves_half_of_the_logits) RUN(
                                                     a_failed_evaluation_leaves_the_old_file)
                                                     RUN(the_benchmark_reports_decode_and_prefill)
                                                         RUN(the_benchmark_knows_shapes)
