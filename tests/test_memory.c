@@ -7,8 +7,8 @@
 #define TC_API static
 #define TC_INTERNAL static
 
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* and POSIX, as src/base.h asks for it */
 #endif
 #define _FILE_OFFSET_BITS 64
 #include <errno.h>
