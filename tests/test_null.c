@@ -44,8 +44,9 @@ TEST(models_and_tokens_refuse_null) {
     NEEDS(tc_detokenize(model, ids, 1, text, 4, NULL, &err), "len");
     CHECK(tc_model_open(NULL, NULL, &opened, NULL) == TC_ERR_ARGUMENT);
     CHECK(tc_model_get_info(NULL).vocab_size == 0 && tc_is_stop_id(NULL, 2) == 0);
-    int answer = tc_doctor(NULL, NULL);
-    CHECK(answer == 0 || answer == 1);
+    setenv("CUDA_VISIBLE_DEVICES", "", 1); /* no GPU and no compiler, if there are */
+    setenv("TINYCHAT_NVRTC", folder, 1);
+    CHECK(tc_doctor(NULL, NULL) == 0);
     tc_model_close(NULL);
 }
 
