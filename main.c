@@ -463,8 +463,8 @@ static bool parse_seed(const char *text, uint64_t *seed) {
     return errno == 0 && *seed != TC_SEED_RANDOM;
 }
 
-/* What a flag takes; of a range whose upper end is only that of the type, the end that `value` (NAN:
- * no number) is beyond. */
+/* What a flag takes; of a range whose upper end is only that of the type, the end that `value`
+ * (NAN: no number) is beyond. */
 static void append_expected(buffer *b, const flag *f, double value) {
     const char *what = f->kind == WHOLE ? "a whole number" : "a number";
     double far = f->kind == WHOLE ? (double)INT_MAX : (double)FLT_MAX;
@@ -1238,7 +1238,8 @@ static int open_sink(app *a, sink *to) {
     to->fd = STDOUT_FILENO;
     if (strcmp(path, "-") == 0) return GO_ON;
     bool there = lstat(path, &info) == 0, in_place = there && !S_ISREG(info.st_mode);
-    mode_t mode = there ? info.st_mode & 0777 : 0666; /* as private as what it replaces */
+    bool replaces = there && !in_place;
+    mode_t mode = replaces ? info.st_mode & 0777 : 0666; /* as private as what it replaces */
     if (!in_place) {
         catch_all_signals();
         buffer name = {0};
@@ -1247,7 +1248,7 @@ static int open_sink(app *a, sink *to) {
     }
     to->fd = open(in_place ? path : to->temporary,
                   O_WRONLY | O_CREAT | (in_place ? O_TRUNC : O_EXCL), mode);
-    if (to->fd >= 0 && there && !in_place) (void)!fchmod(to->fd, mode); /* what umask took away */
+    if (to->fd >= 0 && replaces) (void)!fchmod(to->fd, mode); /* what umask took away */
     if (to->fd >= 0) return GO_ON;
     int error = errno;
     free(to->temporary);

@@ -442,8 +442,8 @@ TC_API int tc_read_bandwidth(const tc_model *model, size_t bytes, double *bytes_
 /* What this machine has to run models with: driver, GPUs, NVRTC, the cache of compiled kernels, the
  * CPU, and what the device "auto" takes. Hands over one line of text after the other, without
  * newlines (NULL: to nobody). Opens each GPU for a moment and has NVRTC compile a small kernel.
- * Returns 1 if "auto" takes a GPU for any model that the GPU engine can run, else 0; a line says why
- * not. */
+ * Returns 1 if "auto" takes a GPU for any model that the GPU engine can run, else 0; a line says
+ * why not. */
 TC_API int tc_doctor(void (*line)(void *user, const char *text), void *user);
 
 /* One row of the self-test. */

@@ -8,8 +8,8 @@
 
 /* ---- errors ---- */
 
-/* The bytes of the first character if it moves the cursor or reorders text on a terminal, else 0: of
- * all controls and the bidirectional embeddings, overrides and isolates. */
+/* The bytes of the first character if it moves the cursor or reorders text on a terminal, else 0:
+ * of all controls and the bidirectional embeddings, overrides and isolates. */
 static size_t base_hostile(const char *text) {
     const unsigned char *c = (const unsigned char *)text;
     if (c[0] < 0x20 || c[0] == 0x7f) return 1;

@@ -2045,7 +2045,7 @@ TEST(exit_codes_and_one_line_messages) {
     run_end(&r);
 }
 
-/* The program by way of the shell's `command`, with "$@"; its stdout goes to `out` (-1: as ours). */
+/* The program by way of the shell's `command`, with "$@"; its stdout goes to `out` (-1: ours). */
 static pid_t start_program(const run *r, const char *command, int out) {
     const char *argv[] = {"sh",   "-c",      command,          "sh", program_convert(),
                           "--hf", r->folder, "--no-tokenizer", "-o", r->output,
