@@ -18,6 +18,9 @@
 #ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
 #endif
+#ifndef _XOPEN_SOURCE
+#define _XOPEN_SOURCE 700 /* realpath */
+#endif
 #ifndef _FILE_OFFSET_BITS
 #define _FILE_OFFSET_BITS 64
 #endif
@@ -52,8 +55,9 @@
 
 /* ---- errors ---- */
 
-/* Fills *err (NULL allowed) with a code and a printf-style message, cut to fit and with control
- * characters replaced by '?' (names out of files end up in messages); returns the code. */
+/* Fills *err (NULL allowed) with a code and a printf-style message, cut to fit and with '?' for
+ * every character that could play with a terminal: controls and marks that turn the direction of
+ * text (names out of files end up in messages); returns the code. */
 TC_INTERNAL int tc__fail(tc_error *err, int code, const char *format, ...) TC_PRINTF(3, 4);
 
 /* The message for a failed allocation of `bytes` for `what`; returns TC_ERR_MEMORY. */
@@ -178,8 +182,8 @@ TC_INTERNAL void tc__map_close(tc__map *map);
 
 /* A file written beside its destination and renamed over it by tc__replace_commit (after fsync), so
  * that `path` always holds either the old or the complete new bytes. tc__replace_abort removes the
- * temporary file; both close it. Only regular files are replaced, and links themselves, not what
- * they point to. Errors: IO. */
+ * temporary file; both close it. Only regular files are replaced; the new file has the permissions
+ * of the old one, and a link stays and what it points to is replaced. Errors: IO. */
 typedef struct tc__replace {
     FILE *file; /* write here; check ferror or rely on commit, which does */
     char *path, *temporary;
@@ -2451,6 +2455,17 @@ TC_INTERNAL const char *tc__context_limit(const tc_session *session, char text[T
 
 /* ---- errors ---- */
 
+/* The bytes of the first character if it moves the cursor or reorders text on a terminal, else 0:
+ * of all controls and the bidirectional embeddings, overrides and isolates. */
+static size_t base_hostile(const char *text) {
+    const unsigned char *c = (const unsigned char *)text;
+    if (c[0] < 0x20 || c[0] == 0x7f) return 1;
+    if (c[0] == 0xc2 && c[1] >= 0x80 && c[1] <= 0x9f) return 2;
+    if (c[0] == 0xe2 && c[1] == 0x80 && c[2] >= 0xaa && c[2] <= 0xae) return 3;
+    if (c[0] == 0xe2 && c[1] == 0x81 && c[2] >= 0xa6 && c[2] <= 0xa9) return 3;
+    return 0;
+}
+
 int tc__fail(tc_error *err, int code, const char *format, ...) {
     if (!err) return code;
     err->code = code;
@@ -2458,8 +2473,13 @@ int tc__fail(tc_error *err, int code, const char *format, ...) {
     va_start(args, format);
     if (vsnprintf(err->message, sizeof err->message, format, args) < 0) err->message[0] = 0;
     va_end(args);
-    for (char *c = err->message; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f) *c = '?';
+    char *end = err->message;
+    for (const char *c = err->message; *c; end++) {
+        size_t hostile = base_hostile(c);
+        *end = hostile ? '?' : *c;
+        c += hostile ? hostile : 1;
+    }
+    *end = 0;
     return code;
 }
 
@@ -2867,12 +2887,21 @@ void tc__map_close(tc__map *map) {
     memset(map, 0, sizeof *map);
 }
 
-/* Creates a file that did not exist, beside `path`; leaves its name in replace->temporary, which
- * has `room` bytes. */
-static int base_create_beside(tc__replace *replace, size_t room) {
+/* What is replaced: `path`, or what a link there points to; but not by a link of somebody else's,
+ * who must not choose which of our files is written. malloc'ed. */
+static char *base_replaced(const char *path) {
+    struct stat link;
+    bool ours = lstat(path, &link) == 0 && S_ISLNK(link.st_mode) && link.st_uid == geteuid();
+    char *target = ours ? realpath(path, NULL) : NULL;
+    return target ? target : tc__copy(path, strlen(path));
+}
+
+/* Creates a file that did not exist, beside the one to replace; leaves its name in
+ * replace->temporary, which has `room` bytes. */
+static int base_create_beside(tc__replace *replace, size_t room, mode_t mode) {
     for (int attempt = 0; attempt < 100; attempt++) {
         snprintf(replace->temporary, room, "%s.tmp-%ld-%d", replace->path, (long)getpid(), attempt);
-        int fd = open(replace->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        int fd = open(replace->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
         if (fd >= 0 || errno != EEXIST) return fd;
     }
     return -1;
@@ -2881,10 +2910,11 @@ static int base_create_beside(tc__replace *replace, size_t room) {
 int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
     memset(replace, 0, sizeof *replace);
     struct stat info; /* root could rename over /dev/null, for everyone */
-    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
+    const bool there = stat(path, &info) == 0;
+    if (there && !S_ISREG(info.st_mode))
         return tc__fail(err, TC_ERR_IO, "%s: is not a regular file, so it is not replaced", path);
-    size_t room = strlen(path) + 48;
-    replace->path = tc__copy(path, strlen(path));
+    replace->path = base_replaced(path);
+    size_t room = (replace->path ? strlen(replace->path) : 0) + 48;
     replace->temporary = malloc(room);
     if (!replace->path || !replace->temporary) {
         free(replace->path);
@@ -2892,7 +2922,10 @@ int tc__replace_open(tc__replace *replace, const char *path, tc_error *err) {
         memset(replace, 0, sizeof *replace);
         return tc__fail_memory(err, "a file name", room);
     }
-    int fd = base_create_beside(replace, room);
+    /* as private as what it replaces, from the first byte on */
+    const mode_t mode = there ? info.st_mode & 0777 : 0666;
+    int fd = base_create_beside(replace, room, mode);
+    if (fd >= 0 && there) (void)!fchmod(fd, mode); /* what umask took away */
     if (fd >= 0) replace->file = fdopen(fd, "wb");
     if (replace->file) return tc__ok(err);
     tc__fail(err, TC_ERR_IO, "%s: cannot create a file beside it: %s", path, strerror(errno));
@@ -12272,6 +12305,7 @@ static void doctor_say(const doctor_state *doctor, const char *what, const char 
 static void doctor_say(const doctor_state *doctor, const char *what, const char *format, ...) {
     char facts[1280], text[1312];
     va_list args;
+    if (!doctor->line) return; /* only the answer is wanted */
     va_start(args, format);
     vsnprintf(facts, sizeof facts, format, args);
     va_end(args);
