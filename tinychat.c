@@ -89,6 +89,11 @@ TC_INTERNAL size_t tc__available_memory(void);
 /* Bytes that the control groups leave which the file `groups` names (/proc/self/cgroup) and the
  * folders under `root` describe (/sys/fs/cgroup); SIZE_MAX without a limit. */
 TC_INTERNAL size_t tc__group_memory(const char *groups, const char *root);
+/* Processors that these groups may keep busy, at least 1; SIZE_MAX without a limit. */
+TC_INTERNAL size_t tc__group_processors(const char *groups, const char *root);
+/* Processors on which a thread may run, by its status (/proc/thread-self/status); SIZE_MAX if that
+ * does not say. */
+TC_INTERNAL size_t tc__allowed_processors(const char *status);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
  * later append is a no-op, so that callers check once at the end. data is NUL-terminated (not
@@ -1805,7 +1810,8 @@ TC_INTERNAL void tc__team_barrier(tc__team *team);
  * differing by at most one. */
 TC_INTERNAL void tc__share(size_t items, int worker, int size, size_t *begin, size_t *end);
 
-/* The number of processors online, at least 1. */
+/* The processors that are online, that this thread may run on (taskset, a container's cpuset) and
+ * whose time the control groups leave; at least 1, at most TC__THREADS_MAX. */
 TC_INTERNAL int tc__processors(void);
 
 #endif /* TC_THREADS_H */
@@ -2449,6 +2455,7 @@ TC_INTERNAL const char *tc__context_limit(const tc_session *session, char text[T
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -2532,10 +2539,10 @@ void tc__free_aligned(void *memory) {
     free(memory);
 }
 
-/* The number behind `key` in one of the files that control groups have: its whole text for "".
- * False if there is none ("max"). */
-static bool base_group_number(const char *group, const char *name, const char *key,
-                              unsigned long long *number) {
+/* The n numbers, one or two, behind `key` in one of the files that control groups have: all that it
+ * says for "". False if there are none ("max"). */
+static bool base_group_numbers(const char *group, const char *name, const char *key,
+                               unsigned long long *numbers, int n) {
     char line[4096 + 64];
     const size_t len = strlen(key);
     bool found = false;
@@ -2543,7 +2550,8 @@ static bool base_group_number(const char *group, const char *name, const char *k
     FILE *file = fopen(line, "r");
     if (!file) return false;
     while (!found && fgets(line, sizeof line, file))
-        found = strncmp(line, key, len) == 0 && sscanf(line + len, "%llu", number) == 1;
+        found = strncmp(line, key, len) == 0 &&
+                sscanf(line + len, n == 2 ? "%llu %llu" : "%llu", numbers, numbers + n - 1) == n;
     fclose(file);
     return found;
 }
@@ -2553,17 +2561,43 @@ static size_t base_group_room(const char *group, bool unified) {
     static const char *const stats[2][2] = {{"total_active_file ", "total_inactive_file "},
                                             {"active_file ", "inactive_file "}};
     unsigned long long limit, used, cached = 0, n;
-    if (!base_group_number(group, unified ? "memory.max" : "memory.limit_in_bytes", "", &limit) ||
-        !base_group_number(group, unified ? "memory.current" : "memory.usage_in_bytes", "", &used))
+    if (!base_group_numbers(group, unified ? "memory.max" : "memory.limit_in_bytes", "", &limit,
+                            1) ||
+        !base_group_numbers(group, unified ? "memory.current" : "memory.usage_in_bytes", "", &used,
+                            1))
         return SIZE_MAX;
     for (int i = 0; i < 2; i++)
-        if (base_group_number(group, "memory.stat", stats[unified][i], &n)) cached += n;
+        if (base_group_numbers(group, "memory.stat", stats[unified][i], &n, 1)) cached += n;
     used -= cached < used ? cached : used;
     limit -= used < limit ? used : limit;
     return limit < SIZE_MAX ? (size_t)limit : SIZE_MAX;
 }
 
-size_t tc__group_memory(const char *groups, const char *root) {
+/* How many processors a group may keep busy. A team whose members wait for each other gains nothing
+ * from a part of one. */
+static size_t base_group_processors(const char *group, bool unified) {
+    unsigned long long of[2]; /* microseconds in every so many */
+    const bool limited = unified ? base_group_numbers(group, "cpu.max", "", of, 2)
+                                 : base_group_numbers(group, "cpu.cfs_quota_us", "", of, 1) &&
+                                       base_group_numbers(group, "cpu.cfs_period_us", "", of + 1, 1);
+    if (!limited || !of[1] || of[0] > LLONG_MAX) return SIZE_MAX; /* -1: none */
+    return of[0] < of[1] ? 1 : (size_t)(of[0] / of[1]);
+}
+
+/* Whether a name is among those of a list with commas. */
+static bool base_is_listed(const char *list, const char *name) {
+    const size_t len = strlen(name);
+    while (*list) {
+        const size_t next = strcspn(list, ",");
+        if (next == len && !strncmp(list, name, len)) return true;
+        list += next + (list[next] == ',');
+    }
+    return false;
+}
+
+/* The least of what `limit` says of the groups of a controller. */
+static size_t base_least(const char *groups, const char *root, const char *controller,
+                         size_t (*limit)(const char *group, bool unified)) {
     char line[4096], path[sizeof line + 512];
     size_t least = SIZE_MAX;
     FILE *file = fopen(groups, "r");
@@ -2573,16 +2607,41 @@ size_t tc__group_memory(const char *groups, const char *root) {
         *group++ = 0;
         group[strcspn(group, "\n")] = 0;
         const bool unified = names[1] == 0;
-        if (!unified && strcmp(names + 1, "memory")) continue;
+        if (!unified && !base_is_listed(names + 1, controller)) continue;
         for (char *end = group + strlen(group); end; end = strrchr(group, '/')) {
             *end = 0; /* the group, and those around it */
-            snprintf(path, sizeof path, "%.500s%s%s", root, unified ? "" : "/memory", group);
-            const size_t room = base_group_room(path, unified);
-            if (room < least) least = room;
+            snprintf(path, sizeof path, "%.500s%s%s%s", root, unified ? "" : "/",
+                     unified ? "" : controller, group);
+            const size_t most = limit(path, unified);
+            if (most < least) least = most;
         }
     }
     if (file) fclose(file);
     return least;
+}
+
+size_t tc__group_memory(const char *groups, const char *root) {
+    return base_least(groups, root, "memory", base_group_room);
+}
+
+size_t tc__group_processors(const char *groups, const char *root) {
+    return base_least(groups, root, "cpu", base_group_processors);
+}
+
+size_t tc__allowed_processors(const char *status) {
+    char line[4096];
+    size_t count = 0;
+    FILE *file = fopen(status, "r");
+    while (file && !count && fgets(line, sizeof line, file)) {
+        if (strncmp(line, "Cpus_allowed:", 13)) continue;
+        for (const char *c = line + 13; *c; c++) { /* words of hexadecimal digits with commas */
+            static const char digits[] = "0123456789abcdef";
+            const char *digit = strchr(digits, *c);
+            for (ptrdiff_t bits = digit ? digit - digits : 0; bits; bits &= bits - 1) count++;
+        }
+    }
+    if (file) fclose(file);
+    return count ? count : SIZE_MAX;
 }
 
 size_t tc__available_memory(void) {
@@ -6169,8 +6228,13 @@ void tc__share(size_t items, int worker, int size, size_t *begin, size_t *end) {
 }
 
 int tc__processors(void) {
-    long count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count < 1 ? 1 : count > TC__THREADS_MAX ? TC__THREADS_MAX : (int)count;
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    const size_t limits[] = {TC__THREADS_MAX, tc__allowed_processors("/proc/thread-self/status"),
+                             tc__group_processors("/proc/self/cgroup", "/sys/fs/cgroup")};
+    size_t count = online < 1 ? 1 : (size_t)online;
+    for (size_t i = 0; i < TC_COUNT(limits); i++)
+        if (limits[i] < count) count = limits[i];
+    return (int)count;
 }
 
 /* ======== src/shapes.c ======== */
@@ -12488,8 +12552,9 @@ static void doctor_cpu(const doctor_state *doctor) {
     if (tc__kernels_choose(level && *level ? level : NULL, &kernels, &err))
         doctor_say(doctor, "CPU", "%s", err.message);
     else
-        doctor_say(doctor, "CPU", "%s kernels, %d threads, %.1f GiB of memory available",
-                   kernels->name, tc__processors(), (double)tc__available_memory() / (1 << 30));
+        doctor_say(doctor, "CPU", "%s kernels, %d thread%s, %.1f GiB of memory available",
+                   kernels->name, tc__processors(), tc__processors() == 1 ? "" : "s",
+                   (double)tc__available_memory() / (1 << 30));
 }
 
 static void doctor_environment(const doctor_state *doctor) {

@@ -91,7 +91,7 @@ typedef struct tc_model tc_model;
 typedef struct tc_model_params {
     const char *device; /* "cpu"; "cuda" or "cuda:N", an NVIDIA GPU; "auto" (default, also
                            NULL): the first GPU if it can be used, else the CPU (the log says why) */
-    int threads;        /* CPU threads of each session; 0 (default) = all processors online */
+    int threads;        /* CPU threads of each session; 0 (default) = all processors it may use */
     /* Called now and then while opening, at least first with 0 and last with 1; `what` names the
      * step. A non-zero result cancels: tc_model_open returns TC_ERR_CANCELLED. NULL = none. */
     int (*progress)(void *user, double fraction, const char *what);

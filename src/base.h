@@ -80,6 +80,11 @@ TC_INTERNAL size_t tc__available_memory(void);
 /* Bytes that the control groups leave which the file `groups` names (/proc/self/cgroup) and the
  * folders under `root` describe (/sys/fs/cgroup); SIZE_MAX without a limit. */
 TC_INTERNAL size_t tc__group_memory(const char *groups, const char *root);
+/* Processors that these groups may keep busy, at least 1; SIZE_MAX without a limit. */
+TC_INTERNAL size_t tc__group_processors(const char *groups, const char *root);
+/* Processors on which a thread may run, by its status (/proc/thread-self/status); SIZE_MAX if that
+ * does not say. */
+TC_INTERNAL size_t tc__allowed_processors(const char *status);
 
 /* A growing byte string. Zero-initialise it; `failed` stays set after a failed allocation and every
  * later append is a no-op, so that callers check once at the end. data is NUL-terminated (not

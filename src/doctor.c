@@ -204,8 +204,9 @@ static void doctor_cpu(const doctor_state *doctor) {
     if (tc__kernels_choose(level && *level ? level : NULL, &kernels, &err))
         doctor_say(doctor, "CPU", "%s", err.message);
     else
-        doctor_say(doctor, "CPU", "%s kernels, %d threads, %.1f GiB of memory available",
-                   kernels->name, tc__processors(), (double)tc__available_memory() / (1 << 30));
+        doctor_say(doctor, "CPU", "%s kernels, %d thread%s, %.1f GiB of memory available",
+                   kernels->name, tc__processors(), tc__processors() == 1 ? "" : "s",
+                   (double)tc__available_memory() / (1 << 30));
 }
 
 static void doctor_environment(const doctor_state *doctor) {

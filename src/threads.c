@@ -171,6 +171,11 @@ void tc__share(size_t items, int worker, int size, size_t *begin, size_t *end) {
 }
 
 int tc__processors(void) {
-    long count = sysconf(_SC_NPROCESSORS_ONLN);
-    return count < 1 ? 1 : count > TC__THREADS_MAX ? TC__THREADS_MAX : (int)count;
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    const size_t limits[] = {TC__THREADS_MAX, tc__allowed_processors("/proc/thread-self/status"),
+                             tc__group_processors("/proc/self/cgroup", "/sys/fs/cgroup")};
+    size_t count = online < 1 ? 1 : (size_t)online;
+    for (size_t i = 0; i < TC_COUNT(limits); i++)
+        if (limits[i] < count) count = limits[i];
+    return (int)count;
 }

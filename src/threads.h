@@ -32,7 +32,8 @@ TC_INTERNAL void tc__team_barrier(tc__team *team);
  * differing by at most one. */
 TC_INTERNAL void tc__share(size_t items, int worker, int size, size_t *begin, size_t *end);
 
-/* The number of processors online, at least 1. */
+/* The processors that are online, that this thread may run on (taskset, a container's cpuset) and
+ * whose time the control groups leave; at least 1, at most TC__THREADS_MAX. */
 TC_INTERNAL int tc__processors(void);
 
 #endif /* TC_THREADS_H */

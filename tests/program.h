@@ -24,6 +24,16 @@ static inline const char *program_chat(void) {
     return path ? path : "./chat";
 }
 
+/* tmpfile(), but in $TMPDIR, as program_folder. NULL if that fails. */
+static inline FILE *program_temporary(void) {
+    const char *parent = getenv("TMPDIR");
+    char path[PROGRAM_PATH];
+    snprintf(path, sizeof path, "%s/tinychat-output-XXXXXX", parent ? parent : "/tmp");
+    const int fd = mkstemp(path);
+    if (fd >= 0) unlink(path);
+    return fd < 0 ? NULL : fdopen(fd, "w+b");
+}
+
 /* Runs argv (NULL-terminated, at most 20) through $TEST_WRAPPER, which names an emulator in cross
  * builds, with an empty stdin. What it writes is kept as text: stdout in out, stderr in messages
  * (either may be NULL), each cut to its size. Returns the exit status, 128 + signal when a signal
@@ -31,7 +41,7 @@ static inline const char *program_chat(void) {
 static inline int program_run(const char *const *argv, char *out, size_t out_size, char *messages,
                               size_t messages_size) {
     const char *shell[26] = {"sh", "-c", "exec $TEST_WRAPPER \"$@\"", "sh"};
-    FILE *files[2] = {tmpfile(), tmpfile()};
+    FILE *files[2] = {program_temporary(), program_temporary()};
     char *texts[2];
     size_t sizes[2], n = 4;
     int status = -1, i;

@@ -1,4 +1,5 @@
-/* The memory limits of containers, with control groups of both versions made of files here. */
+/* The limits of containers, with control groups of both versions made of files here. */
+#include "src/threads.h"
 #include "program.h"
 #include "test.h"
 
@@ -64,7 +65,43 @@ TEST(version_1) {
     CHECK(room("5:cpu,cpuacct:/c\n") == SIZE_MAX);
 }
 
+static size_t processors(const char *groups) {
+    char path[2 * PROGRAM_PATH];
+    write_text("groups", groups);
+    snprintf(path, sizeof path, "%s/groups", folder);
+    return tc__group_processors(path, folder);
+}
+
+TEST(processors_of_both_versions) {
+    CHECK(processors("0::/a/b\n") == SIZE_MAX);
+    write_text("a/b/cpu.max", "max 100000\n");
+    CHECK(processors("0::/a/b\n") == SIZE_MAX);
+    write_text("a/b/cpu.max", "350000 100000\n");
+    CHECK(processors("0::/a/b\n") == 3);
+    write_text("a/cpu.max", "20000 100000\n"); /* a fifth of one, in the group around it */
+    CHECK(processors("0::/a/b\n") == 1);
+    write_text("cpu/c/cpu.cfs_quota_us", "-1\n");
+    write_text("cpu/c/cpu.cfs_period_us", "100000\n");
+    CHECK(processors("5:cpuset,cpuacct:/a\n4:cpu,cpuacct:/c\n") == SIZE_MAX);
+    write_text("cpu/c/cpu.cfs_quota_us", "400000\n");
+    CHECK(processors("5:cpuset,cpuacct:/a\n4:cpuacct,cpu:/c\n") == 4);
+    CHECK(processors("5:cpuset,cpuacct:/c\n") == SIZE_MAX);
+}
+
+TEST(processors_that_a_thread_may_use) {
+    char path[2 * PROGRAM_PATH];
+    snprintf(path, sizeof path, "%s/status", folder);
+    CHECK(tc__allowed_processors(path) == SIZE_MAX);
+    write_text("status", "Name:\tx\nCpus_allowed_list:\t0-3\n");
+    CHECK(tc__allowed_processors(path) == SIZE_MAX);
+    write_text("status", "Name:\tx\nCpus_allowed:\tff000000,00000013\nMems_allowed:\t1\n");
+    CHECK(tc__allowed_processors(path) == 11);
+    CHECK(tc__allowed_processors("/proc/thread-self/status") >= (size_t)tc__processors());
+    CHECK(tc__processors() >= 1 && tc__processors() <= TC__THREADS_MAX);
+}
+
 TEST(what_is_no_group_is_no_limit) {
+    CHECK(tc__group_processors("/nonexistent", "/nonexistent") == SIZE_MAX);
     CHECK(tc__group_memory("/nonexistent", "/nonexistent") == SIZE_MAX);
     CHECK(room("") == SIZE_MAX);
     CHECK(room("nonsense\n:\n") == SIZE_MAX);
@@ -72,7 +109,8 @@ TEST(what_is_no_group_is_no_limit) {
 }
 
 static void remove_all(void) {
-    static const char *const folders[] = {"/a/b", "/a", "/memory/c", "/memory", ""};
+    static const char *const folders[] = {"/a/b",   "/a",   "/memory/c", "/memory",
+                                          "/cpu/c", "/cpu", ""};
     char path[PROGRAM_PATH];
     for (size_t i = 0; i < TC_COUNT(folders); i++) {
         snprintf(path, sizeof path, "%.400s%s", folder, folders[i]);
@@ -89,5 +127,6 @@ TEST(nothing_is_left_behind) {
     CHECK(stat(folder, &st) != 0);
 }
 
-TEST_MAIN(RUN(prepare) RUN(version_2) RUN(version_1) RUN(what_is_no_group_is_no_limit)
-              RUN(nothing_is_left_behind))
+TEST_MAIN(RUN(prepare) RUN(version_2) RUN(version_1) RUN(processors_of_both_versions)
+              RUN(processors_that_a_thread_may_use) RUN(what_is_no_group_is_no_limit)
+                  RUN(nothing_is_left_behind))

@@ -72,7 +72,7 @@ typedef struct job {
 static job job_start(void (*body)(const void *item), const void *item) {
     job started;
     fflush(NULL);
-    started.output = tmpfile();
+    started.output = program_temporary();
     started.pid = fork();
     if (started.pid == 0) {
         test_bad_ = 0;

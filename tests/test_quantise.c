@@ -526,7 +526,7 @@ TEST(damaged_checkpoints_are_refused_or_converted) {
                                           "falcon-40b-a", "search-qwen2",  "search-mpt"};
     static const char *const names[] = {"model.safetensors", "config.json"};
     uint64_t state = 2;
-    FILE *nowhere = tmpfile();
+    FILE *nowhere = program_temporary();
     int converted = 0, refused = 0;
     for (size_t f = 0; f < TC_COUNT(folders); f++)
         for (int round = 0; round < 60; round++) {
