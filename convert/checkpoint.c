@@ -4,7 +4,7 @@
 #define _DEFAULT_SOURCE /* madvise: posix_madvise does not drop pages with glibc */
 #define _DARWIN_C_SOURCE
 
-#include "src/base.h"
+#include "src/model_file.h"
 
 #include "checkpoint.h"
 #include "json.h"
@@ -959,7 +959,7 @@ bool ckpt_is_model(const char *path) {
     struct stat info;
     if (stat(path, &info) || !S_ISREG(info.st_mode)) return false;
     FILE *file = fopen(path, "rb");
-    bool is = file && fread(magic, 1, 8, file) == 8 && memcmp(magic, "TINYCHAT", 8) == 0;
+    bool is = file && fread(magic, 1, 8, file) == 8 && memcmp(magic, TC__FILE_MAGIC, 8) == 0;
     if (file) fclose(file);
     return is;
 }

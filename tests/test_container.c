@@ -19,11 +19,17 @@ static void write_text(const char *name, const char *text) {
     if (file) fclose(file);
 }
 
-static size_t room(const char *groups) {
+static size_t limit(size_t (*of)(const char *groups, const char *root), const char *groups) {
     char path[2 * PROGRAM_PATH];
     write_text("groups", groups);
     snprintf(path, sizeof path, "%s/groups", folder);
-    return tc__group_memory(path, folder);
+    return of(path, folder);
+}
+static size_t room(const char *groups) {
+    return limit(tc__group_memory, groups);
+}
+static size_t processors(const char *groups) {
+    return limit(tc__group_processors, groups);
 }
 
 TEST(version_2) {
@@ -63,13 +69,6 @@ TEST(version_1) {
                                        "total_active_file 10\n");
     CHECK(room("5:cpu,cpuacct:/a\n4:memory:/c\n1:name=systemd:/x\n") == 7940);
     CHECK(room("5:cpu,cpuacct:/c\n") == SIZE_MAX);
-}
-
-static size_t processors(const char *groups) {
-    char path[2 * PROGRAM_PATH];
-    write_text("groups", groups);
-    snprintf(path, sizeof path, "%s/groups", folder);
-    return tc__group_processors(path, folder);
 }
 
 TEST(processors_of_both_versions) {

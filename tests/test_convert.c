@@ -788,98 +788,99 @@ TEST(a_tied_head_is_left_out) {
     "\"pack-quantized\",\"config_groups\":{\"group_0\":{\"targets\":[\"Linear\"],\"weights\":"     \
     "{" weights "},\"input_activations\":" activations "}}}"
 
+static const struct {
+    const char *config, *message; /* message NULL: accepted */
+} settings[] = {
+    {"\"model_type\":\"gemma\"", "model_type 'gemma' is not supported; supported: LLaMA"},
+    {"\"model_type\":\"mistral\"", NULL},
+    {"\"model_type\":\"mistral\",\"architectures\":[\"LlamaForCausalLM\"]", "architecture"},
+    {"\"model_type\":\"falcon\",\"multi_query\":false", "'multi_query'"},
+    {"\"model_type\":null", "model_type '' is not supported"},
+    {"\"architectures\":[\"LlamaForSequenceClassification\"]",
+     "'llamaforsequenceclassification'"},
+    {"\"architectures\":[\"LlamaForCausalLM\"]", NULL},
+    {"\"model_type\":null,\"architectures\":[\"LlamaForCausalLM\"]", NULL},
+    {"\"hidden_act\":\"gelu\"", "hidden_act 'gelu'"},
+    {"\"hidden_act\":\"silu\"", NULL},
+    {"\"attention_bias\":true", "'attention_bias' is true, which is not supported"},
+    {"\"attention_bias\":false", NULL},
+    {"\"mlp_bias\":true", "mlp_bias"},
+    {"\"rope_scaling\":null", NULL},
+    {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":4.0}", NULL},
+    {"\"rope_scaling\":{\"type\":\"linear\"}", "has no 'factor'"},
+    {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":-1}", "'factor'"},
+    {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}", "low_freq_factor"},
+    {"\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":8}",
+     "type 'longrope' is not supported and would change the model's answers; supported: "
+     "default, linear"},
+    {"\"rope_scaling\":{\"rope_type\":\"default\"}", NULL},
+    {"\"rope_scaling\":{\"factor\":2}", "rope_scaling"},
+    {"\"rope_scaling\":\"linear\"", "rope_scaling"},
+    {"\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":5e5}", NULL},
+    {"\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":5e5}", "has no 'factor'"},
+    {"\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}", "per layer"},
+    {"\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}",
+     "partial_rotary_factor"},
+    {"\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
+    {"\"partial_rotary_factor\":1.0", NULL},
+    {"\"sliding_window\":1024,\"max_position_embeddings\":4096", NULL},
+    {"\"sliding_window\":\"wide\"", "'sliding_window'"},
+    {"\"sliding_window\":null", NULL},
+    {"\"sliding_window\":1024,\"use_sliding_window\":false", NULL},
+    {"\"layer_types\":[\"sliding_attention\"]", "'layer_types'"},
+    {"\"layer_types\":[\"full_attention\"]", NULL},
+    {"\"final_logit_softcapping\":30.0", "final_logit_softcapping"},
+    {"\"residual_multiplier\":0.22", "residual_multiplier"},
+    {"\"pretraining_tp\":2", NULL},
+    {"\"rope_theta\":-1", "rope_theta"},
+    {"\"rope_theta\":1e30", "rope_theta"},
+    {"\"rms_norm_eps\":1e-30", "'rms_norm_eps' is not a number from 1e-20"},
+    {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e-3}", "impossible numbers"},
+    {"\"rms_norm_eps\":\"1e-5\"", "rms_norm_eps"},
+    {"\"num_hidden_layers\":0", "num_hidden_layers"},
+    {"\"num_hidden_layers\":2000", "1 to 1024"},
+    {"\"num_key_value_heads\":3", "multiple of the key-value heads"},
+    {"\"head_dim\":31", "even"},
+    {"\"eos_token_id\":\"two\"", "eos_token_id"},
+    {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64,"
+     "\"version\":\"gemv\"}",
+     NULL},
+    {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}", NULL}, /* a note */
+    {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8}", "gptq of 8 bits"},
+    {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,"
+     "\"checkpoint_format\":\"marlin\"}",
+     "gptq in the format 'marlin'"},
+    {"\"quantization_config\":{\"quant_method\":\"gptq\",\"is_marlin_format\":true}",
+     "'marlin'"},
+    {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":8}", "8 bits"},
+    {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"version\":\"Marlin\"}",
+     "in the format 'marlin' is not supported; supported: 4-bit awq"},
+    {"\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
+     "\"format\":\"float-quantized\"}",
+     "compressed-tensors (float-quantized) with another format"},
+    {COMPRESSED("\"num_bits\":8,\"type\":\"int\"", "null"), "compressed-tensors of 8 bits"},
+    {COMPRESSED("\"num_bits\":4,\"type\":\"float\"", "null"), "not integers"},
+    {COMPRESSED("\"num_bits\":4,\"strategy\":\"tensor\"", "null"), "neither group nor channel"},
+    {COMPRESSED("\"num_bits\":4,\"actorder\":\"group\"", "null"), "act-order"},
+    {COMPRESSED("\"num_bits\":4,\"actorder\":\"weight\"", "null"), NULL},
+    {COMPRESSED("\"num_bits\":4", "{\"num_bits\":8}"), "quantised activations"},
+    {"\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}", "'bitsandbytes'"},
+};
+
 TEST(settings_that_would_change_answers_are_refused) {
-    static const struct {
-        const char *config, *message; /* message NULL: accepted */
-    } cases[] = {
-        {"\"model_type\":\"gemma\"", "model_type 'gemma' is not supported; supported: LLaMA"},
-        {"\"model_type\":\"mistral\"", NULL},
-        {"\"model_type\":\"mistral\",\"architectures\":[\"LlamaForCausalLM\"]", "architecture"},
-        {"\"model_type\":\"falcon\",\"multi_query\":false", "'multi_query'"},
-        {"\"model_type\":null", "model_type '' is not supported"},
-        {"\"architectures\":[\"LlamaForSequenceClassification\"]",
-         "'llamaforsequenceclassification'"},
-        {"\"architectures\":[\"LlamaForCausalLM\"]", NULL},
-        {"\"model_type\":null,\"architectures\":[\"LlamaForCausalLM\"]", NULL},
-        {"\"hidden_act\":\"gelu\"", "hidden_act 'gelu'"},
-        {"\"hidden_act\":\"silu\"", NULL},
-        {"\"attention_bias\":true", "'attention_bias' is true, which is not supported"},
-        {"\"attention_bias\":false", NULL},
-        {"\"mlp_bias\":true", "mlp_bias"},
-        {"\"rope_scaling\":null", NULL},
-        {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":4.0}", NULL},
-        {"\"rope_scaling\":{\"type\":\"linear\"}", "has no 'factor'"},
-        {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":-1}", "'factor'"},
-        {"\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8}", "low_freq_factor"},
-        {"\"rope_scaling\":{\"rope_type\":\"longrope\",\"factor\":8}",
-         "type 'longrope' is not supported and would change the model's answers; supported: "
-         "default, linear"},
-        {"\"rope_scaling\":{\"rope_type\":\"default\"}", NULL},
-        {"\"rope_scaling\":{\"factor\":2}", "rope_scaling"},
-        {"\"rope_scaling\":\"linear\"", "rope_scaling"},
-        {"\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":5e5}", NULL},
-        {"\"rope_parameters\":{\"rope_type\":\"yarn\",\"rope_theta\":5e5}", "has no 'factor'"},
-        {"\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\"}}", "per layer"},
-        {"\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.5}",
-         "partial_rotary_factor"},
-        {"\"partial_rotary_factor\":0.5", "partial_rotary_factor"},
-        {"\"partial_rotary_factor\":1.0", NULL},
-        {"\"sliding_window\":1024,\"max_position_embeddings\":4096", NULL},
-        {"\"sliding_window\":\"wide\"", "'sliding_window'"},
-        {"\"sliding_window\":null", NULL},
-        {"\"sliding_window\":1024,\"use_sliding_window\":false", NULL},
-        {"\"layer_types\":[\"sliding_attention\"]", "'layer_types'"},
-        {"\"layer_types\":[\"full_attention\"]", NULL},
-        {"\"final_logit_softcapping\":30.0", "final_logit_softcapping"},
-        {"\"residual_multiplier\":0.22", "residual_multiplier"},
-        {"\"pretraining_tp\":2", NULL},
-        {"\"rope_theta\":-1", "rope_theta"},
-        {"\"rope_theta\":1e30", "rope_theta"},
-        {"\"rms_norm_eps\":1e-30", "'rms_norm_eps' is not a number from 1e-20"},
-        {"\"rope_scaling\":{\"type\":\"linear\",\"factor\":1e-3}", "impossible numbers"},
-        {"\"rms_norm_eps\":\"1e-5\"", "rms_norm_eps"},
-        {"\"num_hidden_layers\":0", "num_hidden_layers"},
-        {"\"num_hidden_layers\":2000", "1 to 1024"},
-        {"\"num_key_value_heads\":3", "multiple of the key-value heads"},
-        {"\"head_dim\":31", "even"},
-        {"\"eos_token_id\":\"two\"", "eos_token_id"},
-        {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64,"
-         "\"version\":\"gemv\"}",
-         NULL},
-        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}", NULL}, /* a note */
-        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":8}", "gptq of 8 bits"},
-        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4,"
-         "\"checkpoint_format\":\"marlin\"}",
-         "gptq in the format 'marlin'"},
-        {"\"quantization_config\":{\"quant_method\":\"gptq\",\"is_marlin_format\":true}",
-         "'marlin'"},
-        {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":8}", "8 bits"},
-        {"\"quantization_config\":{\"quant_method\":\"awq\",\"bits\":4,\"version\":\"Marlin\"}",
-         "in the format 'marlin' is not supported; supported: 4-bit awq"},
-        {"\"quantization_config\":{\"quant_method\":\"compressed-tensors\","
-         "\"format\":\"float-quantized\"}",
-         "compressed-tensors (float-quantized) with another format"},
-        {COMPRESSED("\"num_bits\":8,\"type\":\"int\"", "null"), "compressed-tensors of 8 bits"},
-        {COMPRESSED("\"num_bits\":4,\"type\":\"float\"", "null"), "not integers"},
-        {COMPRESSED("\"num_bits\":4,\"strategy\":\"tensor\"", "null"), "neither group nor channel"},
-        {COMPRESSED("\"num_bits\":4,\"actorder\":\"group\"", "null"), "act-order"},
-        {COMPRESSED("\"num_bits\":4,\"actorder\":\"weight\"", "null"), NULL},
-        {COMPRESSED("\"num_bits\":4", "{\"num_bits\":8}"), "quantised activations"},
-        {"\"quantization_config\":{\"quant_method\":\"bitsandbytes\"}", "'bitsandbytes'"},
-    };
     run r;
     model m = model_default;
     REQUIRE(run_begin(&r));
     model_fill(&m);
-    for (size_t i = 0; i < TC_COUNT(cases); i++) {
-        m.config = cases[i].config;
+    for (size_t i = 0; i < TC_COUNT(settings); i++) {
+        m.config = settings[i].config;
         int code = run_model(&r, &m);
-        if (!cases[i].message) {
-            CHECK_MSG(code == TC_OK, "%s: %s", cases[i].config, r.err.message);
+        if (!settings[i].message) {
+            CHECK_MSG(code == TC_OK, "%s: %s", settings[i].config, r.err.message);
         } else {
             CHECK_MSG(code == TC_ERR_UNSUPPORTED || code == TC_ERR_FORMAT, "%s: code %d",
-                      cases[i].config, code);
-            CHECK_MSG(code && strstr(r.err.message, cases[i].message), "%s: %s", cases[i].config,
+                      settings[i].config, code);
+            CHECK_MSG(code && strstr(r.err.message, settings[i].message), "%s: %s", settings[i].config,
                       r.err.message);
             CHECK(code == TC_OK || strstr(r.err.message, r.folder));
         }
@@ -1641,16 +1642,22 @@ TEST(a_tokenizer_json_is_imported) {
     run_end(&r);
 }
 
+/* A run of a small model whose folder holds this tokenizer. */
+static bool begin_with_tokenizer(run *r, model *m, const char *tokenizer) {
+    *m = model_default;
+    if (!run_begin(r)) return false;
+    m->vocab = 800;
+    m->config = "\"eos_token_id\":0";
+    model_fill(m);
+    r->options.no_tokenizer = false;
+    return copy_tokenizer(r, tokenizer);
+}
+
 /* The token that closes a reply is one, though no configuration says so. */
 TEST(a_template_s_closing_token_is_a_stop_id) {
     run r;
-    model m = model_default;
-    REQUIRE(run_begin(&r));
-    m.vocab = 800;
-    m.config = "\"eos_token_id\":0";
-    model_fill(&m);
-    REQUIRE(copy_tokenizer(&r, "tests/data/bpe_neox.json"));
-    r.options.no_tokenizer = false;
+    model m;
+    REQUIRE(begin_with_tokenizer(&r, &m, "tests/data/bpe_neox.json"));
     r.options.template_name = "mpt-chat";
     CHECK_MSG(run_model(&r, &m) == TC_OK, "%s", r.err.message);
     const tc__meta *stops = tc__find_meta(&r.file, "chat.stop_ids");
@@ -1664,13 +1671,8 @@ TEST(a_template_s_closing_token_is_a_stop_id) {
 TEST(a_template_for_another_tokenizer_is_refused) {
     static const char llama_3[] = "{{ '<|start_header_id|>' }}{{ '<|eot_id|>' }}";
     run r;
-    model m = model_default;
-    REQUIRE(run_begin(&r));
-    m.vocab = 800;
-    m.config = "\"eos_token_id\":0";
-    model_fill(&m);
-    REQUIRE(copy_tokenizer(&r, "tests/data/bpe_llama2json.json"));
-    r.options.no_tokenizer = false;
+    model m;
+    REQUIRE(begin_with_tokenizer(&r, &m, "tests/data/bpe_llama2json.json"));
     r.options.template_name = "llama-3";
     CHECK(run_model(&r, &m) == TC_ERR_ARGUMENT && access(r.output, F_OK) != 0);
     CHECK_MSG(strstr(r.err.message, "--template llama-3 does not fit: it ends replies with "

@@ -617,96 +617,97 @@ static int chat(const char *const *arguments, char messages[4096]) {
     return status;
 }
 
+static const struct {
+    const char *variable, *value; /* NULL: none */
+    const char *arguments[8];
+    int status;
+    const char *message; /* part of stderr */
+    bool nvrtc;
+} sayings[] = {
+    {NULL,
+     NULL,
+     {"--device", "cuda:7", "--bench", "tiny"},
+     4,
+     "chat: device 'cuda:7': there is no GPU 7: the driver shows 1",
+     false},
+    {"FAKE_CUDA_DEVICES",
+     "0",
+     {"--bench", "tiny"},
+     4,
+     "there is no GPU 0: the driver shows 0",
+     false},
+    {"FAKE_CUDA_INIT",
+     "100",
+     {"--bench", "tiny"},
+     4,
+     "there is no NVIDIA GPU that the driver",
+     false},
+    {"FAKE_CUDA_ARCH",
+     "75",
+     {"--bench", "tiny"},
+     4,
+     "Fake GPU has compute capability 7.5; tinychat needs 8.0 or newer; use --device cpu",
+     false},
+    {"FAKE_CUDA_DRIVER",
+     "11080",
+     {"--bench", "tiny"},
+     4,
+     "is newer than what the driver runs, CUDA 11.8, and there is no other",
+     true},
+    {"TINYCHAT_NVRTC",
+     "/nonexistent",
+     {"--bench", "llama-3-8b", "--precision", "w16a16"},
+     4,
+     "TINYCHAT_NVRTC names /nonexistent, which is not a usable NVRTC",
+     false},
+    {"FAKE_CUDA_FAIL",
+     "cuDevicePrimaryCtxRetain:1",
+     {"--bench", "tiny"},
+     4,
+     "opening the GPU failed: told to fail (CUDA error 9999)",
+     false},
+    {NULL, NULL, {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
+    {"TINYCHAT_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
+    {"FAKE_CUDA_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
+    {"FAKE_CUDA_FAIL",
+     "cuGraphLaunch:3",
+     {"models/demo.bin", "-p", "Hello", "-n", "8"},
+     4,
+     "failed: told to fail (CUDA error 9999)",
+     true},
+    {"FAKE_CUDA_FAIL",
+     "cuLaunchKernelEx:90",
+     {"models/demo.bin", "-p", "Hello", "-n", "8"},
+     4,
+     "failed: told to fail (CUDA error 9999)",
+     true},
+    {"FAKE_CUDA_MEMORY",
+     "1000000",
+     {"models/demo.bin", "-p", "Hello"},
+     5,
+     "out of GPU memory: the weights alone need",
+     true},
+};
+
 TEST(what_the_program_says) {
-    static const struct {
-        const char *variable, *value; /* NULL: none */
-        const char *arguments[8];
-        int status;
-        const char *message; /* part of stderr */
-        bool nvrtc;
-    } cases[] = {
-        {NULL,
-         NULL,
-         {"--device", "cuda:7", "--bench", "tiny"},
-         4,
-         "chat: device 'cuda:7': there is no GPU 7: the driver shows 1",
-         false},
-        {"FAKE_CUDA_DEVICES",
-         "0",
-         {"--bench", "tiny"},
-         4,
-         "there is no GPU 0: the driver shows 0",
-         false},
-        {"FAKE_CUDA_INIT",
-         "100",
-         {"--bench", "tiny"},
-         4,
-         "there is no NVIDIA GPU that the driver",
-         false},
-        {"FAKE_CUDA_ARCH",
-         "75",
-         {"--bench", "tiny"},
-         4,
-         "Fake GPU has compute capability 7.5; tinychat needs 8.0 or newer; use --device cpu",
-         false},
-        {"FAKE_CUDA_DRIVER",
-         "11080",
-         {"--bench", "tiny"},
-         4,
-         "is newer than what the driver runs, CUDA 11.8, and there is no other",
-         true},
-        {"TINYCHAT_NVRTC",
-         "/nonexistent",
-         {"--bench", "llama-3-8b", "--precision", "w16a16"},
-         4,
-         "TINYCHAT_NVRTC names /nonexistent, which is not a usable NVRTC",
-         false},
-        {"FAKE_CUDA_FAIL",
-         "cuDevicePrimaryCtxRetain:1",
-         {"--bench", "tiny"},
-         4,
-         "opening the GPU failed: told to fail (CUDA error 9999)",
-         false},
-        {NULL, NULL, {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
-        {"TINYCHAT_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
-        {"FAKE_CUDA_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
-        {"FAKE_CUDA_FAIL",
-         "cuGraphLaunch:3",
-         {"models/demo.bin", "-p", "Hello", "-n", "8"},
-         4,
-         "failed: told to fail (CUDA error 9999)",
-         true},
-        {"FAKE_CUDA_FAIL",
-         "cuLaunchKernelEx:90",
-         {"models/demo.bin", "-p", "Hello", "-n", "8"},
-         4,
-         "failed: told to fail (CUDA error 9999)",
-         true},
-        {"FAKE_CUDA_MEMORY",
-         "1000000",
-         {"models/demo.bin", "-p", "Hello"},
-         5,
-         "out of GPU memory: the weights alone need",
-         true},
-    };
     char messages[4096];
     use_gpu(90, false);
-    for (size_t i = 0; i < TC_COUNT(cases); i++) {
-        if (cases[i].nvrtc && !*real_nvrtc) {
+    for (size_t i = 0; i < TC_COUNT(sayings); i++) {
+        if (sayings[i].nvrtc && !*real_nvrtc) {
             printf("    case %zu needs NVRTC\n", i);
             continue;
         }
-        char *before = cases[i].variable ? getenv(cases[i].variable) : NULL;
+        char *before = sayings[i].variable ? getenv(sayings[i].variable) : NULL;
         before = before ? tc__copy(before, strlen(before)) : NULL;
-        if (cases[i].variable) setenv(cases[i].variable, cases[i].value, 1);
-        int status = chat(cases[i].arguments, messages);
-        CHECK_MSG(status == cases[i].status, "case %zu: %d instead of %d: %s", i, status,
-                  cases[i].status, messages);
-        CHECK_MSG(strstr(messages, cases[i].message), "case %zu: %s", i, messages);
+        if (sayings[i].variable) setenv(sayings[i].variable, sayings[i].value, 1);
+        int status = chat(sayings[i].arguments, messages);
+        CHECK_MSG(status == sayings[i].status, "case %zu: %d instead of %d: %s", i, status,
+                  sayings[i].status, messages);
+        CHECK_MSG(strstr(messages, sayings[i].message), "case %zu: %s", i, messages);
         if (before)
-            setenv(cases[i].variable, before, 1);
-        else if (cases[i].variable)
-            unsetenv(cases[i].variable);
+            setenv(sayings[i].variable, before, 1);
+        else if (sayings[i].variable)
+            unsetenv(sayings[i].variable);
         free(before);
     }
 }

@@ -12,24 +12,7 @@ work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
 
-# run NAME: the test is the function NAME. It prints what is wrong and fails, or writes a reason to
-# $work/skip and succeeds.
-run() {
-    rm -f "$work/skip"
-    if "$1" > "$work/log" 2>&1; then
-        if [ -e "$work/skip" ]; then
-            echo "  skip   $1: $(cat "$work/skip")"
-            skipped=$((skipped + 1))
-        else
-            echo "  ok     $1"
-            passed=$((passed + 1))
-        fi
-    else
-        cat "$work/log"
-        echo "  FAILED $1"
-        failed=$((failed + 1))
-    fi
-}
+. tests/check.sh
 
 # code LANGUAGE PAGE: the lines of the page's code blocks in that language.
 code() {
@@ -135,11 +118,11 @@ the_flags_and_commands_exist() {
     return $missing
 }
 
-run the_program_is_examples_minimal_c
-run the_program_works_as_the_readme_says
-run the_files_it_names_exist
-run the_links_lead_somewhere
-run the_make_targets_exist
-run the_flags_and_commands_exist
+check the_program_is_examples_minimal_c the_program_is_examples_minimal_c
+check the_program_works_as_the_readme_says the_program_works_as_the_readme_says
+check the_files_it_names_exist the_files_it_names_exist
+check the_links_lead_somewhere the_links_lead_somewhere
+check the_make_targets_exist the_make_targets_exist
+check the_flags_and_commands_exist the_flags_and_commands_exist
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
