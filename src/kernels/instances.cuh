@@ -168,29 +168,40 @@ template <class M, int ROWS, int SIZE, int OUT> struct WgmmaProduct {
     }
 };
 
-// The columns are split so that the blocks that follow each other in one place have least to do.
+// How high tiles are, and into how many parts columns are split: what takes least time.
 template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
-    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PER_SM = 2;
-    static constexpr int TILES = ((ROWS + 15) / 16 + 7) / 8, PAIRS = M::K / 128;
-    // In units of what 128 columns take. To begin, to end, and to add the parts of a cluster takes
-    // as long as many of them.
-    static __device__ constexpr int load(int splits) {
-        const int places = PER_SM * SM_COUNT, beside = splits == 1 ? 12 : 16 + 2 * splits;
-        return (TILES * splits + places - 1) / places * (PAIRS / splits + beside);
+    static constexpr int LIMBS = LIMBS_OF<SIZE, OUT>, PAIRS = M::K / 128;
+    static __device__ constexpr int blocks(int height, int splits) {
+        return ((ROWS + 15) / 16 + height - 1) / height * splits;
     }
-    static __device__ constexpr int best() {
-        int splits = 1;
+    // In units of what a row block of 128 columns takes on a full SM, 0.04 us; all of it as measured
+    // on an H200 (docs/gpu-log.md). Clusters of four and more leave SMs of some GPCs without work.
+    static __device__ constexpr int time(int height, int splits) {
+        const int sms = splits > 2 ? SM_COUNT * 10 / 11 : SM_COUNT, of_an_sm = height == 8 ? 2 : 1;
+        const int ends = splits == 1 ? 40 : splits == 2 ? 55 : splits == 4 ? 90 : 220;
+        int time = 0;
+        for (int left = blocks(height, splits); left > 0; left -= of_an_sm * sms) {
+            const int rows = height > 8 ? height : left > sms ? 16 : 10; // of a full SM, of one block
+            time += ends + PAIRS * rows / splits;
+            if (height > 8 && left > sms) time += 60; // no block fills its ring meanwhile
+        }
+        return time;
+    }
+    static __device__ constexpr int splits(int height) {
+        int best = 1;
         for (int s = 2; s <= 8 && 2 * s <= PAIRS; s *= 2)
-            if (load(s) < load(splits)) splits = s;
-        return splits;
+            if (time(height, s) < time(height, best)) best = s;
+        return best;
     }
-    static constexpr int SPLITS = best();
-    static constexpr int TOKENS = SIZE, THREADS = 384, CLUSTER = SPLITS;
-    static constexpr int SMEM = FewShape<M, TOKENS, LIMBS>::SMEM, BLOCKS = TILES * SPLITS;
+    static constexpr int HEIGHT = time(12, splits(12)) < time(8, splits(8)) ? 12 : 8;
+    static constexpr int SPLITS = splits(HEIGHT), PER_SM = HEIGHT == 8 ? 2 : 1;
+    static constexpr int TOKENS = SIZE, THREADS = 128 + 32 * HEIGHT, CLUSTER = SPLITS;
+    static constexpr int SMEM = FewShape<M, HEIGHT, TOKENS, LIMBS>::SMEM;
+    static constexpr int BLOCKS = blocks(HEIGHT, SPLITS);
     static constexpr bool WALKS = false;
 
     static __device__ __forceinline__ void run(const GemmArgs &args) {
-        product_few<M, ROWS, TOKENS, LIMBS, SPLITS, OUT>(args);
+        product_few<M, ROWS, HEIGHT, TOKENS, LIMBS, SPLITS, OUT>(args);
     }
 };
 template <class M, int ROWS, int SIZE, int OUT> struct FewOrMany {

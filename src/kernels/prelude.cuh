@@ -348,46 +348,19 @@ __device__ __forceinline__ u32 cluster_rank() {
     return rank;
 }
 
-// Waits for all threads of the cluster.
+// Comes to the cluster's barrier; this says nothing of what was written before. Waits there for all
+// threads of the cluster.
+__device__ __forceinline__ void cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+// Both; and what any of them has written is there for all. That is slow: the fence in it is one of
+// the whole memory.
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
-
-// 16 bytes of block `rank` of the cluster, at the same place as here.
-__device__ __forceinline__ float4 load_cluster_16(u32 shared, u32 rank) {
-    float4 v;
-    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %4, %5;\n"
-                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [at];\n}\n"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(shared), "r"(rank)
-                 : "memory");
-    return v;
-}
-
-// The same of 8 bytes, and of 4.
-__device__ __forceinline__ float2 load_cluster_8(u32 shared, u32 rank) {
-    float2 v;
-    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %2, %3;\n"
-                 "ld.shared::cluster.v2.f32 {%0, %1}, [at];\n}\n"
-                 : "=f"(v.x), "=f"(v.y)
-                 : "r"(shared), "r"(rank)
-                 : "memory");
-    return v;
-}
-__device__ __forceinline__ float load_cluster_f32(u32 shared, u32 rank) {
-    float v;
-    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %1, %2;\n"
-                 "ld.shared::cluster.f32 %0, [at];\n}\n"
-                 : "=f"(v)
-                 : "r"(shared), "r"(rank)
-                 : "memory");
-    return v;
-}
-
-// ---- sm_90a: bulk copies, barriers of transactions, warpgroup matrix instructions ----
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define TC_HOPPER 1
 
 // A barrier in shared memory (8 bytes) whose phase ends after `arrivals` arrivals and all announced
 // bytes.
@@ -400,22 +373,9 @@ __device__ __forceinline__ void barrier_init_fence() {
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// Arrives and announces bytes that copies will bring.
+// Arrives and announces bytes that copies or other blocks will bring.
 __device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-}
-
-// Arrives at a barrier of this block.
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Arrives at the barrier at the same place in block `rank` of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [at];\n}\n" ::"r"(barrier),
-                 "r"(rank)
                  : "memory");
 }
 
@@ -430,6 +390,51 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
                      : "r"(barrier), "r"(parity)
                      : "memory");
     } while (!done);
+}
+
+// Gives 4, 8 or 16 bytes to block `rank` of the cluster, which must have begun: into its shared
+// memory, at the same place as here. They count at its barrier, which is at the same place as here,
+// and no fence is needed.
+__device__ __forceinline__ void give_4(u32 shared, u32 barrier, u32 rank, float v) {
+    asm volatile("{\n.reg .b32 at, there;\nmapa.shared::cluster.u32 at, %0, %2;\n"
+                 "mapa.shared::cluster.u32 there, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [at], %3, [there];\n}\n"
+                 ::"r"(shared), "r"(barrier), "r"(rank), "f"(v)
+                 : "memory");
+}
+__device__ __forceinline__ void give_8(u32 shared, u32 barrier, u32 rank, float2 v) {
+    asm volatile("{\n.reg .b32 at, there;\nmapa.shared::cluster.u32 at, %0, %2;\n"
+                 "mapa.shared::cluster.u32 there, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [at], {%3, %4}, "
+                 "[there];\n}\n" ::"r"(shared),
+                 "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y)
+                 : "memory");
+}
+__device__ __forceinline__ void give_16(u32 shared, u32 barrier, u32 rank, float4 v) {
+    asm volatile("{\n.reg .b32 at, there;\nmapa.shared::cluster.u32 at, %0, %2;\n"
+                 "mapa.shared::cluster.u32 there, %1, %2;\n"
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [at], "
+                 "{%3, %4, %5, %6}, [there];\n}\n" ::"r"(shared),
+                 "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
+                 : "memory");
+}
+
+// ---- sm_90a: bulk copies, barriers of transactions, warpgroup matrix instructions ----
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define TC_HOPPER 1
+
+// Arrives at a barrier of this block.
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+// Arrives at the barrier at the same place in block `rank` of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
+    asm volatile("{\n.reg .b32 at;\nmapa.shared::cluster.u32 at, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [at];\n}\n" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
 }
 
 // Starts a copy from global to shared memory (16-byte aligned, a multiple of 16 bytes); its bytes

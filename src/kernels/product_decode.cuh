@@ -449,8 +449,9 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     static constexpr int INFO = align(T * M::template Layout<T>::X);
     static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
     static constexpr int ENTRIES = // of a token; those of T > 1: ProductVectors
-        IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::OWN_CHUNKS + 2;
-    static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES);
+        IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::OWN_CHUNKS + 1 + M::SPLIT;
+    static constexpr int BARRIERS = M::SPLIT > 1 ? 16 : 0; // see ProductVectors
+    static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES + BARRIERS);
 
     // row blocks whose partial sums there is room for before they are added up, as many of each
     // team: about 16 KB; of several vectors 32 KB, or up to 96 that rings of four units leave
@@ -463,8 +464,10 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     // row blocks after which the blocks of a cluster add their sums, about 16 KB: whole spans
     static constexpr int SPANS = (BLOCK_ROWS + SPAN - 1) / SPAN, ROOM = 256 / T / SPAN;
     static constexpr int MEET = SPAN * (SPANS < ROOM ? SPANS : ROOM ? ROOM : 1);
+    static constexpr int STORED = (MEET + M::SPLIT - 1) / M::SPLIT; // by a block of the cluster
+    static constexpr int GIVEN = M::SPLIT == 1 ? 0 : M::SPLIT * STORED * T * 16 * 4;
     static constexpr int BLOCK_SUMS = SUMS + align(SPAN * ROW_SUMS);
-    static constexpr int RINGS = BLOCK_SUMS + (M::SPLIT == 1 ? 0 : align(MEET * T * 16 * 4));
+    static constexpr int RINGS = BLOCK_SUMS + align(GIVEN);
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
@@ -481,10 +484,12 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
     // The moments' entries of a token: one for each warp or for each of the block's chunks. Behind
-    // those of all of several tokens there is one of each for the whole block, and with LayerNorm
-    // its mean and reciprocal deviation.
+    // those of all of several tokens there is one of each for every block of the cluster, and with
+    // LayerNorm their mean and reciprocal deviation. In a cluster two barriers follow: of the sums
+    // and moments that blocks give to each other, and of the moments with LayerNorm.
     static constexpr int ENTRIES = T == 1 ? WARPS : Share::OWN_CHUNKS;
-    static constexpr int OF_BLOCK = T * ENTRIES, NORMS = OF_BLOCK + T;
+    static constexpr int OF_BLOCKS = T * ENTRIES, NORMS = OF_BLOCKS + SPLIT * T;
+    static constexpr int BARRIERS = IN == IN_PLAIN ? 0 : NORMS + T;
 
     // steps whose gamma and beta come early; with LayerNorm registers are scarce. Several vectors
     // have the same ones.
@@ -632,23 +637,22 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             if (lane == 0) moments[warp].x = squares;
         }
     }
-    // A token's sum of squares in this block: one warp's work for each, when all have noted theirs.
-    __device__ __forceinline__ void add_squares(float2 *moments) const {
+    // A token's sum of squares in this block, for all blocks of the cluster: one warp's work for
+    // each, when all have noted theirs.
+    __device__ __forceinline__ void give_squares(float2 *moments) const {
         const int t = threadIdx.x >> 5;
         if (t >= T) return;
         float squares = 0;
         for (int e = threadIdx.x & 31; e < chunks_of_block(); e += 32)
             squares += moments[t * ENTRIES + e].x;
-        squares = warp_sum(squares);
-        if ((threadIdx.x & 31) == 0) moments[OF_BLOCK + t].x = squares;
+        give(moments, t, make_float2(warp_sum(squares), 0));
     }
     // RMSNorm's factor of a token.
     static __device__ __forceinline__ float factor(const float2 *moments, int token) {
         float squares = 0;
         if constexpr (SPLIT > 1) {
-            const u32 from = shared_address(moments + OF_BLOCK + token);
 #pragma unroll
-            for (int r = 0; r < SPLIT; r++) squares += load_cluster_8(from, r).x;
+            for (int r = 0; r < SPLIT; r++) squares += moments[OF_BLOCKS + r * T + token].x;
         } else {
 #pragma unroll 8
             for (int e = 0; e < ENTRIES; e++) squares += moments[token * ENTRIES + e].x;
@@ -657,6 +661,12 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
 
   private:
+    // This block's moments of a token, to all blocks of the cluster.
+    static __device__ __forceinline__ void give(float2 *moments, int token, float2 m) {
+        const int lane = threadIdx.x & 31, at = OF_BLOCKS + Share::rank() * T + token;
+        const u32 barrier = shared_address(moments + BARRIERS) + (IN == IN_LAYER ? 8 : 0);
+        if (lane < SPLIT) give_8(shared_address(moments + at), barrier, lane, m);
+    }
     static __device__ __forceinline__ void shift(float4 &v, float2 m, bool inside) {
         const float s = inside ? m.y : 0; // columns past the end stay zero
         v.x = (v.x - m.x) * s, v.y = (v.y - m.x) * s, v.z = (v.z - m.x) * s, v.w = (v.w - m.x) * s;
@@ -725,14 +735,15 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                 chunks, Share::columns_between(origin, origin + chunks),
                 [&](int e) { return moments[t * ENTRIES + e]; },
                 [&](int e) { return min(128, K - 128 * (origin + e)); });
-            if (SPLIT > 1 && lane == 0) moments[OF_BLOCK + t] = m;
+            if (SPLIT > 1) give(moments, t, m);
         }
         if constexpr (SPLIT > 1) {
-            cluster_sync();
-            const u32 from = shared_address(moments + OF_BLOCK + t);
+            const u32 barrier = shared_address(moments + BARRIERS) + 8;
+            if (threadIdx.x == 0) barrier_expect(barrier, 8 * tokens * SPLIT);
+            barrier_wait(barrier, 0);
             if (t < tokens)
                 m = united(
-                    SPLIT, K, [&](int r) { return load_cluster_8(from, r); },
+                    SPLIT, K, [&](int r) { return moments[OF_BLOCKS + r * T + t]; },
                     [&](int r) {
                         return Share::columns_between(Share::first_of(r), Share::first_of(r + 1));
                     });
@@ -766,14 +777,19 @@ __device__ __forceinline__ float activation(float x) {
                                   : __fdividef(x, 1 + __expf(-x));
 }
 
-// Adds the warps' parts of `rows` row blocks, in their order.
-template <class S, int T, int WARPS>
-__device__ __forceinline__ void product_add(const float *parts, int rows, float *sums) {
+// Adds the warps' parts of `rows` row blocks, in their order, for the block of the cluster that
+// stores them: block r every SPLITth from the r-th on. `from`: how many came before the first.
+template <class S, int T, int WARPS, int SPLIT>
+__device__ __forceinline__ void product_give(const float *parts, int rows, int from, float *sums,
+                                             u32 barrier) {
+    sums += S::Share::rank() * S::STORED * 16 * T; // each block has its place there
     for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
         float y = 0;
 #pragma unroll
         for (int p = 0; p < S::Share::PARTS; p++) y += parts[p * S::SPAN * T * 16 + o];
-        sums[o] = y;
+        const int row = from + o / (16 * T);
+        float *to = sums + row / SPLIT * (16 * T) + o % (16 * T);
+        give_4(shared_address(to), barrier, row % SPLIT, y);
     }
 }
 
@@ -792,26 +808,19 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
                                               bool early, float kept) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS, SPLIT = M::SPLIT;
+    constexpr int PARTS = SPLIT > 1 ? SPLIT : S::Share::PARTS;
+    constexpr int PART_ROWS = SPLIT > 1 ? S::STORED : S::SPAN;
     const int rank = S::Share::rank();
     for (int o = threadIdx.x; o < rows_stored<SPLIT>(rows, rank) * 16 * T; o += WARPS * 32) {
         const int r = o / (16 * T) * SPLIT + rank, t = T == 1 ? 0 : o / 16 % T, n = o % 16;
         const int row = (first + r) * (OUT == OUT_GATED ? 8 : 16) + n;
         if (t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS) continue;
         float y = 0, up = 0;
-        if constexpr (SPLIT > 1) {
-            const u32 from = shared_address(sums + (r * T + t) * 16 + n);
 #pragma unroll
-            for (int p = 0; p < SPLIT; p++) {
-                y += load_cluster_f32(from, p);
-                if (OUT == OUT_GATED) up += load_cluster_f32(from + 4 * 8, p);
-            }
-        } else {
-#pragma unroll
-            for (int p = 0; p < S::Share::PARTS; p++) {
-                const float *part = sums + (p * S::SPAN * T + r * T + t) * 16 + n;
-                y += part[0];
-                if (OUT == OUT_GATED) up += part[8];
-            }
+        for (int p = 0; p < PARTS; p++) {
+            const float *part = sums + ((p * PART_ROWS + r / SPLIT) * T + t) * 16 + n;
+            y += part[0];
+            if (OUT == OUT_GATED) up += part[8];
         }
         y *= factor, up *= factor;
         float *out = args.out + (i64)t * OUT_ROWS + row;
@@ -910,6 +919,13 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const int part = Share::part_of(warp), team = Share::team_of(warp), rank = Share::rank();
     const u32 base = shared_address(smem);
     if (PAIR != PAIR_FIRST) launch_dependents();
+    const u32 given = shared_address(moments + Vectors::BARRIERS); // in a cluster
+    u32 parity = 0;
+    if constexpr (SPLIT > 1) {
+        if (threadIdx.x == 0) barrier_init(given, 1), barrier_init(given + 8, 1);
+        barrier_init_fence();
+        cluster_arrive();
+    }
 
     Units units;
     units.open(args, warp, base + S::RINGS);
@@ -930,6 +946,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     vectors.load_constants(args); // they, too, depend on nothing
     if (PAIR != PAIR_SECOND) wait_for_previous();
     if (PAIR == PAIR_FIRST) launch_dependents();
+    if constexpr (SPLIT > 1) cluster_wait(); // all have begun: what is given to them arrives
     const int tokens = T == 1 ? 1 : args.tokens;
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments, [&](int pass) {
         constexpr int PASSES = Vectors::PASSES;
@@ -977,18 +994,23 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
             // the block's own sums first; those of the cluster's blocks meet when there are enough
             float *block_sums = (float *)(smem + S::BLOCK_SUMS);
             const int noted = from % S::MEET, end = from + some;
-            product_add<S, T, WARPS>(sums, some, block_sums + noted * 16 * T);
-            if (IN == IN_RMS && from == 0) vectors.add_squares(moments);
+            product_give<S, T, WARPS, SPLIT>(sums, some, noted, block_sums, given);
+            if (IN == IN_RMS && from == 0) vectors.give_squares(moments);
             if (end < rows && end % S::MEET) {
                 __syncthreads();
                 continue;
             }
-            cluster_sync();
-            if (IN == IN_RMS && from == noted) factor = Vectors::factor(moments, token);
+            const int here = rows_stored<SPLIT>(noted + some, rank);
+            const bool norm = IN == IN_RMS && from == noted; // moments come with the first sums
+            if (threadIdx.x == 0)
+                barrier_expect(given, SPLIT * (64 * T * here + (norm ? 8 * T : 0)));
+            barrier_wait(given, parity);
+            parity ^= 1;
+            if (norm) factor = Vectors::factor(moments, token);
             product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
                 args, first_row + from - noted, end - (from - noted), tokens, block_sums, factor,
                 from == noted, kept);
-            cluster_sync(); // before the sums are overwritten, or this block ends: others read them
+            if (end < rows) cluster_sync(); // before the others' next ones come
         }
     }
     if (bring) prefetch_next<WARPS>(args.next);

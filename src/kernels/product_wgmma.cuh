@@ -16,9 +16,10 @@
 // product_few, for few tokens, is bound by reading W. A block has one tile and, of SPLITS blocks in
 // a cluster, its part of the columns; the ring begins to fill with weights before the kernel waits
 // for its predecessor. The parts are added in the order of the columns: the same input always gives
-// the same bits. With two LIMBS it is as good as in binary32, as product_prefill is.
-// Launch: (row tiles * SPLITS, token tiles) blocks of 384 threads, two to an SM, SMEM bytes. Bytes
-// moved: W once per token tile, X once per 128 rows (from L2), Y once.
+// the same bits. With two LIMBS it is as good as in binary32, as product_prefill is. Tiles are
+// HEIGHT row blocks high: 8, two blocks to an SM, or 12, one to an SM.
+// Launch: (row tiles * SPLITS, token tiles) blocks of 128 + 32 HEIGHT threads in clusters of SPLITS,
+// SMEM bytes. Bytes moved: W once per token tile, X once per 16 HEIGHT rows (from L2), Y once.
 
 #ifndef TC_PRODUCT_WGMMA
 #define TC_PRODUCT_WGMMA
@@ -33,22 +34,23 @@ template <int K_, int GROUP_> struct W4Slices {
     static constexpr int K = K_, GROUP = GROUP_, UNIT_BYTES = 8 * GROUP + 64;
     static constexpr int STAGE_COLUMNS = 128;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
-    static constexpr int COPY_BYTES = 8 * BLOCK_BYTES; // that come as bulk copies
+    static constexpr bool BULK = true; // they come as bulk copies
     static constexpr int UNITS = GROUP == 32 ? 2 : 1;  // that 64 columns touch
 
     struct Raw {
         u32 q[4];
         uint2 scales[UNITS];
     };
-    // A copying thread's part of stage k of eight row blocks: each of the four warps copies two.
-    // Those past the end repeat the last. With the last stage that may be more than there is of a
-    // row.
+    // A copying thread's part of stage k of HEIGHT row blocks: each of the four warps copies a
+    // quarter. Those past the end repeat the last. With the last stage that may be more than there
+    // is of a row.
+    template <int HEIGHT>
     static __device__ __forceinline__ void copy(u32 shared, const u8 *weights, int first, int last,
                                                 int k, u32 barrier) {
         if (!elect_one()) return;
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int b = threadIdx.x / 32 * 2 + i;
+        for (int i = 0; i < HEIGHT / 4; i++) {
+            const int b = threadIdx.x / 32 * (HEIGHT / 4) + i;
             const i64 unit = (i64)min(first + b, last) * (K / GROUP) + k * (STAGE_COLUMNS / GROUP);
             copy_bulk(shared + b * BLOCK_BYTES, weights + unit * UNIT_BYTES, BLOCK_BYTES, barrier);
         }
@@ -97,18 +99,19 @@ template <int K_, int GROUP_> struct W4Slices {
 template <int K_, int GROUP_> struct F16Slices {
     static constexpr int K = K_, GROUP = GROUP_;
     static constexpr int STAGE_COLUMNS = 64, ROW_BYTES = 128 + 64; // so that rows differ in banks
-    static constexpr int BLOCK_BYTES = 16 * ROW_BYTES, COPY_BYTES = 0;
-    static constexpr int UNITS = 1;
+    static constexpr int BLOCK_BYTES = 16 * ROW_BYTES, UNITS = 1;
+    static constexpr bool BULK = false;
 
     struct Raw {
         u32 at; // the operands are ready: they come when their registers are free
     };
     // Bulk copies of 128 bytes take too long each; every copying thread arrives at the barrier.
+    template <int HEIGHT>
     static __device__ __forceinline__ void copy(u32 shared, const u8 *weights, int first, int last,
                                                 int k, u32 barrier) {
         const int at = threadIdx.x & 7; // of the eight 16-byte parts of a row
 #pragma unroll 2
-        for (int r = threadIdx.x >> 3; r < 128; r += 16) {
+        for (int r = threadIdx.x >> 3; r < 16 * HEIGHT; r += 16) {
             const i64 row = (i64)min(first + r / 16, last) * 16 + r % 16;
             copy_async_16(shared + r * ROW_BYTES + 16 * at,
                           weights + (row * K + k * 64 + 8 * at) * 2);
@@ -135,21 +138,21 @@ template <int K_, int GROUP_> struct F16Slices {
     }
 };
 
-// A ring that holds stages of 128 rows and TOKENS tokens (LIMBS times), in BYTES of shared memory;
-// the vectors of a stage go to SHARERS blocks.
-template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct WgmmaRing {
+// A ring that holds stages of HEIGHT row blocks and TOKENS tokens (LIMBS times), in BYTES of shared
+// memory; the vectors of a stage go to SHARERS blocks.
+template <class M_, int HEIGHT_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct WgmmaRing {
     typedef M_ M;
-    static constexpr int TOKENS = TOKENS_, LIMBS = LIMBS_, SHARERS = SHARERS_;
+    static constexpr int HEIGHT = HEIGHT_, TOKENS = TOKENS_, LIMBS = LIMBS_, SHARERS = SHARERS_;
     static constexpr int SLICES = M::STAGE_COLUMNS / 64; // of a stage
     static constexpr int SLICE_BYTES = 128 * TOKENS, LIMB_BYTES = SLICES * SLICE_BYTES;
-    static constexpr int B_BYTES = LIMBS * LIMB_BYTES, A_BYTES = 8 * M::BLOCK_BYTES;
+    static constexpr int B_BYTES = LIMBS * LIMB_BYTES, A_BYTES = HEIGHT * M::BLOCK_BYTES;
     static constexpr int STAGES_OF_K = (M::K + M::STAGE_COLUMNS - 1) / M::STAGE_COLUMNS;
     static constexpr int FIT = (BYTES - 256) / (A_BYTES + B_BYTES), STAGES = FIT < 8 ? FIT : 8;
     static constexpr int SMEM = STAGES * (A_BYTES + B_BYTES) + 256;
     static_assert(M::K % 64 == 0, "whole slices");
     static_assert(STAGES >= 2, "the tile is too large for this GPU");
 
-    u32 base, full, empty; // the vectors, the weights; the barriers
+    u32 base, full, empty; // the vectors, the weights; the barriers, and one more behind them
     int slot = 0;          // the place in the ring
     u32 parity = 0;        // of the phase that its barriers are in
 
@@ -157,10 +160,11 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
         base = shared; // a multiple of 1024
         full = base + STAGES * (A_BYTES + B_BYTES), empty = full + 8 * STAGES;
     }
+    __device__ __forceinline__ u32 added() const { return empty + 8 * STAGES; } // see few_add
     __device__ __forceinline__ void make() const { // by one thread
         for (int i = 0; i < STAGES; i++) {
-            barrier_init(full + 8 * i, M::COPY_BYTES ? 1 : 1 + 128);
-            barrier_init(empty + 8 * i, 8 * (32 + SHARERS - 1)); // see release
+            barrier_init(full + 8 * i, M::BULK ? 1 : 1 + 128);
+            barrier_init(empty + 8 * i, HEIGHT * (32 + SHARERS - 1)); // see release
         }
         barrier_init_fence();
     }
@@ -174,8 +178,8 @@ template <class M_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct Wgm
     // For the copying threads: waits for room, announces a stage and copies its weights.
     __device__ __forceinline__ void fill(const u8 *matrix, int first, int last, int k) const {
         barrier_wait(empty + 8 * slot, parity ^ 1); // at first the ring is empty
-        if (threadIdx.x == 0) barrier_expect(full + 8 * slot, M::COPY_BYTES + B_BYTES);
-        M::copy(weights(), matrix, first, last, k, full + 8 * slot);
+        if (threadIdx.x == 0) barrier_expect(full + 8 * slot, (M::BULK ? A_BYTES : 0) + B_BYTES);
+        M::template copy<HEIGHT>(weights(), matrix, first, last, k, full + 8 * slot);
     }
     // For a multiplying warp: gives the slot back. Every lane arrives by itself, so that what it
     // has read is ordered before what is copied there next, in this block; in the others of the
@@ -197,9 +201,8 @@ __device__ __forceinline__ void wgmma(float (&d)[TOKENS / 2], const u32 *a, u64 
     if constexpr (TOKENS == 16) wgmma_64x16x16<ADD>(d, a, b);
 }
 
-// A multiplying warp's work on one tile: acc = row block `row` of the tile (0 to 7) times the
-// vectors, over the next 2 * pairs slices of 64 columns, and one more with `tail`. There is one at
-// least.
+// A multiplying warp's work on one tile: acc = row block `row` of the tile times the vectors, over
+// the next 2 * pairs slices of 64 columns, and one more with `tail`. There is one at least.
 template <class Ring>
 __device__ __forceinline__ void wgmma_tile(Ring &ring, int row, int pairs, bool tail,
                                            float (&acc)[Ring::TOKENS / 2]) {
@@ -248,7 +251,7 @@ __device__ __forceinline__ void wgmma_tile(Ring &ring, int row, int pairs, bool 
 // ---- many tokens ----
 
 template <class M, int TOKENS, int CLUSTER>
-using WgmmaShape = WgmmaRing<M, TOKENS, 1, CLUSTER, SHARED_LIMIT>;
+using WgmmaShape = WgmmaRing<M, 8, TOKENS, 1, CLUSTER, SHARED_LIMIT>;
 
 // The tiles of a cluster, those of the same rows one after the other.
 template <int ROWS, int TOKENS, int CLUSTER> struct WgmmaTiles {
@@ -322,8 +325,9 @@ __device__ __forceinline__ void product_wgmma(const GemmArgs &args) {
 
 // ---- few tokens ----
 
-template <class M, int TOKENS, int LIMBS>
-using FewShape = WgmmaRing<M, TOKENS, LIMBS, 1, SHARED_LIMIT / 2 - 1024>;
+template <class M, int HEIGHT, int TOKENS, int LIMBS>
+using FewShape = WgmmaRing<M, HEIGHT, TOKENS, LIMBS, 1,
+                           HEIGHT == 8 ? SHARED_LIMIT / 2 - 1024 : SHARED_LIMIT>;
 
 // A block's columns, in pairs of slices: the last block has the odd slice.
 template <class M, int SPLITS> struct FewColumns {
@@ -396,19 +400,19 @@ __device__ __forceinline__ void few_tile_exact(Ring &ring, int row, int pairs, b
     if (tail) step(true, 0, true, true);
 }
 
-template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS>
-__device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKENS, LIMBS> &ring) {
-    typedef FewShape<M, TOKENS, LIMBS> Ring;
+template <int ROWS, int SPLITS, class Ring>
+__device__ __forceinline__ void few_copy(const GemmArgs &args, Ring &ring) {
+    typedef typename Ring::M M;
     const FewColumns<M, SPLITS> columns;
-    const int first = blockIdx.x / SPLITS * 8, last = (ROWS + 15) / 16 - 1;
-    const int token = blockIdx.y * TOKENS, begin = columns.begin * 2 / Ring::SLICES;
+    const int first = blockIdx.x / SPLITS * Ring::HEIGHT, last = (ROWS + 15) / 16 - 1;
+    const int token = blockIdx.y * Ring::TOKENS, begin = columns.begin * 2 / Ring::SLICES;
     const int stages = (2 * columns.pairs + columns.tail + Ring::SLICES - 1) / Ring::SLICES;
     // which slice of which limb of the vectors this warp copies
     const int warp = threadIdx.x >> 5, slice = warp % Ring::SLICES, limb = warp / Ring::SLICES;
     const u8 *vectors = (const u8 *)(limb ? args.rest : args.in) + token % 128 * 128 +
                         ((i64)(token / 128) * operand_slices(M::K) + slice) * 16384;
     auto copy_vectors = [&](const Ring &at, int k) {
-        if (limb < LIMBS && elect_one())
+        if (limb < Ring::LIMBS && elect_one())
             copy_bulk(at.vectors() + warp * Ring::SLICE_BYTES,
                       vectors + (i64)k * Ring::SLICES * 16384, Ring::SLICE_BYTES,
                       at.full + 8 * at.slot);
@@ -426,54 +430,56 @@ __device__ __forceinline__ void few_copy(const GemmArgs &args, FewShape<M, TOKEN
     }
 }
 
-// Adds the parts of the blocks of a cluster: each stores the sums of some of the tokens.
-template <int ROWS, int TOKENS, int SPLITS, int OUT>
-__device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room,
+// Adds the parts of the blocks of a cluster, in the order of the columns: each block gets those of
+// some of the tokens, and stores their sums.
+template <int ROWS, int HEIGHT, int TOKENS, int SPLITS, int OUT>
+__device__ __forceinline__ void few_add(const GemmArgs &args, u8 *room, u32 barrier,
                                         const float (&acc)[TOKENS / 2], int block, int token) {
-    constexpr int COLUMNS = TOKENS / 8; // of eight tokens
+    constexpr int THREADS = 32 * HEIGHT, COLUMNS = TOKENS / 8; // of eight tokens
     constexpr int PARTS = SPLITS >= COLUMNS ? COLUMNS : SPLITS >= 4 ? 4 : 2;
     constexpr int PART = COLUMNS / PARTS;
     static_assert(COLUMNS % PARTS == 0, "equal parts");
     const int thread = threadIdx.x - 128, rank = blockIdx.x % SPLITS;
-    const u32 at = shared_address(room) + 16 * thread;
-    warps_sync<256>(1); // this block has done with its ring, whose room it is
+    cluster_arrive();
+    cluster_wait(); // all have done with their rings, whose room it is
+    const u32 to = shared_address(room) + 16 * (rank * PART * THREADS + thread);
 #pragma unroll
     for (int j = 0; j < COLUMNS; j++)
-        *(float4 *)(room + 16 * (256 * j + thread)) =
-            make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]);
-    cluster_sync();
-    if (rank < PARTS) {
-        float sum[4 * PART];
+        give_16(to + 16 * THREADS * (j % PART), barrier, j / PART,
+                make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
+    if (rank >= PARTS) return;
+    if (thread == 0) barrier_expect(barrier, 16 * SPLITS * PART * THREADS);
+    barrier_wait(barrier, 0);
+    float sum[4 * PART] = {};
+#pragma unroll
+    for (int r = 0; r < SPLITS; r++)
 #pragma unroll
         for (int j = 0; j < PART; j++) {
-            float *to = sum + 4 * j;
-            to[0] = to[1] = to[2] = to[3] = 0;
-#pragma unroll
-            for (int r = 0; r < SPLITS; r++) {
-                const float4 v = load_cluster_16(at + 16 * 256 * (PART * rank + j), r);
-                to[0] += v.x, to[1] += v.y, to[2] += v.z, to[3] += v.w;
-            }
+            const float4 v = *(const float4 *)(room + 16 * ((r * PART + j) * THREADS + thread));
+            sum[4 * j] += v.x, sum[4 * j + 1] += v.y, sum[4 * j + 2] += v.z, sum[4 * j + 3] += v.w;
         }
-        store_results<ROWS, PART, OUT>(args, sum, block, token + 8 * PART * rank);
-    }
-    cluster_sync(); // the other blocks still read this one's
+    store_results<ROWS, PART, OUT>(args, sum, block, token + 8 * PART * rank);
 }
 
-template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS, int OUT>
+template <class M, int ROWS, int HEIGHT, int TOKENS, int LIMBS, int SPLITS, int OUT>
 __device__ __forceinline__ void product_few(const GemmArgs &args) {
+    typedef FewShape<M, HEIGHT, TOKENS, LIMBS> Ring;
     extern __shared__ __align__(128) u8 smem[]; // begins at a multiple of 1024
-    static_assert(512 * TOKENS <= FewShape<M, TOKENS, LIMBS>::SMEM, "room for the sums");
-    FewShape<M, TOKENS, LIMBS> ring(shared_address(smem));
-    if (threadIdx.x == 0) ring.make();
+    static_assert(64 * HEIGHT * TOKENS <= Ring::SMEM - 256, "room for the sums");
+    Ring ring(shared_address(smem));
+    if (threadIdx.x == 0) {
+        if (SPLITS > 1) barrier_init(ring.added(), 1);
+        ring.make();
+    }
     __syncthreads();
     if (threadIdx.x < 128) {
         registers_down_to<32>();
-        few_copy<M, ROWS, TOKENS, LIMBS, SPLITS>(args, ring);
-        if (SPLITS > 1) cluster_sync(), cluster_sync(); // those of few_add
+        few_copy<ROWS, SPLITS>(args, ring);
+        if (SPLITS > 1) cluster_arrive(), cluster_wait(); // those of few_add
     } else {
-        registers_up_to<104>();
+        registers_up_to<HEIGHT == 8 ? 104 : 160>();
         const FewColumns<M, SPLITS> columns;
-        const int row = (threadIdx.x >> 5) - 4, block = blockIdx.x / SPLITS * 8 + row;
+        const int row = (threadIdx.x >> 5) - 4, block = blockIdx.x / SPLITS * HEIGHT + row;
         const int token = blockIdx.y * TOKENS;
         float acc[TOKENS / 2];
         if constexpr (LIMBS == 2)
@@ -484,7 +490,7 @@ __device__ __forceinline__ void product_few(const GemmArgs &args) {
         if constexpr (SPLITS == 1)
             store_results<ROWS, TOKENS / 8, OUT>(args, acc, block, token);
         else
-            few_add<ROWS, TOKENS, SPLITS, OUT>(args, smem, acc, block, token);
+            few_add<ROWS, HEIGHT, TOKENS, SPLITS, OUT>(args, smem, ring.added(), acc, block, token);
     }
 }
 

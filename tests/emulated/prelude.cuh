@@ -543,22 +543,25 @@ inline void cluster_sync() {
     emulated_meet(emulated.cluster_meeting,
                   (int)emulated.cluster.size() * emulated.now->block->threads);
 }
-template <class T> inline T emulated_cluster(u32 shared, u32 rank) {
-    T v;
+// To arrive early is not emulated: all meet where they wait.
+inline void cluster_arrive() {}
+inline void cluster_wait() { cluster_sync(); }
+template <class V> inline void emulated_give(u32 shared, u32 barrier, u32 rank, V v) {
     emulated_demand(shared % sizeof v == 0 && shared + sizeof v <= EMULATED_SHARED &&
                         rank < emulated.cluster.size(),
-                    "a load from another block that is not aligned, or from nowhere");
-    memcpy(&v, emulated.cluster[rank].shared + shared, sizeof v);
-    return v;
+                    "an address in another block that is not aligned, or nowhere");
+    EmulatedBlock &block = emulated.cluster[rank];
+    memcpy(block.shared + shared, &v, sizeof v);
+    emulated_arrive(emulated_barrier(block, barrier), 0, -(long)sizeof v);
 }
-inline float4 load_cluster_16(u32 shared, u32 rank) {
-    return emulated_cluster<float4>(shared, rank);
+inline void give_4(u32 shared, u32 barrier, u32 rank, float v) {
+    emulated_give(shared, barrier, rank, v);
 }
-inline float2 load_cluster_8(u32 shared, u32 rank) {
-    return emulated_cluster<float2>(shared, rank);
+inline void give_8(u32 shared, u32 barrier, u32 rank, float2 v) {
+    emulated_give(shared, barrier, rank, v);
 }
-inline float load_cluster_f32(u32 shared, u32 rank) {
-    return emulated_cluster<float>(shared, rank);
+inline void give_16(u32 shared, u32 barrier, u32 rank, float4 v) {
+    emulated_give(shared, barrier, rank, v);
 }
 template <int threads> inline void warps_sync(int number) {
     emulated_meet(emulated.now->block->meetings[number], threads);

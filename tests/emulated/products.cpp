@@ -193,12 +193,13 @@ static void portable(const char *name, int group, int tokens, float size = 1) {
     check<M, ROWS, OUT>(name, group, tokens, LIMBS, size, launch,
                         product_prefill<M, ROWS, TILE, TOKENS, LIMBS, 3, OUT>);
 }
-template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS, int OUT>
+template <class M, int ROWS, int TOKENS, int LIMBS, int SPLITS, int OUT, int HEIGHT = 8>
 static void few(const char *name, int group, int tokens, float size = 1) {
-    const Launch launch = {(ROWS + 127) / 128 * SPLITS, (tokens + TOKENS - 1) / TOKENS, 384,
+    const int tiles = (ROWS + 16 * HEIGHT - 1) / (16 * HEIGHT);
+    const Launch launch = {tiles * SPLITS, (tokens + TOKENS - 1) / TOKENS, 128 + 32 * HEIGHT,
                            SPLITS};
     check<M, ROWS, OUT>(name, group, tokens, LIMBS, size, launch,
-                        product_few<M, ROWS, TOKENS, LIMBS, SPLITS, OUT>);
+                        product_few<M, ROWS, HEIGHT, TOKENS, LIMBS, SPLITS, OUT>);
 }
 template <class M, int ROWS, int TOKENS, int CLUSTER, int OUT>
 static void many(const char *name, int group, int tokens, float size = 1) {
@@ -228,6 +229,10 @@ TEST(products_for_few_tokens) {
     few<W4Slices<1024, 128>, 256, 16, 1, 4, TO_OPERAND>("g128, operand, 4 parts", 128, 15);
     few<W4Slices<1024, 128>, 256, 64, 1, 2, TO_OPERAND>("g128, large operand", 128, 64, 300);
     few<W4Slices<2816, 128>, 128, 64, 1, 4, TO_RESIDUAL>("g128, residual", 128, 64);
+    few<W4Slices<1024, 128>, 600, 64, 1, 1, TO_OPERAND, 12>("g128, 12 high", 128, 70);
+    few<W4Slices<1088, 64>, 592, 64, 2, 2, TO_VECTORS, 12>("g64, 12 high, two limbs", 64, 64);
+    few<F16Slices<1344, 64>, 400, 64, 1, 4, TO_RESIDUAL, 12>("binary16, 12 high", 0, 64);
+    few<W4Slices<1024, 128>, 300, 16, 2, 2, TO_VECTORS, 12>("g128, 12 high, two limbs", 128, 13);
 }
 
 TEST(products_for_many_tokens) {
