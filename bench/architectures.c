@@ -127,7 +127,7 @@ static const struct {
      "name##_pick::WARPS * name##_pick::RING * name##_pick::Matrix::UNIT_BYTES"},
     {"EACH_PRODUCT(", WEIGHTS,
      "name##_pick::WARPS * name##_pick::RING * name##_pick::Matrix::UNIT_BYTES"},
-    {"attention_decode<", KEYS, "DECODE_SMEM"},
+    {"attention_decode<", KEYS, "DECODE_RINGS"},
 };
 
 typedef struct kernel {

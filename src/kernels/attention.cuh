@@ -147,10 +147,19 @@ constexpr int DECODE_WARPS = 4;
 constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int DECODE_SLOT = 2 * UNIT_KEYS * HEAD_STRIDE; // bytes of a unit's keys (or values)
 constexpr int DECODE_SLOTS = HEAD_DIM <= 128 ? 4 : 2;    // of a warp: K and V of one or two units
-constexpr int DECODE_SMEM = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
-// Adding parts costs a trip to L2 and back three times: up to ALONE units a block does all of a
-// head itself, beyond them a part has at least as many as its rings hold.
+constexpr int DECODE_RINGS = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
+// Adding parts costs a trip to L2 and back three times: up to ALONE units for each, a block, or a
+// cluster's blocks do all of a head themselves, beyond them a part has at least as many as their
+// rings hold.
 constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
+// Blocks of a cluster, which add what they have in the first one's shared memory: where few heads
+// leave SMs for them.
+constexpr int DECODE_PLACES = SM_COUNT / (KV_HEADS * HEAD_TILES);
+#ifdef TC_HOPPER
+constexpr int DECODE_CLUSTER = DECODE_PLACES >= 28 ? 4 : DECODE_PLACES >= 14 ? 2 : 1;
+#else
+constexpr int DECODE_CLUSTER = 1;
+#endif
 
 // Tokens that one launch takes at most, and the new keys that a warp of it prepares at once.
 constexpr int FEW_TOKENS = 8, FEW_AT_ONCE = HEAD_DIM <= 128 ? 4 : 1;
@@ -316,6 +325,19 @@ struct DecodeShared {
     bool last; // of the blocks of a head tile
 };
 
+// Shared memory of a block: the rings, what the warps share, the angles of the new tokens, and in a
+// cluster a barrier and what its blocks give to the first: of each out [heads][HEAD_DIM], then (top,
+// sum) [heads].
+template <int TOKENS, int CLUSTER> struct DecodeRoom {
+    static __device__ constexpr int align(int bytes) { return (bytes + 15) / 16 * 16; }
+    static constexpr int SHARED = DECODE_RINGS;
+    static constexpr int ANGLES = SHARED + align((int)sizeof(DecodeShared));
+    static constexpr int BARRIER = ANGLES + align(8 * TOKENS * HALF), FIRST = BARRIER + 16;
+    static constexpr int MOST_HEADS = GROUP_HEADS < 8 ? GROUP_HEADS : 8; // of a tile
+    static constexpr int STATS = 4 * MOST_HEADS * HEAD_DIM, GIVEN = align(STATS + 8 * MOST_HEADS);
+    static constexpr int SMEM = CLUSTER == 1 ? BARRIER : FIRST + CLUSTER * GIVEN;
+};
+
 // Keys and values of the new tokens at positions `from` to `last`, of which the first is `begin`,
 // into their rows in shared memory and, once per KV head, the last into the cache, if it is this
 // block's token `own`. rows: those of position `unit` and the 15 behind it. The zeros that were
@@ -362,13 +384,17 @@ __device__ __forceinline__ void decode_mask(float s[2][2], int past, float slope
         }
 }
 
-// What the warps have to one, and what the blocks have: the last one to arrive adds it.
+// What the warps have to one; what the `blocks` of a cluster have: the first adds it; and what the
+// `parts` of the keys have: the last block to arrive adds it.
+template <class Room, int CLUSTER>
 __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
-                                              const DecodeSoftmax &softmax, DecodeShared &shared,
-                                              float *rings, int token, int first_head, int heads,
-                                              int parts) {
+                                              const DecodeSoftmax &softmax, u8 *smem, int token,
+                                              int first_head, int heads, int blocks, int parts) {
+    DecodeShared &shared = *(DecodeShared *)(smem + Room::SHARED);
     constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4; // a warp's [8][HEAD_DIM] in its ring
+    float *rings = (float *)smem;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int tile = blockIdx.x / CLUSTER, rank = blockIdx.x % CLUSTER;
     float sum = softmax.sum;
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
@@ -383,23 +409,51 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
     }
     __syncthreads();
     float *out = args.out + (token * HEADS + first_head) * HEAD_DIM;
-    float *tile_parts = args.parts + (i64)blockIdx.x * gridDim.y * DECODE_PARTIAL;
+    float *tile_parts = args.parts + (i64)tile * gridDim.y * DECODE_PARTIAL;
     float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
+    auto store = [&](int i, const Partial &all) { // four numbers, as a result or as a part of it
+        *(float4 *)(parts == 1 ? out + i : part + i) = parts == 1 ? all.result() : all.out;
+        if (parts > 1 && i % HEAD_DIM == 0)
+            part[8 * HEAD_DIM + i / HEAD_DIM] = all.top,
+                            part[8 * HEAD_DIM + 8 + i / HEAD_DIM] = all.sum;
+    };
+    if (CLUSTER > 1 && blocks > 1) cluster_wait(); // the first one has begun
     for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
         const int h = i / HEAD_DIM;
         Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
 #pragma unroll
         for (int w = 0; w < DECODE_WARPS; w++)
             all.add(shared.tops[w][h], shared.sums[w][h], *(const float4 *)(rings + w * OUTS + i));
-        *(float4 *)(parts == 1 ? out + i : part + i) = parts == 1 ? all.result() : all.out;
-        if (parts > 1 && i % HEAD_DIM == 0)
-            part[8 * HEAD_DIM + h] = all.top, part[8 * HEAD_DIM + 8 + h] = all.sum;
+        if (CLUSTER > 1 && blocks > 1) {
+            const u32 barrier = shared_address(smem + Room::BARRIER);
+            const u32 to = shared_address(smem + Room::FIRST) + rank * Room::GIVEN;
+            give_16(to + 4 * i, barrier, 0, all.out);
+            if (i % HEAD_DIM == 0)
+                give_8(to + Room::STATS + 8 * h, barrier, 0, make_float2(all.top, all.sum));
+        } else {
+            store(i, all);
+        }
+    }
+    if (CLUSTER > 1 && blocks > 1) {
+        if (rank) return;
+        const u32 barrier = shared_address(smem + Room::BARRIER);
+        if (threadIdx.x == 0) barrier_expect(barrier, blocks * heads * (4 * HEAD_DIM + 8));
+        barrier_wait(barrier, 0);
+        for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
+            Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
+            for (int b = 0; b < blocks; b++) {
+                const u8 *from = smem + Room::FIRST + b * Room::GIVEN;
+                const float2 stat = *(const float2 *)(from + Room::STATS + 8 * (i / HEAD_DIM));
+                all.add(stat.x, stat.y, *(const float4 *)(from + 4 * i));
+            }
+            store(i, all);
+        }
     }
     if (parts == 1) return;
     __syncthreads();
     if (threadIdx.x == 0) {
-        shared.last = arrive(&args.arrived[blockIdx.x]) == (u32)parts - 1;
-        if (shared.last) args.arrived[blockIdx.x] = 0;
+        shared.last = arrive(&args.arrived[tile]) == (u32)parts - 1;
+        if (shared.last) args.arrived[tile] = 0;
     }
     __syncthreads();
     if (shared.last) decode_add_parts(tile_parts, parts, heads, out);
@@ -407,18 +461,20 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
 
 // RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: then each
 // block prepares all the new keys that its token sees. A block takes up to 8 heads of one KV head
-// of a token and one part of the keys; its warps share the part's units, add what each has, and the
-// block that arrives last adds the blocks' parts. Launch: (KV_HEADS * HEAD_TILES, SPLITS) blocks of
-// DECODE_THREADS, at most one block per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1). Bytes
-// moved: K and V up to the position once per HEAD_TILES and token.
-template <int TOKENS>
+// of a token and one part of the keys, which the blocks of a cluster share; its warps share the
+// block's units, add what each has, and the block that arrives last adds the parts. Launch:
+// (KV_HEADS * HEAD_TILES * CLUSTER, SPLITS) blocks of DECODE_THREADS in clusters, at most one block
+// per SM in all; or (KV_HEADS * HEAD_TILES * tokens, 1) with CLUSTER 1; SMEM bytes of DecodeRoom.
+// Bytes moved: K and V up to the position once per HEAD_TILES and token.
+template <int TOKENS, int CLUSTER>
 __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args) {
+    typedef DecodeRoom<TOKENS, CLUSTER> Room;
     extern __shared__ __align__(128) u8 smem[];
-    __shared__ __align__(16) float2 angles[TOKENS * HALF];
-    __shared__ DecodeShared shared;
+    float2 *angles = (float2 *)(smem + Room::ANGLES);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int token = TOKENS == 1 ? 0 : blockIdx.x / (KV_HEADS * HEAD_TILES);
-    const int kv = blockIdx.x / HEAD_TILES % KV_HEADS, head_tile = blockIdx.x % HEAD_TILES;
+    const int tile = blockIdx.x / CLUSTER, rank = blockIdx.x % CLUSTER;
+    const int token = TOKENS == 1 ? 0 : tile / (KV_HEADS * HEAD_TILES);
+    const int kv = tile / HEAD_TILES % KV_HEADS, head_tile = tile % HEAD_TILES;
     const int heads = min(8, GROUP_HEADS - 8 * head_tile);
     const int first_head = kv * GROUP_HEADS + 8 * head_tile;
     // Before the wait: everything but the new tokens' projections. This kernel may start while
@@ -427,12 +483,19 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     // finished before that.
     const int known = (int)load_u32_l2((const u32 *)&args.state->pos); // keys in the cache
     const int pos = known + token, units = pos / UNIT_KEYS + 1;
-    const int parts =
-        units <= DECODE_ALONE ? 1 : min((int)gridDim.y, (units + DECODE_PART - 1) / DECODE_PART);
-    if ((int)blockIdx.y >= parts) return;
+    constexpr int ALONE = CLUSTER * DECODE_ALONE, PART = CLUSTER * DECODE_PART;
+    const int parts = units <= ALONE ? 1 : min((int)gridDim.y, (units + PART - 1) / PART);
+    const int blocks = min(CLUSTER, (units + DECODE_WARPS - 1) / DECODE_WARPS); // with work
+    if ((int)blockIdx.y >= parts || rank >= blocks) return;
     launch_dependents(); // the next kernel has weights to load
-    const int begin = (int)((i64)units * blockIdx.y / parts);
-    const int end = (int)((i64)units * (blockIdx.y + 1) / parts);
+    if (CLUSTER > 1 && blocks > 1) {
+        if (threadIdx.x == 0) barrier_init(shared_address(smem + Room::BARRIER), 1);
+        barrier_init_fence();
+        cluster_arrive();
+    }
+    const int share = blockIdx.y * blocks + rank, shares = parts * blocks;
+    const int begin = (int)((i64)units * share / shares);
+    const int end = (int)((i64)units * (share + 1) / shares);
     u16 *k_cache = args.k + (i64)kv * args.ctx * HEAD_DIM;
     u16 *v_cache = args.v + (i64)kv * args.ctx * HEAD_DIM;
     u8 *const slots = smem + warp * DECODE_SLOTS * DECODE_SLOT;
@@ -497,7 +560,7 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
         next += DECODE_WARPS;
         if (DECODE_SLOTS == 4) slot = 2 * ring + 2 * DECODE_SLOT - slot;
     }
-    decode_finish(args, softmax, shared, (float *)smem, token, first_head, heads, parts);
+    decode_finish<Room, CLUSTER>(args, softmax, smem, token, first_head, heads, blocks, parts);
 }
 
 // ---- prefill: many tokens ----

@@ -34,6 +34,15 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 #define IN_CLUSTERS_OF(blocks)
 #endif
 
+// NAME_launch has one number more: blocks of a cluster.
+#define CLUSTER_KERNEL(name, cluster, threads, Args, body)                                         \
+    extern "C" __global__ void IN_CLUSTERS_OF(cluster) __launch_bounds__(threads, 1)               \
+        name(const __grid_constant__ Args args) {                                                  \
+        body;                                                                                      \
+    }
+#define LAUNCH_CLUSTERS(name, grid, threads, shared, tokens, cluster)                              \
+    extern "C" __device__ int name##_launch[5] = {grid, threads, shared, tokens, cluster};
+
 // ---- products of decode ----
 
 // What a product asks for. Where kernels overlap (sm_90 on) a block works while one of the next

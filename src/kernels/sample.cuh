@@ -280,6 +280,7 @@ __device__ __forceinline__ void sample_finish(const SampleArgs &args, int token,
         if (args.table) {
             args.state->pos = length;
             args.state->next = length + 1;
+            __threadfence(); // later kernels read the position before their wait
         }
         id = token < 0 ? -1 - token : token;
     }

@@ -101,19 +101,21 @@ struct Case {
     HeadArgs head() const { return {model.turns, model.slopes, model.q_norm, model.k_norm}; }
     float *parts_at() { return (float *)parts.data(); }
 
-    static void launch(int x, int y, int threads, std::function<void()> kernel) {
-        emulated_launch({(unsigned)x, (unsigned)y, 1}, threads, 1, kernel);
+    static void launch(int x, int y, int threads, std::function<void()> kernel, int cluster = 1) {
+        emulated_launch({(unsigned)x, (unsigned)y, 1}, threads, cluster, kernel);
     }
     void decode() {
         DecodeAttentionArgs args = {qkv.data(), k.data(), v.data(), out.data(), parts_at(),
                                     arrived.data(), &state, head(), ctx};
-        launch(KV_HEADS * HEAD_TILES, splits, DECODE_THREADS, [&] { attention_decode<1>(args); });
+        launch(
+            KV_HEADS * HEAD_TILES * DECODE_CLUSTER, splits, DECODE_THREADS,
+            [&] { attention_decode<1, DECODE_CLUSTER>(args); }, DECODE_CLUSTER);
     }
     void few() {
         DecodeAttentionArgs args = {qkv.data(), k.data(), v.data(), out.data(), parts_at(),
                                     arrived.data(), &state, head(), ctx};
         launch(KV_HEADS * HEAD_TILES * tokens, 1, DECODE_THREADS,
-               [&] { attention_decode<FEW_TOKENS>(args); });
+               [&] { attention_decode<FEW_TOKENS, 1>(args); });
     }
     void prefill() {
         PrefillAttentionArgs args = {qkv.data(), q.data(), k.data(), v.data(), operand.data(),
@@ -186,7 +188,8 @@ static double check(bool prefill, int pos, int tokens, int splits) {
 }
 
 TEST(decode) {
-    static const int cases[][2] = {{0, 1}, {15, 2}, {16, 1}, {100, 4}, {270, 3}, {700, 5}};
+    static const int cases[][2] = {{0, 1},   {15, 2},  {16, 1},  {100, 4},  {270, 3},
+                                   {700, 5}, {64, 1}, {150, 2}, {1100, 2}, {1500, 1}};
     double worst = 0;
     for (int late = 0; late < 2; late++) {
         emulated.late = late;

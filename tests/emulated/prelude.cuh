@@ -150,12 +150,20 @@ inline const u32 (*emulated_exchange(const u32 *words, int n))[8] {
     return given;
 }
 
+inline int emulated_cluster_threads() { // that have not ended
+    int threads = 0;
+    for (const EmulatedBlock &block : emulated.cluster) threads += block.threads;
+    return threads;
+}
+
 static void emulated_entry() {
     emulated.kernel();
     EmulatedBlock &block = *emulated.now->block;
     Meeting &all = block.meetings[0];
     emulated.now->done = true, emulated.steps++;
     if (--block.threads && all.arrived == block.threads) emulated_release(all);
+    Meeting &cluster = emulated.cluster_meeting;
+    if (cluster.arrived && cluster.arrived == emulated_cluster_threads()) emulated_release(cluster);
     _longjmp(emulated.scheduler, 1);
 }
 
@@ -540,8 +548,7 @@ inline void copy_bulk(u32 shared, const void *global, u32 bytes, u32 barrier) {
 }
 inline u32 cluster_rank() { return (u32)emulated.now->block->rank; }
 inline void cluster_sync() {
-    emulated_meet(emulated.cluster_meeting,
-                  (int)emulated.cluster.size() * emulated.now->block->threads);
+    emulated_meet(emulated.cluster_meeting, emulated_cluster_threads());
 }
 // To arrive early is not emulated: all meet where they wait.
 inline void cluster_arrive() {}
