@@ -93,6 +93,7 @@ static const char probe[] =
     "    sums[0] = warp_sum(d[2]);\n"
     "    store_u32_host(out + 41, lane);\n"
     "    sums[1] = warp_max(max_or_nan(d[3], d[2]));\n"
+    "    store_shared_f32(at, d[2]);\n"
     "}\n"
     "#ifdef TC_HOPPER\n"
     "extern \"C\" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(128)\n"
@@ -123,9 +124,12 @@ static const char probe[] =
     "    wgmma_commit();\n"
     "    wgmma_wait<0>();\n"
     "    keep_all(few), keep_all(some), keep_all(narrow), keep_all(wide);\n"
-    "    warps_sync<128>(1);\n"
-    "    out[threadIdx.x] = few[1] + some[2] + narrow[7] + wide[9] + load_cluster_16(at, rank).x;\n"
-    "    out[threadIdx.x] += load_cluster_8(at, rank).y + load_cluster_f32(at, rank);\n"
+    "    out[threadIdx.x] = few[1] + some[2] + narrow[7] + wide[9];\n"
+    "    cluster_arrive();\n"
+    "    cluster_wait();\n"
+    "    give_4(at, b, rank ^ 1, few[2]);\n"
+    "    give_8(at + 8, b, rank ^ 1, make_float2(few[3], few[4]));\n"
+    "    give_16(at + 16, b, rank ^ 1, make_float4(few[4], few[5], few[6], few[7]));\n"
     "}\n"
     "#endif\n";
 

@@ -195,6 +195,10 @@ __device__ __forceinline__ float load_shared_f32(u32 shared) {
     return v;
 }
 
+__device__ __forceinline__ void store_shared_f32(u32 shared, float v) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared), "f"(v) : "memory");
+}
+
 __device__ __forceinline__ uint2 load_shared_8(u32 shared) {
     uint2 v;
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
@@ -459,11 +463,6 @@ __device__ __forceinline__ void copy_bulk_multicast(u32 shared, const void *glob
 // Arrives at the barrier when all copies that this thread started with copy_async_16 are complete.
 __device__ __forceinline__ void copy_async_arrive(u32 barrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
-// A barrier of some warps of the block, number 1 to 15.
-template <int threads> __device__ __forceinline__ void warps_sync(int number) {
-    asm volatile("bar.sync %0, %1;" ::"r"(number), "n"(threads) : "memory");
 }
 
 // True in one lane of the warp, and the compiler knows that it is one: bulk copies by lanes of

@@ -964,13 +964,20 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const float *residual = args.out + (i64)token * ROWS + own;
     if (OUT == OUT_ADD && PAIR != PAIR_SECOND && stores) kept = load_f32_l2(residual);
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
+    units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
+                                     base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
+    if constexpr (T > 1) {
+        __syncwarp(); // the warp's own chunks are there
+#pragma unroll 1
+        for (int c = vectors.first; c < vectors.end; c += Share::TEAMS)
+            for (int u = c * M::CHUNK_UNITS; u < min((c + 1) * M::CHUNK_UNITS, M::UNITS); u++)
+                units.matrix.note_sums(u, tokens);
+    }
     if (Share::TEAMS > 1)
         __syncthreads();
     else
         __syncwarp();
 
-    units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
-                                     base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
     float factor = 1; // RMSNorm's of this thread's token
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);

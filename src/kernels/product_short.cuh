@@ -8,10 +8,11 @@
 // vectors, meet through the cluster's shared memory.
 //
 // Each vector is a column of B, so the eight columns of one mma serve up to eight vectors. 4-bit
-// weights become the exact numbers q - zero in binary16; their scale meets the sums of a group in
-// binary32. The vectors' numbers have a power-of-two scale for every group, which brings the
-// largest to 2^10 .. 2^11, far from both ends of binary16, and are sums of LIMBS binary16: two (22
-// bits), or one where shared memory has no room for more.
+// weights go into it as they are, as subnormal numbers; their zero, times the sum of the vector's
+// group, and their scale meet the sums of a group in binary32. The vectors' numbers have a
+// power-of-two scale for every group, which brings the largest to 2^10 .. 2^11, far from both ends
+// of binary16, and are sums of LIMBS binary16: two (22 bits), or one where shared memory has no room
+// for more.
 
 #ifndef TC_PRODUCT_SHORT
 #define TC_PRODUCT_SHORT
@@ -23,22 +24,22 @@
 
 // Vectors of K columns in groups, of which a block has its part of SPLIT, whole chunks of 128. In
 // shared memory a vector is a plane for each limb; lane l wants vector l / 4 and, of each 32
-// columns, the eight from 8 (l % 4) on, as does the A operand.
+// columns, the eight from 8 (l % 4) on, as does the A operand. Of each group (scale, sum) is known.
 template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
     static constexpr int CHUNKS = ((K + 127) / 128 + SPLIT - 1) / SPLIT;
     static constexpr int COLUMNS = SPLIT == 1 ? K : 128 * CHUNKS; // of a block, at most
     static constexpr int PLANE = 2 * COLUMNS;                     // bytes
     template <int T> struct Layout {
         static constexpr int X = (LIMBS * PLANE + 127) / 128 * 128 + 64; // vectors differ in banks
-        static constexpr int INFO = 4 * (COLUMNS / GROUP) + 4;
+        static constexpr int INFO = 8 * (COLUMNS / GROUP) + 8;
     };
-    u32 x, scale0, scale1; // of this lane's vector; of the two of its results
+    u32 x, known0, known1; // of this lane's vector; of the two of its results
 
-    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 scales, int tokens) {
+    template <int T> __device__ __forceinline__ void look_at(u32 vectors, u32 known, int tokens) {
         const int lane = threadIdx.x & 31, column = lane >> 2, pair = lane & 3;
         x = keep(vectors + min(column, tokens - 1) * Layout<T>::X + 16 * pair);
-        scale0 = keep(scales + min(2 * pair, tokens - 1) * Layout<T>::INFO);
-        scale1 = keep(scales + min(2 * pair + 1, tokens - 1) * Layout<T>::INFO);
+        known0 = keep(known + min(2 * pair, tokens - 1) * Layout<T>::INFO);
+        known1 = keep(known + min(2 * pair + 1, tokens - 1) * Layout<T>::INFO);
     }
     // d and e += rows times 32 columns, number `part` of the vectors: two chains hide mma's
     // latency.
@@ -50,14 +51,6 @@ template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
             mma_16x8x16(d, a, v.x, v.y);
             mma_16x8x16(e, b, v.z, v.w);
         }
-    }
-    // Adds the sums of a group, with its vectors' scales and those of the rows r and r + 8.
-    __device__ __forceinline__ void add(int group, float row, float row8, const float d[4],
-                                        const float e[4], float sum[4]) const {
-        const float f0 = load_shared_f32(scale0 + 4 * group);
-        const float f1 = load_shared_f32(scale1 + 4 * group);
-        sum[0] += row * f0 * (d[0] + e[0]), sum[1] += row * f1 * (d[1] + e[1]);
-        sum[2] += row8 * f0 * (d[2] + e[2]), sum[3] += row8 * f1 * (d[3] + e[3]);
     }
     template <int T> static __device__ __forceinline__ void finish(float *) {}
 
@@ -86,10 +79,10 @@ template <int K, int GROUP, int LIMBS, int SPLIT> struct ShortVectors {
         return p;
     }
     // As of W4 and F16.
-    static constexpr int X_STEP = 256, INFO_STEP = 512 / GROUP;
+    static constexpr int X_STEP = 256, INFO_STEP = 1024 / GROUP;
     static __device__ __forceinline__ u32 place() { return 8 * (threadIdx.x & 31); }
     static __device__ __forceinline__ u32 info_place() {
-        return 4 * (threadIdx.x & 31) / GROUP * 4;
+        return 4 * (threadIdx.x & 31) / GROUP * 8;
     }
     template <int T>
     static __device__ __forceinline__ void store(const Placed &p, u8 *x, u8 *info) {
@@ -120,12 +113,33 @@ struct ShortMatrix : Units, ShortVectors<Units::K, Units::GROUP, LIMBS, SPLIT_> 
     using Vectors::X_STEP;
 };
 
+// The columns of a word (w4_to_f16x2) as the numbers 2^-24 q of rows r and 2^-20 q of rows r + 8: to
+// binary16 the bits of a nibble are a subnormal number, exactly, and mma takes such.
+__device__ __forceinline__ void w4_to_subnormal(u32 word, u32 a[4]) {
+    a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0;
+    a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
+}
+
 template <int K, int GROUP, int LIMBS, int SPLIT = 1>
 struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
     typedef W4<K, GROUP> Units;
     typedef W4Short<K, GROUP, 1, SPLIT> Coarser;
     template <int BLOCKS> using Split = W4Short<K, GROUP, LIMBS, BLOCKS>;
 
+    // Of each vector, in the columns of a unit, the sum of each group: a product with ones.
+    __device__ __forceinline__ void note_sums(int unit, int tokens) const {
+        const u32 one = 0x3c003c00, ones[4] = {one, one, one, one};
+        for (int g = 0; g < Units::groups_of(unit); g++) {
+            const int group = unit * Units::GROUPS + g;
+            float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (int i = 0; i < GROUP / 32; i++)
+                this->step(group * (GROUP / 32) + i, ones, ones, d, e);
+            const int token = 2 * (threadIdx.x & 31); // all rows are alike
+            if (token < min(tokens, 8)) store_shared_f32(this->known0 + 8 * group + 4, d[0] + e[0]);
+            if (token + 1 < min(tokens, 8)) store_shared_f32(this->known1 + 8 * group + 4, d[1] + e[1]);
+        }
+    }
     template <int T>
     __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
         sum[0] = sum[1] = sum[2] = sum[3] = 0;
@@ -134,18 +148,35 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
             if (g >= Units::groups_of(unit)) break;
             const u32 at = slot + g * Units::GROUP_BYTES;
             const int group = unit * Units::GROUPS + g;
-            const W4Scales z(load_shared_8(this->scales + at));
             float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
             u32 q[8], a[4], b[4];
             Units::load_words(this->words + at, q);
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++) {
-                w4_to_f16x2(q[2 * i], z.low, z.high, a);
-                w4_to_f16x2(q[2 * i + 1], z.low, z.high, b);
+                w4_to_subnormal(q[2 * i], a);
+                w4_to_subnormal(q[2 * i + 1], b);
                 this->step(group * (GROUP / 32) + i, a, b, d, e);
             }
-            this->add(group, f16_to_f32((u16)z.s0), f16_to_f32((u16)z.s1), d, e, sum);
+            const uint2 sz = load_shared_8(this->scales + at); // (scale, zero) of rows r and r + 8
+            const float s = f16_to_f32((u16)sz.x), zero = f16_to_f32((u16)(sz.x >> 16));
+            const float s8 = f16_to_f32((u16)sz.y), zero8 = f16_to_f32((u16)(sz.y >> 16));
+            add(group, s * 0x1p24f, s8 * 0x1p20f, s * -zero, s8 * -zero8, d, e, sum);
         }
+    }
+
+  private:
+    // Adds a group's sums of rows r and r + 8 times `row` and `row8`, and the vectors' own sums times
+    // `own` and `own8`.
+    __device__ __forceinline__ void add(int group, float row, float row8, float own, float own8,
+                                        const float d[4], const float e[4], float sum[4]) const {
+        const uint2 k0 = load_shared_8(this->known0 + 8 * group);
+        const uint2 k1 = load_shared_8(this->known1 + 8 * group);
+        const float f0 = __uint_as_float(k0.x), x0 = __uint_as_float(k0.y);
+        const float f1 = __uint_as_float(k1.x), x1 = __uint_as_float(k1.y);
+        sum[0] += f0 * (row * (d[0] + e[0]) + own * x0);
+        sum[1] += f1 * (row * (d[1] + e[1]) + own * x1);
+        sum[2] += f0 * (row8 * (d[2] + e[2]) + own8 * x0);
+        sum[3] += f1 * (row8 * (d[3] + e[3]) + own8 * x1);
     }
 };
 
@@ -164,9 +195,12 @@ struct F16Short : ShortMatrix<F16<K>, LIMBS, SPLIT> {
             this->load_rows(slot, i, a, b);
             this->step(unit * PARTS + i, a, b, d, e);
         }
-        sum[0] = sum[1] = sum[2] = sum[3] = 0;
-        this->add(unit, 1, 1, d, e, sum);
+        const float f0 = load_shared_f32(this->known0 + 8 * unit);
+        const float f1 = load_shared_f32(this->known1 + 8 * unit);
+        sum[0] = f0 * (d[0] + e[0]), sum[1] = f1 * (d[1] + e[1]);
+        sum[2] = f0 * (d[2] + e[2]), sum[3] = f1 * (d[3] + e[3]);
     }
+    __device__ __forceinline__ void note_sums(int, int) const {} // there is no zero to take away
 };
 
 #endif // TC_PRODUCT_SHORT

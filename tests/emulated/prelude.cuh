@@ -86,7 +86,7 @@ struct EmulatedBlock {
     int threads, rank; // those that have not ended; in the cluster
     u8 *shared;
     std::vector<WarpMeeting> warps;
-    std::map<int, Meeting> meetings; // bar.sync; number 0 is all threads
+    Meeting meeting; // __syncthreads
     std::map<u32, TransactionBarrier> barriers;
 };
 struct EmulatedThread {
@@ -159,7 +159,7 @@ inline int emulated_cluster_threads() { // that have not ended
 static void emulated_entry() {
     emulated.kernel();
     EmulatedBlock &block = *emulated.now->block;
-    Meeting &all = block.meetings[0];
+    Meeting &all = block.meeting;
     emulated.now->done = true, emulated.steps++;
     if (--block.threads && all.arrived == block.threads) emulated_release(all);
     Meeting &cluster = emulated.cluster_meeting;
@@ -231,7 +231,7 @@ static void emulated_launch(dim3 grid, int threads, int cluster, std::function<v
 
 inline void __syncthreads() {
     EmulatedBlock *block = emulated.now->block;
-    emulated_meet(block->meetings[0], block->threads);
+    emulated_meet(block->meeting, block->threads);
 }
 inline void __syncwarp() {
     u32 nothing = 0;
@@ -393,6 +393,7 @@ inline uint4 load_shared_16(u32 a) { return emulated_load<uint4>(a); }
 inline uint2 load_shared_8(u32 a) { return emulated_load<uint2>(a); }
 inline float4 load_shared_float4(u32 a) { return emulated_load<float4>(a); }
 inline float load_shared_f32(u32 a) { return emulated_load<float>(a); }
+inline void store_shared_f32(u32 a, float v) { memcpy(emulated_at(a, sizeof v), &v, sizeof v); }
 template <class T> inline T emulated_global(const void *p) {
     emulated_demand((u64)p % sizeof(T) == 0, "an address that is not aligned");
     return *(const T *)p;
@@ -569,9 +570,6 @@ inline void give_8(u32 shared, u32 barrier, u32 rank, float2 v) {
 }
 inline void give_16(u32 shared, u32 barrier, u32 rank, float4 v) {
     emulated_give(shared, barrier, rank, v);
-}
-template <int threads> inline void warps_sync(int number) {
-    emulated_meet(emulated.now->block->meetings[number], threads);
 }
 template <int count> inline void registers_up_to() {}
 template <int count> inline void registers_down_to() {}
