@@ -326,8 +326,8 @@ struct DecodeShared {
 };
 
 // Shared memory of a block: the rings, what the warps share, the angles of the new tokens, and in a
-// cluster a barrier and what its blocks give to the first: of each out [heads][HEAD_DIM], then (top,
-// sum) [heads].
+// cluster a barrier and what its blocks give to the first: of each out [heads][HEAD_DIM], then
+// (top, sum) [heads].
 template <int TOKENS, int CLUSTER> struct DecodeRoom {
     static __device__ constexpr int align(int bytes) { return (bytes + 15) / 16 * 16; }
     static constexpr int SHARED = DECODE_RINGS;
@@ -413,9 +413,10 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
     float *part = tile_parts + blockIdx.y * DECODE_PARTIAL;
     auto store = [&](int i, const Partial &all) { // four numbers, as a result or as a part of it
         *(float4 *)(parts == 1 ? out + i : part + i) = parts == 1 ? all.result() : all.out;
-        if (parts > 1 && i % HEAD_DIM == 0)
-            part[8 * HEAD_DIM + i / HEAD_DIM] = all.top,
-                            part[8 * HEAD_DIM + 8 + i / HEAD_DIM] = all.sum;
+        if (parts > 1 && i % HEAD_DIM == 0) {
+            part[8 * HEAD_DIM + i / HEAD_DIM] = all.top;
+            part[8 * HEAD_DIM + 8 + i / HEAD_DIM] = all.sum;
+        }
     };
     if (CLUSTER > 1 && blocks > 1) cluster_wait(); // the first one has begun
     for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {

@@ -183,14 +183,15 @@ template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
     static __device__ constexpr int blocks(int height, int splits) {
         return ((ROWS + 15) / 16 + height - 1) / height * splits;
     }
-    // In units of what a row block of 128 columns takes on a full SM, 0.04 us; all of it as measured
-    // on an H200 (docs/gpu-log.md). Clusters of four and more leave SMs of some GPCs without work.
+    // In units of what a row block of 128 columns takes on a full SM, 0.04 us; all of it measured on
+    // an H200 (docs/gpu-log.md). Clusters of four and more leave SMs of some GPCs without work.
+    // `rows`: a block has so many row blocks, or takes the time of so many.
     static __device__ constexpr int time(int height, int splits) {
         const int sms = splits > 2 ? SM_COUNT * 10 / 11 : SM_COUNT, of_an_sm = height == 8 ? 2 : 1;
         const int ends = splits == 1 ? 40 : splits == 2 ? 55 : splits == 4 ? 90 : 220;
         int time = 0;
         for (int left = blocks(height, splits); left > 0; left -= of_an_sm * sms) {
-            const int rows = height > 8 ? height : left > sms ? 16 : 10; // of a full SM, of one block
+            const int rows = height > 8 ? height : left > sms ? 16 : 10;
             time += ends + PAIRS * rows / splits;
             if (height > 8 && left > sms) time += 60; // no block fills its ring meanwhile
         }

@@ -402,8 +402,9 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
 __device__ __forceinline__ void give_4(u32 shared, u32 barrier, u32 rank, float v) {
     asm volatile("{\n.reg .b32 at, there;\nmapa.shared::cluster.u32 at, %0, %2;\n"
                  "mapa.shared::cluster.u32 there, %1, %2;\n"
-                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [at], %3, [there];\n}\n"
-                 ::"r"(shared), "r"(barrier), "r"(rank), "f"(v)
+                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [at], %3, "
+                 "[there];\n}\n" ::"r"(shared),
+                 "r"(barrier), "r"(rank), "f"(v)
                  : "memory");
 }
 __device__ __forceinline__ void give_8(u32 shared, u32 barrier, u32 rank, float2 v) {

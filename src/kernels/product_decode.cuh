@@ -637,6 +637,15 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
             if (lane == 0) moments[warp].x = squares;
         }
     }
+    // Several tokens: what the matrix wants to know beside the numbers, of the chunks that this
+    // warp has prepared.
+    __device__ __forceinline__ void note_sums(const M &matrix, int tokens) const {
+        __syncwarp();
+#pragma unroll 1
+        for (int c = first; c < end; c += Share::TEAMS)
+            for (int u = c * M::CHUNK_UNITS; u < min((c + 1) * M::CHUNK_UNITS, M::UNITS); u++)
+                matrix.note_sums(u, tokens);
+    }
     // A token's sum of squares in this block, for all blocks of the cluster: one warp's work for
     // each, when all have noted theirs.
     __device__ __forceinline__ void give_squares(float2 *moments) const {
@@ -884,6 +893,27 @@ template <class M, class S, int RING> struct ProductUnits {
         }
         copy_async_commit();
     }
+    // To prepare several vectors takes as long as to fill half of the ring: that half comes
+    // meanwhile.
+    template <int T>
+    static constexpr int AHEAD = T == 1 || !KERNELS_OVERLAP ? RING : (RING + 1) / 2;
+    // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at
+    // once: a longer queue at the memory would hold up the vectors.
+    template <int T> __device__ __forceinline__ void fill() {
+        constexpr int MUCH = T == 1 ? 1088 : 2 * 1088;
+        constexpr int AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
+#pragma unroll
+        for (int i = 0; i < AHEAD<T>; i++) {
+            if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
+            refill(i * SLOT);
+        }
+    }
+    // The rest, in so many passes.
+    template <int T, int PASSES> __device__ __forceinline__ void fill_more(int pass) {
+        constexpr int LATE = RING - AHEAD<T>;
+        for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
+            refill((AHEAD<T> + i) * SLOT);
+    }
     // This warp's sums of a row block.
     template <int T> __device__ __forceinline__ void multiply_row(float *sum) {
         constexpr int NUMBERS = T == 1 ? 2 : 4;
@@ -910,7 +940,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
     typedef ProductUnits<M, S, RING> Units;
-    constexpr int SLOT = M::UNIT_BYTES, SPLIT = M::SPLIT;
+    constexpr int SPLIT = M::SPLIT;
     static_assert(BLOCKS % SPLIT == 0 && SPLIT <= Share::CHUNKS, "whole clusters, columns for all");
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
@@ -929,18 +959,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
 
     Units units;
     units.open(args, warp, base + S::RINGS);
-    // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at
-    // once: a longer queue at the memory would hold up the vectors.
-    constexpr int MUCH = T == 1 ? 1088 : 2 * 1088;
-    constexpr int AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
-    // To prepare several vectors takes as long as to fill half of the ring: that half comes
-    // meanwhile.
-    constexpr int AHEAD = T == 1 || !KERNELS_OVERLAP ? RING : (RING + 1) / 2, LATE = RING - AHEAD;
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-        if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
-        units.refill(i * SLOT);
-    }
+    units.template fill<T>();
     const bool bring = M::BRINGS && args.next.wanted();
     Vectors vectors;
     vectors.load_constants(args); // they, too, depend on nothing
@@ -948,11 +967,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     if (PAIR == PAIR_FIRST) launch_dependents();
     if constexpr (SPLIT > 1) cluster_wait(); // all have begun: what is given to them arrives
     const int tokens = T == 1 ? 1 : args.tokens;
-    vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments, [&](int pass) {
-        constexpr int PASSES = Vectors::PASSES;
-        for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
-            units.refill((AHEAD + i) * SLOT);
-    });
+    vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments,
+                 [&](int pass) { units.template fill_more<T, Vectors::PASSES>(pass); });
     // what the first sum that this thread stores meets, in time for the end
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
@@ -966,13 +982,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
                                      base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
-    if constexpr (T > 1) {
-        __syncwarp(); // the warp's own chunks are there
-#pragma unroll 1
-        for (int c = vectors.first; c < vectors.end; c += Share::TEAMS)
-            for (int u = c * M::CHUNK_UNITS; u < min((c + 1) * M::CHUNK_UNITS, M::UNITS); u++)
-                units.matrix.note_sums(u, tokens);
-    }
+    if constexpr (T > 1) vectors.note_sums(units.matrix, tokens);
     if (Share::TEAMS > 1)
         __syncthreads();
     else

@@ -11,8 +11,8 @@
 // weights go into it as they are, as subnormal numbers; their zero, times the sum of the vector's
 // group, and their scale meet the sums of a group in binary32. The vectors' numbers have a
 // power-of-two scale for every group, which brings the largest to 2^10 .. 2^11, far from both ends
-// of binary16, and are sums of LIMBS binary16: two (22 bits), or one where shared memory has no room
-// for more.
+// of binary16, and are sums of LIMBS binary16: two (22 bits), or one where shared memory has no
+// room for more.
 
 #ifndef TC_PRODUCT_SHORT
 #define TC_PRODUCT_SHORT
@@ -113,8 +113,8 @@ struct ShortMatrix : Units, ShortVectors<Units::K, Units::GROUP, LIMBS, SPLIT_> 
     using Vectors::X_STEP;
 };
 
-// The columns of a word (w4_to_f16x2) as the numbers 2^-24 q of rows r and 2^-20 q of rows r + 8: to
-// binary16 the bits of a nibble are a subnormal number, exactly, and mma takes such.
+// The columns of a word (w4_to_f16x2) as the numbers 2^-24 q of rows r and 2^-20 q of rows r + 8:
+// to binary16 the bits of a nibble are a subnormal number, exactly, and mma takes such.
 __device__ __forceinline__ void w4_to_subnormal(u32 word, u32 a[4]) {
     a[0] = word & 0x000f000f, a[1] = word & 0x00f000f0;
     a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
@@ -135,9 +135,9 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++)
                 this->step(group * (GROUP / 32) + i, ones, ones, d, e);
-            const int token = 2 * (threadIdx.x & 31); // all rows are alike
-            if (token < min(tokens, 8)) store_shared_f32(this->known0 + 8 * group + 4, d[0] + e[0]);
-            if (token + 1 < min(tokens, 8)) store_shared_f32(this->known1 + 8 * group + 4, d[1] + e[1]);
+            const int token = 2 * (threadIdx.x & 31), end = min(tokens, 8); // all rows are alike
+            if (token < end) store_shared_f32(this->known0 + 8 * group + 4, d[0] + e[0]);
+            if (token + 1 < end) store_shared_f32(this->known1 + 8 * group + 4, d[1] + e[1]);
         }
     }
     template <int T>
@@ -165,8 +165,8 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
     }
 
   private:
-    // Adds a group's sums of rows r and r + 8 times `row` and `row8`, and the vectors' own sums times
-    // `own` and `own8`.
+    // Adds a group's sums of rows r and r + 8 times `row` and `row8`, and the vectors' own sums
+    // times `own` and `own8`.
     __device__ __forceinline__ void add(int group, float row, float row8, float own, float own8,
                                         const float d[4], const float e[4], float sum[4]) const {
         const uint2 k0 = load_shared_8(this->known0 + 8 * group);

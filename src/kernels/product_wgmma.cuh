@@ -18,8 +18,9 @@
 // for its predecessor. The parts are added in the order of the columns: the same input always gives
 // the same bits. With two LIMBS it is as good as in binary32, as product_prefill is. Tiles are
 // HEIGHT row blocks high: 8, two blocks to an SM, or 12, one to an SM.
-// Launch: (row tiles * SPLITS, token tiles) blocks of 128 + 32 HEIGHT threads in clusters of SPLITS,
-// SMEM bytes. Bytes moved: W once per token tile, X once per 16 HEIGHT rows (from L2), Y once.
+// Launch: (row tiles * SPLITS, token tiles) blocks of 128 + 32 HEIGHT threads in clusters of
+// SPLITS, SMEM bytes. Bytes moved: W once per token tile, X once per 16 HEIGHT rows (from L2), Y
+// once.
 
 #ifndef TC_PRODUCT_WGMMA
 #define TC_PRODUCT_WGMMA
@@ -34,8 +35,8 @@ template <int K_, int GROUP_> struct W4Slices {
     static constexpr int K = K_, GROUP = GROUP_, UNIT_BYTES = 8 * GROUP + 64;
     static constexpr int STAGE_COLUMNS = 128;
     static constexpr int BLOCK_BYTES = STAGE_COLUMNS / GROUP * UNIT_BYTES; // of 16 rows in a stage
-    static constexpr bool BULK = true; // they come as bulk copies
-    static constexpr int UNITS = GROUP == 32 ? 2 : 1;  // that 64 columns touch
+    static constexpr bool BULK = true;                // they come as bulk copies
+    static constexpr int UNITS = GROUP == 32 ? 2 : 1; // that 64 columns touch
 
     struct Raw {
         u32 q[4];
@@ -140,7 +141,8 @@ template <int K_, int GROUP_> struct F16Slices {
 
 // A ring that holds stages of HEIGHT row blocks and TOKENS tokens (LIMBS times), in BYTES of shared
 // memory; the vectors of a stage go to SHARERS blocks.
-template <class M_, int HEIGHT_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES> struct WgmmaRing {
+template <class M_, int HEIGHT_, int TOKENS_, int LIMBS_, int SHARERS_, int BYTES>
+struct WgmmaRing {
     typedef M_ M;
     static constexpr int HEIGHT = HEIGHT_, TOKENS = TOKENS_, LIMBS = LIMBS_, SHARERS = SHARERS_;
     static constexpr int SLICES = M::STAGE_COLUMNS / 64; // of a stage
