@@ -9215,7 +9215,7 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "CLUSTER_KERNEL(attention, DECODE_CLUSTER, DECODE_THREADS, DecodeAttentionArgs, "
+              "CLUSTER_KERNEL(attention, DECODE_CLUSTER, DECODE_THREADS, 1, DecodeAttentionArgs, "
               "(attention_decode<1, DECODE_CLUSTER>(args)))\n"
               "LAUNCH_CLUSTERS(attention, KV_HEADS *HEAD_TILES *DECODE_CLUSTER, DECODE_THREADS, "
               "(DecodeRoom<1, DECODE_CLUSTER>::SMEM), 1, DECODE_CLUSTER)\n"
@@ -10171,7 +10171,8 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     size_t heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     size_t inner = arch->intermediate_size;
-    size_t tiles = (size_t)device->attention.grid; /* of up to 8 heads */
+    size_t cluster = device->attention.cluster > 1 ? (size_t)device->attention.cluster : 1;
+    size_t tiles = (size_t)device->attention.grid / cluster; /* of up to 8 heads */
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));

@@ -882,7 +882,8 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     size_t heads = (size_t)arch->heads * arch->head_dim;
     size_t qkv = heads + 2 * (size_t)arch->kv_heads * arch->head_dim;
     size_t inner = arch->intermediate_size;
-    size_t tiles = (size_t)device->attention.grid; /* of up to 8 heads */
+    size_t cluster = device->attention.cluster > 1 ? (size_t)device->attention.cluster : 1;
+    size_t tiles = (size_t)device->attention.grid / cluster; /* of up to 8 heads */
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));

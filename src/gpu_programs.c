@@ -159,7 +159,7 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "CLUSTER_KERNEL(attention, DECODE_CLUSTER, DECODE_THREADS, DecodeAttentionArgs, "
+              "CLUSTER_KERNEL(attention, DECODE_CLUSTER, DECODE_THREADS, 1, DecodeAttentionArgs, "
               "(attention_decode<1, DECODE_CLUSTER>(args)))\n"
               "LAUNCH_CLUSTERS(attention, KV_HEADS *HEAD_TILES *DECODE_CLUSTER, DECODE_THREADS, "
               "(DecodeRoom<1, DECODE_CLUSTER>::SMEM), 1, DECODE_CLUSTER)\n"

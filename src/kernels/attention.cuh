@@ -390,6 +390,7 @@ template <class Room, int CLUSTER>
 __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
                                               const DecodeSoftmax &softmax, u8 *smem, int token,
                                               int first_head, int heads, int blocks, int parts) {
+    const bool together = CLUSTER > 1 && blocks > 1;
     DecodeShared &shared = *(DecodeShared *)(smem + Room::SHARED);
     constexpr int OUTS = DECODE_SLOTS * DECODE_SLOT / 4; // a warp's [8][HEAD_DIM] in its ring
     float *rings = (float *)smem;
@@ -418,14 +419,14 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
             part[8 * HEAD_DIM + 8 + i / HEAD_DIM] = all.sum;
         }
     };
-    if (CLUSTER > 1 && blocks > 1) cluster_wait(); // the first one has begun
+    if (together) cluster_wait(); // the first one has begun
     for (int i = 4 * threadIdx.x; i < heads * HEAD_DIM; i += 4 * DECODE_THREADS) {
         const int h = i / HEAD_DIM;
         Partial all = {NO_SCORE, 0, {0, 0, 0, 0}};
 #pragma unroll
         for (int w = 0; w < DECODE_WARPS; w++)
             all.add(shared.tops[w][h], shared.sums[w][h], *(const float4 *)(rings + w * OUTS + i));
-        if (CLUSTER > 1 && blocks > 1) {
+        if (together) {
             const u32 barrier = shared_address(smem + Room::BARRIER);
             const u32 to = shared_address(smem + Room::FIRST) + rank * Room::GIVEN;
             give_16(to + 4 * i, barrier, 0, all.out);
@@ -435,7 +436,7 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
             store(i, all);
         }
     }
-    if (CLUSTER > 1 && blocks > 1) {
+    if (together) {
         if (rank) return;
         const u32 barrier = shared_address(smem + Room::BARRIER);
         if (threadIdx.x == 0) barrier_expect(barrier, blocks * heads * (4 * HEAD_DIM + 8));
@@ -458,6 +459,23 @@ __device__ __forceinline__ void decode_finish(const DecodeAttentionArgs &args,
     }
     __syncthreads();
     if (shared.last) decode_add_parts(tile_parts, parts, heads, out);
+}
+
+// Starts copying a warp's first units, from `next` on, into its ring; returns the one after them.
+__device__ __forceinline__ int decode_fill(u32 ring, const CopyPlace &place, const u16 *keys,
+                                           const u16 *values, int next, int end, int known) {
+#pragma unroll
+    for (int s = 0; s < DECODE_SLOTS; s++) {
+        const i64 at = (i64)next * UNIT_KEYS;
+        if (next < end)
+            copy_rows<UNIT_KEYS, 32>(
+                ring + s * DECODE_SLOT + place.shared(),
+                (s & 1 ? values : keys) + at * HEAD_DIM + place.global(HEAD_DIM), HEAD_DIM,
+                known - (int)at, place.row);
+        copy_async_commit();
+        if (s & 1) next += DECODE_WARPS;
+    }
+    return next;
 }
 
 // RoPE, the KV write and attention of one token, or of up to TOKENS behind few keys: then each
@@ -497,23 +515,13 @@ __device__ __forceinline__ void attention_decode(const DecodeAttentionArgs &args
     const int share = blockIdx.y * blocks + rank, shares = parts * blocks;
     const int begin = (int)((i64)units * share / shares);
     const int end = (int)((i64)units * (share + 1) / shares);
-    u16 *k_cache = args.k + (i64)kv * args.ctx * HEAD_DIM;
-    u16 *v_cache = args.v + (i64)kv * args.ctx * HEAD_DIM;
+    const u16 *k_cache = args.k + (i64)kv * args.ctx * HEAD_DIM;
+    const u16 *v_cache = args.v + (i64)kv * args.ctx * HEAD_DIM;
     u8 *const slots = smem + warp * DECODE_SLOTS * DECODE_SLOT;
     const u32 ring = shared_address(slots);
     const CopyPlace place(lane);
-    int next = begin + warp; // the unit to copy next
-#pragma unroll
-    for (int s = 0; s < DECODE_SLOTS; s++) {
-        const i64 at = (i64)next * UNIT_KEYS;
-        if (next < end)
-            copy_rows<UNIT_KEYS, 32>(
-                ring + s * DECODE_SLOT + place.shared(),
-                (s & 1 ? v_cache : k_cache) + at * HEAD_DIM + place.global(HEAD_DIM), HEAD_DIM,
-                known - (int)at, place.row);
-        copy_async_commit();
-        if (s & 1) next += DECODE_WARPS;
-    }
+    // the unit to copy next
+    int next = decode_fill(ring, place, k_cache, v_cache, begin + warp, end, known);
     for (int t = 0; t <= token; t++)
         rope_angles(args.head.turns, known + t, angles + t * HALF);
     float slope = 0;

@@ -35,8 +35,8 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 #endif
 
 // NAME_launch has one number more: blocks of a cluster.
-#define CLUSTER_KERNEL(name, cluster, threads, Args, body)                                         \
-    extern "C" __global__ void IN_CLUSTERS_OF(cluster) __launch_bounds__(threads, 1)               \
+#define CLUSTER_KERNEL(name, cluster, threads, blocks, Args, body)                                 \
+    extern "C" __global__ void IN_CLUSTERS_OF(cluster) __launch_bounds__(threads, blocks)          \
         name(const __grid_constant__ Args args) {                                                  \
         body;                                                                                      \
     }
@@ -120,18 +120,15 @@ template <class M, class One, int ROWS, int IN> struct EachPick {
     typedef typename Choose<(T > 1), Part, One>::type Matrix;
 };
 
-// NAME_launch has one number more: blocks of a cluster.
 #define EACH_PRODUCT(name, Each, ROWS, SIDE, IN, OUT, PAIR)                                        \
     typedef DecodePick<Each::Matrix, ROWS, Each::T, SIDE, IN> name##_pick;                         \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
-    extern "C" __global__ void IN_CLUSTERS_OF(name##_pick::SPLIT)                                  \
-        __launch_bounds__(name##_pick::WARPS * 32, name##_pick::RESIDENT)                          \
-            name(const __grid_constant__ ProductArgs args) {                                       \
-        product_decode<name##_pick::Matrix, ROWS, Each::T, name##_pick::WARPS, name##_pick::RING,  \
-                       name##_pick::BLOCKS, IN, OUT, PAIR>(args);                                  \
-    }                                                                                              \
-    extern "C" __device__ int name##_launch[5] = {name##_pick::BLOCKS, name##_pick::WARPS * 32,    \
-                                                  name##_pick::SMEM, Each::T, name##_pick::SPLIT};
+    CLUSTER_KERNEL(name, name##_pick::SPLIT, (name##_pick::WARPS * 32), (name##_pick::RESIDENT),   \
+                   ProductArgs,                                                                    \
+                   (product_decode<name##_pick::Matrix, ROWS, Each::T, name##_pick::WARPS,         \
+                                   name##_pick::RING, name##_pick::BLOCKS, IN, OUT, PAIR>(args)))  \
+    LAUNCH_CLUSTERS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM,         \
+                    Each::T, name##_pick::SPLIT)
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
 
@@ -189,13 +186,13 @@ template <class M, int ROWS, int SIZE, int OUT> struct FewProduct {
     static __device__ constexpr int time(int height, int splits) {
         const int sms = splits > 2 ? SM_COUNT * 10 / 11 : SM_COUNT, of_an_sm = height == 8 ? 2 : 1;
         const int ends = splits == 1 ? 40 : splits == 2 ? 55 : splits == 4 ? 90 : 220;
-        int time = 0;
+        int sum = 0;
         for (int left = blocks(height, splits); left > 0; left -= of_an_sm * sms) {
             const int rows = height > 8 ? height : left > sms ? 16 : 10;
-            time += ends + PAIRS * rows / splits;
-            if (height > 8 && left > sms) time += 60; // no block fills its ring meanwhile
+            sum += ends + PAIRS * rows / splits;
+            if (height > 8 && left > sms) sum += 60; // no block fills its ring meanwhile
         }
-        return time;
+        return sum;
     }
     static __device__ constexpr int splits(int height) {
         int best = 1;
@@ -242,11 +239,8 @@ struct PrefillPick<false, Slices, Tile, ROWS, SIZE, OUT> {
 // blocks of a cluster, whether blocks walk from tile to tile}.
 #define PREFILL_PRODUCT(name, TYPE, K, GROUP, ROWS, SIZE, OUT)                                     \
     typedef PREFILL_PICK(TYPE, K, GROUP, ROWS, SIZE, OUT) name##_pick;                             \
-    extern "C" __global__ void IN_CLUSTERS_OF(name##_pick::CLUSTER)                                \
-        __launch_bounds__(name##_pick::THREADS, name##_pick::PER_SM)                               \
-            name(const __grid_constant__ GemmArgs args) {                                          \
-        name##_pick::run(args);                                                                    \
-    }                                                                                              \
+    CLUSTER_KERNEL(name, name##_pick::CLUSTER, name##_pick::THREADS, name##_pick::PER_SM,          \
+                   GemmArgs, name##_pick::run(args))                                               \
     extern "C" __device__ int name##_launch[6] = {name##_pick::BLOCKS, name##_pick::THREADS,       \
                                                   name##_pick::SMEM, name##_pick::TOKENS,          \
                                                   name##_pick::CLUSTER, name##_pick::WALKS};

@@ -135,7 +135,8 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++)
                 this->step(group * (GROUP / 32) + i, ones, ones, d, e);
-            const int token = 2 * (threadIdx.x & 31), end = min(tokens, 8); // all rows are alike
+            // all rows are alike: lanes 0 to 3 have the sums of the eight columns of B
+            const int token = 2 * (threadIdx.x & 31), end = min(tokens, 8);
             if (token < end) store_shared_f32(this->known0 + 8 * group + 4, d[0] + e[0]);
             if (token + 1 < end) store_shared_f32(this->known1 + 8 * group + 4, d[1] + e[1]);
         }
