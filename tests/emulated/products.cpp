@@ -233,6 +233,8 @@ TEST(products_for_few_tokens) {
     few<W4Slices<1088, 64>, 592, 64, 2, 2, TO_VECTORS, 12>("g64, 12 high, two limbs", 64, 64);
     few<F16Slices<1344, 64>, 400, 64, 1, 4, TO_RESIDUAL, 12>("binary16, 12 high", 0, 64);
     few<W4Slices<1024, 128>, 300, 16, 2, 2, TO_VECTORS, 12>("g128, 12 high, two limbs", 128, 13);
+    few<W4Slices<2816, 128>, 300, 64, 1, 8, TO_RESIDUAL, 12>("g128, 12 high, 8 parts", 128, 64);
+    few<W4Slices<2112, 64>, 144, 16, 1, 8, TO_RESIDUAL>("g64, odd slices, 8 parts", 64, 11);
 }
 
 TEST(products_for_many_tokens) {
