@@ -39,7 +39,7 @@ typedef struct cuda_kernel {
     tc__cu_function function;
     int grid, threads, shared;
     int tokens;  /* vectors that one launch takes, or one tile of a prefill's product */
-    int cluster; /* blocks that start together; 0 and 1: any alone */
+    int cluster; /* blocks that start together, or share row blocks; 0 and 1: any alone */
     int walks;   /* blocks go from tile to tile: no more than fit are started */
 } cuda_kernel;
 
@@ -101,7 +101,7 @@ typedef struct cuda_cache {
     size_t memory_bytes;
     /* parts of `memory` */
     tc__cu_ptr kv, ids, state, logits, keys, segments, sample_arrived;
-    tc__cu_ptr x, qkv, attention, act, parts, arrived;
+    tc__cu_ptr x[3], qkv, attention, act, parts, arrived;
     /* Prefill: residual; operand of the next product and its scales; the same of the MLP's inner
      * vectors; queries; attention's inputs. */
     tc__cu_ptr wide_x, wide_in, wide_rest, wide_scale, wide_mid, mid_scale, mid_exponents,
@@ -127,12 +127,12 @@ typedef struct cuda_state {
 
 typedef struct cuda_next_matrix {
     tc__cu_ptr weights, state;
-    int row_blocks, row_bytes, blocks, from, most, begin, end;
+    int row_blocks, row_bytes, blocks, split, from, most, begin, end;
 } cuda_next_matrix;
 
 typedef struct cuda_product_args {
-    tc__cu_ptr weights, in, gamma, beta, extra, out;
-    int tokens;
+    tc__cu_ptr weights, in, gamma, beta, extra, out, residual, clear;
+    int clears, tokens;
     cuda_next_matrix next;
 } cuda_product_args;
 
@@ -892,7 +892,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->segments =
         cuda_cut(base, &at, 16 * (size_t)(device->sample.grid * device->sample.threads / 32));
     cache->sample_arrived = cuda_cut(base, &at, 4);
-    cache->x = cuda_cut(base, &at, 4 * hidden);
+    for (int i = 0; i < 3; i++) cache->x[i] = cuda_cut(base, &at, 4 * hidden);
     cache->qkv = cuda_cut(base, &at, 4 * qkv);
     cache->attention = cuda_cut(base, &at, 4 * CUDA_SHORT * heads);
     cache->act = cuda_cut(base, &at, 4 * CUDA_SHORT * inner);
@@ -986,7 +986,7 @@ static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, i
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
     const uint32_t l = nth / TC__ROLES;
-    cuda_next_matrix next = {0, cache->state, 0, 0, 0, 0, device->ahead, 0, cache->ctx};
+    cuda_next_matrix next = {0, cache->state, 0, 0, 0, 1, 0, device->ahead, 0, cache->ctx};
     if (l >= weights->arch.layers || (device->overlap && tokens > 1)) return next;
     const int role = cuda_role_of(device, (int)(nth % TC__ROLES));
     const tc__tensor *matrix = tc__role_matrix(&weights->layers[l], role);
@@ -995,12 +995,14 @@ static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, i
     next.weights = cuda_tensor(device, matrix);
     next.row_blocks = (int)(matrix->rows / TC__UNIT_ROWS);
     next.row_bytes = (int)(matrix->size / (size_t)next.row_blocks);
-    next.blocks = kernel->grid;
+    if (kernel->cluster > 1) next.split = kernel->cluster;
+    next.blocks = kernel->grid / next.split;
     const int share = (int)(matrix->size / (size_t)next.blocks);
-    const int held = device->overlap ? CUDA_RINGS : CUDA_RINGS / 6;
-    next.from = share - next.most < CUDA_AHEAD_FROM ? share - next.most : CUDA_AHEAD_FROM;
+    const int held = next.split * (device->overlap ? CUDA_RINGS : CUDA_RINGS / 6);
+    const int brought = next.split * next.most, from = next.split * CUDA_AHEAD_FROM;
+    next.from = share - brought < from ? share - brought : from;
     if (next.from < held) next.from = held;
-    if (share - next.from < next.most / 2) next.blocks = 0;
+    if (share - next.from < brought / 2) next.blocks = 0;
     return next;
 }
 
@@ -1037,6 +1039,7 @@ static tc__cu_result cuda_product_decode(cuda_cache *cache, uint32_t l, int role
         result = cuda_launch(device, kernel, 0, 1, &args, cache->stream, true);
         args.in += 4 * (size_t)kernel->tokens * matrix->columns;
         args.out += 4 * (size_t)kernel->tokens * width;
+        args.residual += 4 * (size_t)kernel->tokens * width;
     }
     return result;
 }
@@ -1061,9 +1064,10 @@ static cuda_head_args cuda_head_of(const cuda_device *device, const tc__layer *l
     return head;
 }
 
-/* The vectors of one token, or of up to CUDA_SHORT. */
+/* The vectors of one token, or of up to CUDA_SHORT. A layer takes x to mid and that to next: of one
+ * token, where halves of a product's columns meet in zeros, three places; else all the same. */
 typedef struct cuda_vectors {
-    tc__cu_ptr x, qkv, attention, act;
+    tc__cu_ptr x, mid, next, qkv, attention, act;
     int tokens;
     size_t pos; /* of the first; of one token 0: the device knows it */
 } cuda_vectors;
@@ -1144,13 +1148,17 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_
                              .beta = cuda_vector(device, layer->attn_norm_bias),
                              .extra = cuda_vector(device, layer->qkv_bias),
                              .out = v->qkv};
-    cuda_product_args o = {.in = v->attention, .out = v->x};
-    cuda_product_args up = {.in = v->x,
+    cuda_product_args o = {.in = v->attention, .out = v->mid, .residual = v->x};
+    cuda_product_args up = {.in = arch->parallel ? v->x : v->mid,
                             .gamma = cuda_tensor(device, mlp_norm),
                             .beta = cuda_vector(device, mlp_bias),
                             .extra = cuda_vector(device, layer->act_scales),
                             .out = v->act};
-    cuda_product_args down = {.in = v->act, .out = v->x};
+    cuda_product_args down = {.in = v->act, .out = v->next, .residual = v->mid};
+    if (v->mid != v->x) { /* nobody reads these any more when the product is done */
+        qkv.clear = v->mid, up.clear = v->next;
+        qkv.clears = up.clears = (int)arch->hidden_size;
+    }
     tc__cu_result result = cuda_product_decode(cache, l, TC__QKV, qkv, v->tokens);
     if (!result)
         result = v->pos + (size_t)v->tokens <= CUDA_FEW_KEYS
@@ -1177,7 +1185,7 @@ static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
                              0,
                              0,
                              begin ? cuda_tensor(device, device->weights->embed) : 0,
-                             cache->x,
+                             cache->x[0],
                              cache->ctx};
     tc__cu_result result = cu->host_device_pointer(&args.settings, cache->host_settings, 0);
     if (!result) result = cu->host_device_pointer(&args.host, cache->host_token, 0);
@@ -1190,14 +1198,16 @@ static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
 static tc__cu_result cuda_token(cuda_cache *cache, int row, bool sampled) {
     cuda_device *device = cache->device;
     cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
-                             cache->x, 1};
-    const cuda_vectors vectors = {cache->x, cache->qkv, cache->attention, cache->act, 1, 0};
+                             cache->x[0], 1};
+    cuda_vectors v = {0, 0, cache->x[0], cache->qkv, cache->attention, cache->act, 1, 0};
     tc__cu_result result =
         sampled ? cuda_choose(cache, true)
                 : cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
-    for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++)
-        result = cuda_token_layer(cache, l, &vectors);
-    return result ? result : cuda_head(cache, &device->head, cache->x, 1, row, true);
+    for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++) {
+        v.x = v.next, v.mid = cache->x[(2 * l + 1) % 3], v.next = cache->x[(2 * l + 2) % 3];
+        result = cuda_token_layer(cache, l, &v);
+    }
+    return result ? result : cuda_head(cache, &device->head, v.next, 1, row, true);
 }
 
 /* Records one token's launches as a graph. */
@@ -1403,7 +1413,8 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
         result = cu->copy_to_device(cache->ids + 4 * pos, ids, 4 * (size_t)n, cache->stream);
     if (!result)
         result = cuda_launch(device, &device->embed_all, n, 1, &embed, cache->stream, false);
-    const cuda_vectors few = {cache->wide_x, cache->wide_qkv, cache->attention, cache->act, n, pos};
+    const tc__cu_ptr x = cache->wide_x;
+    const cuda_vectors few = {x, x, x, cache->wide_qkv, cache->attention, cache->act, n, pos};
     for (uint32_t l = 0; l < arch->layers && !result; l++)
         result = n <= device->few ? cuda_token_layer(cache, l, &few)
                                   : cuda_prefill_layer(cache, l, n, pos);

@@ -34,7 +34,7 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 #define IN_CLUSTERS_OF(blocks)
 #endif
 
-// NAME_launch has one number more: blocks of a cluster.
+// NAME_launch has one number more: blocks of a cluster, or that share row blocks.
 #define CLUSTER_KERNEL(name, cluster, threads, blocks, Args, body)                                 \
     extern "C" __global__ void IN_CLUSTERS_OF(cluster) __launch_bounds__(threads, blocks)          \
         name(const __grid_constant__ Args args) {                                                  \
@@ -50,8 +50,11 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // all the others would wait for them. So products alternate between two SIDES: one asks for a
 // little more than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more
 // than a block may ask for, and keeps 1 KB of it for each block.) A vector too large for that gets
-// fewer digits.
-template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
+// fewer digits. ZEROS: the result goes to where zeros are, so that halves of the columns can meet
+// there.
+template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct DecodePick {
+    static constexpr bool HALVES = ZEROS && Whole::K > 128 && SM_COUNT > 1;
+    typedef typename Choose<HALVES, typename Whole::template Split<2>, Whole>::type M;
     static constexpr int SPLIT = M::SPLIT, ROW_BLOCKS = (ROWS + 15) / 16;
     static constexpr int CLUSTERS = SM_COUNT / SPLIT;
     static constexpr int BLOCKS = SPLIT * (ROW_BLOCKS < CLUSTERS ? ROW_BLOCKS : CLUSTERS);
@@ -61,8 +64,8 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
     // 12 to 16 warps, as share out the chunks of a vector best; of several vectors 12 or 16.
     template <class N> static __device__ constexpr int warps() {
         constexpr int CHUNKS = ((N::K + 127) / 128 + SPLIT - 1) / SPLIT; // of a block
-        int best = 16;
-        for (int n = T == 1 ? 15 : 12; n >= 12 && CHUNKS >= 16; n--)
+        int best = T == 1 && CHUNKS >= 16 ? N::MOST_WARPS : 16;
+        for (int n = T == 1 ? best - 1 : 12; n >= 12 && CHUNKS >= 16; n--)
             if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
         return best;
     }
@@ -96,12 +99,13 @@ template <class M, int ROWS, int T, int SIDE, int IN> struct DecodePick {
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT, PAIR)                                      \
-    typedef DecodePick<M, ROWS, T, SIDE, IN> name##_pick;                                          \
+    typedef DecodePick<M, ROWS, T, SIDE, IN, OUT == OUT_ADD> name##_pick;                          \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
     KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
            (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
                            name##_pick::BLOCKS, IN, OUT, PAIR>(args)))                             \
-    LAUNCH_TOKENS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM, T)
+    LAUNCH_CLUSTERS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM, T,      \
+                    name##_pick::SPLIT)
 
 // Up to 8 vectors at once: as many as shared memory holds beside rings of two units. Where there is
 // no room for two, one by one with the matrix One. Two blocks of a cluster share the columns; not
@@ -115,13 +119,14 @@ template <class M, class One, int ROWS, int IN> struct EachPick {
     static constexpr int SPLIT = 1;
 #endif
     typedef typename M::template Split<SPLIT> Part;
-    template <int T> static constexpr bool HOLDS = DecodePick<Part, ROWS, T, 0, IN>::RING >= 2;
+    template <int T> static constexpr bool HOLDS =
+        DecodePick<Part, ROWS, T, 0, IN, false>::RING >= 2;
     static constexpr int T = HOLDS<8> ? 8 : HOLDS<4> ? 4 : HOLDS<2> ? 2 : 1;
     typedef typename Choose<(T > 1), Part, One>::type Matrix;
 };
 
 #define EACH_PRODUCT(name, Each, ROWS, SIDE, IN, OUT, PAIR)                                        \
-    typedef DecodePick<Each::Matrix, ROWS, Each::T, SIDE, IN> name##_pick;                         \
+    typedef DecodePick<Each::Matrix, ROWS, Each::T, SIDE, IN, false> name##_pick;                  \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
     CLUSTER_KERNEL(name, name##_pick::SPLIT, (name##_pick::WARPS * 32), (name##_pick::RESIDENT),   \
                    ProductArgs,                                                                    \

@@ -102,6 +102,11 @@ __device__ __forceinline__ float4 load_float4_l2(const float *p) {
     return v;
 }
 
+// Adds to it, whoever else does. Numbers below 2^-126 count as zero.
+__device__ __forceinline__ void add_f32(float *p, float v) {
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory");
+}
+
 __device__ __forceinline__ float load_f32_l2(const float *p) {
     float v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p));
@@ -148,6 +153,13 @@ __device__ __forceinline__ void copy_async_16(u32 shared, const void *global) {
 // The same; the memory may read the whole 128 or 256 bytes around them at once, for copies to come.
 __device__ __forceinline__ void copy_async_16_of_128(u32 shared, const void *global) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared), "l"(global)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_async_16_of_128_if(bool wanted, u32 shared,
+                                                        const void *global) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n"
+                 "@p cp.async.cg.shared.global.L2::128B [%0], [%1], 16;\n}" ::"r"(shared),
+                 "l"(global), "r"((u32)wanted)
                  : "memory");
 }
 __device__ __forceinline__ void copy_async_16_of_256(u32 shared, const void *global) {

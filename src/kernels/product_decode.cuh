@@ -17,8 +17,13 @@
 // Partial sums of the warps meet in shared memory and are added in the order of their columns: the
 // same input always gives the same bits.
 //
-// Launch: BLOCKS blocks (at most one per row block) of WARPS * 32 threads, SMEM bytes. Matrices
-// with SPLIT above 1 (product_short.cuh): in clusters of SPLIT blocks, at most one per row block.
+// With SPLIT above 1 so many blocks share row blocks, each with a part of the columns. It prepares
+// that part of the vectors alone, has room for deeper rings, and row blocks go out more evenly. Of
+// several vectors the sums meet within a cluster (product_short.cuh). Of one vector two blocks each
+// add theirs to memory that holds zero: of two numbers the order does not matter.
+//
+// Launch: BLOCKS blocks (at most SPLIT per row block) of WARPS * 32 threads, SMEM bytes; of several
+// vectors in clusters of SPLIT blocks.
 // Bytes moved: the matrix once; the vectors once per block or cluster (from L2); in a cluster every
 // block's sums once to another's; and into L2 the part of a later matrix that NextMatrix names.
 
@@ -47,12 +52,13 @@ struct NextMatrix {
     const State *state;
     int row_blocks, row_bytes; // bytes of a row block
     int blocks;                // that share the row blocks evenly; 0: nothing is brought
+    int split;                 // times so many blocks, each with a part of the columns
     int from, most;
     int begin, end;
 
     // Known before the first product of the token starts.
     __device__ __forceinline__ bool wanted() const {
-        if ((int)blockIdx.x >= blocks) return false;
+        if ((int)blockIdx.x >= blocks * split) return false;
         const int pos = (int)load_u32_l2((const u32 *)&state->pos);
         return pos >= begin && pos < end;
     }
@@ -64,8 +70,12 @@ struct ProductArgs {
     const float *gamma; // [K] with a norm
     const float *beta;  // [K] with IN_LAYER, or null
     const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
-    float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED
-    int tokens;         // vectors in use, at most T
+    float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED; zeros where halves meet
+    // OUT_ADD: [T][ROWS], what is added to; may be `out` where no halves meet.
+    const float *residual;
+    float *clear; // [clears] becomes zero: what a later product's halves meet in
+    int clears;
+    int tokens; // vectors in use, at most T
     NextMatrix next;
 };
 
@@ -74,8 +84,8 @@ struct ProductArgs {
 // In shared memory a vector is cut into chunks of 64 columns (32 with groups of 32). A chunk holds
 // for every digit, the leading one first, 4 runs: run c has the digits of columns 8c .. 8c + 7 of
 // each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
-template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
-    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_, SPLIT = 1;
+template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
+    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_, SPLIT = SPLIT_;
     // Smaller units make up 128 columns together: here these are one, the last one of a row block
     // what is left.
     static constexpr int GROUPS = 128 / GROUP, GROUP_BYTES = 8 * GROUP + 64;
@@ -84,21 +94,26 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     static constexpr bool PARTIAL = LAST_GROUPS != GROUPS;
     static constexpr int WORDS = GROUP / 16; // u32 words of a lane and group
     static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES, ROW_BYTES = K / GROUP * GROUP_BYTES;
-    static constexpr int UNROLL = 2; // units at once, where there are registers for it
+    static constexpr int COLUMNS = SPLIT == 1 ? K : (UNITS + SPLIT - 1) / SPLIT * 128; // of a block
+    static constexpr int HELD = 8 + 2 * GROUPS; // registers of a unit's columns of the vector
+    static constexpr int MOST_WARPS = 16;
     static constexpr bool BRINGS = true; // a later matrix into L2
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
-    typedef W4<K, GROUP, 2> Coarser;
+    typedef W4<K, GROUP, 2, SPLIT> Coarser;
+    template <int BLOCKS> using Split = W4<K, GROUP, DIGITS, BLOCKS>;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
-    // Bytes of the vector, and of what is known of its groups: (scale, -sum) of digits 0 and 1, and
-    // of digit 2.
+    // Bytes of the vector, and of what is known of its groups: a scale, and that times -sum, of
+    // digits 0 and 1, and of digit 2.
     template <int T> struct Layout {
         static_assert(T == 1, "one vector at a time");
-        static constexpr int X = (K * DIGITS + 127) / 128 * 128, INFO = 16 * (K / GROUP);
+        static constexpr int X = (COLUMNS * DIGITS + 127) / 128 * 128;
+        static constexpr int INFO = 16 * (COLUMNS / GROUP);
     };
     static constexpr int X_STEP = 128 * DIGITS, INFO_STEP = 2048 / GROUP; // of 128 columns
 
     const u8 *at; // of the next unit to copy, this lane's first bytes
+    int own;      // bytes of a unit from these on
     u32 ring, words, scales;
     u32 x, info; // this lane's column of B; of its columns of the result
     i32 radix;   // these joined: the first times radix and the second
@@ -108,6 +123,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     __device__ __forceinline__ void open(const u8 *weights, i64 row_block, int unit, u32 to) {
         const u32 lane = threadIdx.x & 31;
         at = weights + row_block * ROW_BYTES + unit * UNIT_BYTES + 16 * lane;
+        own = (int)keep(UNIT_BYTES - 16 * lane);
         ring = keep(to + 16 * lane);
         words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
         scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
@@ -122,26 +138,72 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
     }
     // Starts copying the unit into the slot, where it lies as in memory. `last`: of its row block.
     __device__ __forceinline__ void copy(u32 slot, bool last) const {
-        const int bytes = PARTIAL && last ? LAST_GROUPS * GROUP_BYTES : UNIT_BYTES;
-        const int own = bytes - 16 * (int)(threadIdx.x & 31); // from this lane's first on
+        const int missing = PARTIAL && last ? UNIT_BYTES - LAST_GROUPS * GROUP_BYTES : 0;
 #pragma unroll
         for (int i = 0; i < UNIT_BYTES; i += 512)
-            if ((!PARTIAL && i + 512 <= UNIT_BYTES) || i < own)
+            if (!PARTIAL && i + 512 <= UNIT_BYTES)
                 copy_async_16_of_128(ring + slot + i, at + i);
+            else
+                copy_async_16_of_128_if(i < own - missing, ring + slot + i, at + i);
     }
     // Groups of a unit.
     static __device__ __forceinline__ int groups_of(int unit) {
         return PARTIAL && unit == UNITS - 1 ? LAST_GROUPS : GROUPS;
     }
-    // The unit in the slot, number `unit` of its row block, times the vector: rows r and r + 8.
-    template <int T>
-    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        sum[0] = sum[1] = 0;
+
+    // A unit's weights, and the columns of the vector that they meet, in registers: then its slot
+    // is free.
+    struct Weights {
+        u32 q[8];
+        uint2 sz[GROUPS]; // (scale, zero) of rows r and r + 8
+    };
+    struct Columns {
+        u32 b[8];
+        float scale[GROUPS], less[GROUPS]; // known of the groups
+    };
+    __device__ __forceinline__ void load(u32 slot, Weights &w) const {
 #pragma unroll
-        for (int g = 0; g < GROUPS; g++)
-            if (g < groups_of(unit))
-                multiply_group(slot + g * GROUP_BYTES, x + (unit * 128 + g * GROUP) * DIGITS,
-                               info + (unit * GROUPS + g) * 16, sum);
+        for (int g = 0; g < GROUPS; g++) {
+            load_words(words + slot + g * GROUP_BYTES, w.q + g * WORDS);
+            w.sz[g] = load_shared_8(scales + slot + g * GROUP_BYTES);
+        }
+    }
+    __device__ __forceinline__ void load_group(int unit, int g, Columns &c) const {
+        const u32 from = x + (unit * 128 + g * GROUP) * DIGITS;
+        u32 *b = c.b + g * WORDS;
+#pragma unroll
+        for (int k = 0; k < WORDS; k += 4) {
+            if (GROUP == 32) {
+                const uint2 v = load_shared_8(from);
+                b[0] = v.x, b[1] = v.y;
+            } else {
+                const uint4 v = load_shared_16(from + k / 4 * (CHUNK * DIGITS));
+                b[k] = v.x, b[k + 1] = v.y, b[k + 2] = v.z, b[k + 3] = v.w;
+            }
+        }
+        const uint2 known = load_shared_8(info + (unit * GROUPS + g) * 16);
+        c.scale[g] = __uint_as_float(known.x), c.less[g] = __uint_as_float(known.y);
+    }
+    __device__ __forceinline__ void load(int unit, Columns &c) const {
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) load_group(unit, g, c);
+    }
+    // Adds the unit's sums of rows r and r + 8.
+    __device__ __forceinline__ void multiply(const Weights &w, const Columns &c,
+                                             float sum[2]) const {
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) multiply_group(w, c, g, sum);
+    }
+    // The same of number `unit` of its row block.
+    template <int T>
+    __device__ __forceinline__ void multiply(const Weights &w, int unit, float sum[2]) const {
+        Columns c;
+#pragma unroll
+        for (int g = 0; g < GROUPS; g++) {
+            if (g >= groups_of(unit)) break;
+            load_group(unit, g, c);
+            multiply_group(w, c, g, sum);
+        }
     }
     // The lanes of digits 0 and 1 hold one part of a sum, those of digit 2 the other.
     template <int T> static __device__ __forceinline__ void finish(float sum[4]) {
@@ -208,8 +270,9 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         // an infinity or NaN stays such
         const u32 bits = p.top < 0x7f800000 ? (u32)(127 + exponent_of(p.top)) << 23 : p.top;
         const float one = __uint_as_float(bits);
-        *(float4 *)info = DIGITS == 3 ? make_float4(one * 256, -(float)p.high, one, -(float)p.low)
-                                      : make_float4(one, -(float)p.low, 0, 0);
+        const float high = one * 256, less = one * -(float)p.low;
+        *(float4 *)info = DIGITS == 3 ? make_float4(high, high * -(float)p.high, one, less)
+                                      : make_float4(one, less, 0, 0);
     }
 
   protected:
@@ -227,30 +290,22 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         for (int o = LANES / 2; o > 0; o >>= 1) v += __shfl_xor_sync(0xffffffffu, v, o);
         return v;
     }
-    __device__ __forceinline__ void multiply_group(u32 slot, u32 x, u32 info, float sum[2]) const {
-        u32 q[8];
+    __device__ __forceinline__ void multiply_group(const Weights &w, const Columns &c, int g,
+                                                   float sum[2]) const {
         i32 d[4] = {0, 0, 0, 0};
-        load_words(words + slot, q);
 #pragma unroll
-        for (int k = 0; k < WORDS; k += 4) {
-            const u32 b = x + k / 4 * (CHUNK * DIGITS);
-            if (GROUP == 32) {
-                const uint2 v = load_shared_8(b);
-                step(q + k, v.x, v.y, d);
-            } else {
-                const uint4 v = load_shared_16(b);
-                step(q + k, v.x, v.y, d);
-                step(q + k + 2, v.z, v.w, d);
-            }
+        for (int k = g * WORDS; k < (g + 1) * WORDS; k += 2) {
+            // 32 columns: two words are an A operand, low nibbles rows r, high ones (times 16)
+            // rows r + 8
+            const u32 a[4] = {w.q[k] & 0x0f0f0f0f, w.q[k] & 0xf0f0f0f0, w.q[k + 1] & 0x0f0f0f0f,
+                              w.q[k + 1] & 0xf0f0f0f0};
+            mma_16x8x32(d, a, c.b[k], c.b[k + 1]);
         }
-        const uint2 sz = load_shared_8(scales + slot); // (scale, zero) of rows r and r + 8
-        const float s0 = f16_to_f32((u16)sz.x), z0 = f16_to_f32((u16)(sz.x >> 16));
-        const float s1 = f16_to_f32((u16)sz.y), z1 = f16_to_f32((u16)(sz.y >> 16));
-        const uint2 known = load_shared_8(info);
-        const float scale = __uint_as_float(known.x), less = __uint_as_float(known.y);
-        sum[0] += s0 * scale * ((float)(d[0] * radix + d[1]) + z0 * less);
-        // these rows come in the high nibbles, sixteen times too large
-        sum[1] += s1 * scale * ((float)(d[2] * radix + d[3]) * 0.0625f + z1 * less);
+        const float s0 = f16_to_f32((u16)w.sz[g].x), z0 = f16_to_f32((u16)(w.sz[g].x >> 16));
+        const float s1 = f16_to_f32((u16)w.sz[g].y), z1 = f16_to_f32((u16)(w.sz[g].y >> 16));
+        const float scale = c.scale[g], less = c.less[g];
+        sum[0] += s0 * (z0 * less + (float)(d[0] * radix + d[1]) * scale);
+        sum[1] += s1 * (z1 * less + (float)(d[2] * radix + d[3]) * (scale * 0.0625f));
     }
     static __device__ __forceinline__ void load_words(u32 from, u32 q[8]) {
         if (GROUP == 32) {
@@ -264,27 +319,25 @@ template <int K_, int GROUP_, int DIGITS_ = 3> struct W4 {
         const uint4 w = load_shared_16(from + 512);
         q[4] = w.x, q[5] = w.y, q[6] = w.z, q[7] = w.w;
     }
-    // 32 columns: two words are an A operand, low nibbles rows r, high ones (times 16) rows r + 8.
-    static __device__ __forceinline__ void step(const u32 q[2], u32 b0, u32 b1, i32 d[4]) {
-        const u32 a[4] = {q[0] & 0x0f0f0f0f, q[0] & 0xf0f0f0f0, q[1] & 0x0f0f0f0f,
-                          q[1] & 0xf0f0f0f0};
-        mma_16x8x32(d, a, b0, b1);
-    }
 };
 
 // A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 64 columns, whole lines
 // of the cache, or 32 columns where 64 does not divide. A vector in shared memory is two planes:
 // its numbers rounded to binary16, and what that leaves out; a scale per unit's columns brings the
 // largest to 2^10 .. 2^11, far from both ends of binary16.
-template <int K_> struct F16 {
-    static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2, SPLIT = 1;
+template <int K_, int SPLIT_ = 1> struct F16 {
+    static constexpr int K = K_, GROUP = K % 64 ? 32 : 64, DIGITS = 2, SPLIT = SPLIT_;
     static constexpr int UNITS = K / GROUP, CHUNK_UNITS = 128 / GROUP; // of 128 columns
-    static constexpr int UNIT_BYTES = 32 * GROUP, ROW_BYTES = 32 * K, UNROLL = 1;
-    static constexpr bool BRINGS = false; // it was slower
-    typedef F16<K> Coarser;
+    static constexpr int UNIT_BYTES = 32 * GROUP, ROW_BYTES = 32 * K;
+    static constexpr int COLUMNS = SPLIT == 1 ? K : ((K + 127) / 128 + SPLIT - 1) / SPLIT * 128;
+    static constexpr int HELD = 0;         // a unit's columns of the vector are not kept
+    static constexpr int MOST_WARPS = 14;  // large units: fewer rings, so that they are deeper
+    static constexpr bool BRINGS = false;  // it was slower
+    typedef F16<K, SPLIT> Coarser;
+    template <int BLOCKS> using Split = F16<K, BLOCKS>;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
 
-    static constexpr int PLANE = (2 * K + 127) / 128 * 128 + 64; // 64 off: planes differ in banks
+    static constexpr int PLANE = (2 * COLUMNS + 127) / 128 * 128 + 64; // planes differ in banks
     template <int T> struct Layout {
         static_assert(T == 1, "one vector at a time");
         static constexpr int X = 2 * PLANE, INFO = 4 * UNITS + 4;
@@ -313,27 +366,33 @@ template <int K_> struct F16 {
             copy_async_16_of_256(own + slot + 1024 * i + 512, at + 64 * i + 16LL * K);
         }
     }
-    // Part i of 32 columns of the unit in the slot: two A operands.
-    __device__ __forceinline__ void load_rows(u32 slot, int i, u32 a[4], u32 b[4]) const {
-        const uint4 r0 = load_shared_16(own + slot + 1024 * i);
-        const uint4 r8 = load_shared_16(own + slot + 1024 * i + 512);
-        a[0] = r0.x, a[1] = r8.x, a[2] = r0.y, a[3] = r8.y;
-        b[0] = r0.z, b[1] = r8.z, b[2] = r0.w, b[3] = r8.w;
+    // A unit's weights in registers: of each 32 columns two A operands. Then its slot is free.
+    struct Weights {
+        u32 a[GROUP / 32][4], b[GROUP / 32][4];
+    };
+    struct Columns {};
+    __device__ __forceinline__ void load(u32 slot, Weights &w) const {
+#pragma unroll
+        for (int i = 0; i < GROUP / 32; i++) {
+            const uint4 r0 = load_shared_16(own + slot + 1024 * i);
+            const uint4 r8 = load_shared_16(own + slot + 1024 * i + 512);
+            w.a[i][0] = r0.x, w.a[i][1] = r8.x, w.a[i][2] = r0.y, w.a[i][3] = r8.y;
+            w.b[i][0] = r0.z, w.b[i][1] = r8.z, w.b[i][2] = r0.w, w.b[i][3] = r8.w;
+        }
     }
+    // As of W4.
     template <int T>
-    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+    __device__ __forceinline__ void multiply(const Weights &w, int unit, float sum[2]) const {
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0}; // two chains hide mma's latency
 #pragma unroll
         for (int i = 0; i < GROUP / 32; i++) {
-            u32 a[4], c[4];
-            load_rows(slot, i, a, c);
             const uint4 b = load_shared_16(x + 2 * GROUP * unit + 64 * i);
-            mma_16x8x16(d, a, b.x, b.y);
-            mma_16x8x16(e, c, b.z, b.w);
+            mma_16x8x16(d, w.a[i], b.x, b.y);
+            mma_16x8x16(e, w.b[i], b.z, b.w);
         }
         const float f = load_shared_f32(scale + 4 * unit);
-        sum[0] = f * ((d[0] + e[0]) + (d[1] + e[1]));
-        sum[1] = f * ((d[2] + e[2]) + (d[3] + e[3]));
+        sum[0] += f * ((d[0] + e[0]) + (d[1] + e[1]));
+        sum[1] += f * ((d[2] + e[2]) + (d[3] + e[3]));
     }
     template <int T> static __device__ __forceinline__ void finish(float *) {}
 
@@ -443,6 +502,12 @@ template <class M, int WARPS> struct WarpShare {
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> struct ProductShape {
     typedef WarpShare<M, WARPS> Share;
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16, CLUSTERS = BLOCKS / M::SPLIT;
+    static constexpr bool HALVES = T == 1 && M::SPLIT > 1; // the sums of two blocks meet in memory
+    static constexpr int CLUSTER = T == 1 ? 1 : M::SPLIT;  // those of so many in shared memory
+    // A warp keeps the vector's columns in registers.
+    static constexpr bool HOLDS = T == 1 && Share::UNIFORM && M::K % 128 == 0 && M::HELD > 0 &&
+                                  Share::UNITS * M::HELD <= 24;
+    static __device__ __forceinline__ int rank() { return CLUSTER == 1 ? 0 : Share::rank(); }
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + CLUSTERS - 1) / CLUSTERS; // of a block
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
     static constexpr int X = 0;
@@ -450,7 +515,7 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     static constexpr int MOMENTS = INFO + align(T * M::template Layout<T>::INFO);
     static constexpr int ENTRIES = // of a token; those of T > 1: ProductVectors
         IN == IN_PLAIN ? 0 : T == 1 ? WARPS : Share::OWN_CHUNKS + 1 + M::SPLIT;
-    static constexpr int BARRIERS = M::SPLIT > 1 ? 16 : 0; // see ProductVectors
+    static constexpr int BARRIERS = CLUSTER > 1 ? 16 : 0; // see ProductVectors
     static constexpr int SUMS = MOMENTS + align(8 * T * ENTRIES + BARRIERS);
 
     // row blocks whose partial sums there is room for before they are added up, as many of each
@@ -464,8 +529,8 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     // row blocks after which the blocks of a cluster add their sums, about 16 KB: whole spans
     static constexpr int SPANS = (BLOCK_ROWS + SPAN - 1) / SPAN, ROOM = 256 / T / SPAN;
     static constexpr int MEET = SPAN * (SPANS < ROOM ? SPANS : ROOM ? ROOM : 1);
-    static constexpr int STORED = (MEET + M::SPLIT - 1) / M::SPLIT; // by a block of the cluster
-    static constexpr int GIVEN = M::SPLIT == 1 ? 0 : M::SPLIT * STORED * T * 16 * 4;
+    static constexpr int STORED = (MEET + CLUSTER - 1) / CLUSTER; // by a block of the cluster
+    static constexpr int GIVEN = CLUSTER == 1 ? 0 : CLUSTER * STORED * T * 16 * 4;
     static constexpr int BLOCK_SUMS = SUMS + align(SPAN * ROW_SUMS);
     static constexpr int RINGS = BLOCK_SUMS + align(GIVEN);
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
@@ -816,10 +881,10 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
                                               int tokens, const float *sums, float factor,
                                               bool early, float kept) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
-    constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS, SPLIT = M::SPLIT;
+    constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS, SPLIT = S::CLUSTER;
     constexpr int PARTS = SPLIT > 1 ? SPLIT : S::Share::PARTS;
     constexpr int PART_ROWS = SPLIT > 1 ? S::STORED : S::SPAN;
-    const int rank = S::Share::rank();
+    const int rank = S::rank();
     for (int o = threadIdx.x; o < rows_stored<SPLIT>(rows, rank) * 16 * T; o += WARPS * 32) {
         const int r = o / (16 * T) * SPLIT + rank, t = T == 1 ? 0 : o / 16 % T, n = o % 16;
         const int row = (first + r) * (OUT == OUT_GATED ? 8 : 16) + n;
@@ -834,7 +899,8 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
         y *= factor, up *= factor;
         float *out = args.out + (i64)t * OUT_ROWS + row;
         const bool has = early && o == threadIdx.x;
-        if (OUT == OUT_ADD) y += has ? kept : load_f32_l2(out);
+        if (OUT == OUT_ADD && (!S::HALVES || S::Share::rank() == 0))
+            y += has ? kept : load_f32_l2(args.residual + (i64)t * OUT_ROWS + row);
         if (OUT == OUT_QKV) {
             if (args.extra) y += has ? kept : args.extra[row];
             if (CLIP_QKV > 0) y = fminf(fmaxf(y, -CLIP_QKV), CLIP_QKV);
@@ -843,19 +909,23 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
         if (OUT == OUT_ACT) y = activation(y);
         if ((OUT == OUT_GATED || OUT == OUT_ACT) && args.extra)
             y /= OUT == OUT_ACT && has ? kept : args.extra[row];
-        *out = y;
+        if (S::HALVES)
+            add_f32(out, y);
+        else
+            *out = y;
     }
 }
 
 // Between a product's last unit and the next one's first the memory would have nothing to do as
 // soon as the rings are full. It brings into L2 what comes after them.
 template <int WARPS> __device__ __forceinline__ void prefetch_next(const NextMatrix &next) {
-    const int block = (int)blockIdx.x;
+    const int block = (int)blockIdx.x / next.split;
+    const int from = next.from + (int)blockIdx.x % next.split * next.most;
     const int first = next.row_blocks * block / next.blocks;
     const int rows = next.row_blocks * (block + 1) / next.blocks - first;
     const u8 *share = next.weights + (i64)first * next.row_bytes;
-    const int end = min(next.from + next.most, rows * next.row_bytes);
-    for (int at = next.from + 128 * (int)threadIdx.x; at < end; at += 128 * 32 * WARPS)
+    const int end = min(from + next.most, rows * next.row_bytes);
+    for (int at = from + 128 * (int)threadIdx.x; at < end; at += 128 * 32 * WARPS)
         prefetch_l2(share + at);
 }
 
@@ -869,6 +939,7 @@ template <class M, class S, int RING> struct ProductUnits {
     int first_unit, units;   // of a row block
     int range, left, of_row; // of the columns; units to copy, in all and of the row block
     u32 slot;                // of the next unit to multiply
+    typename M::Columns held[S::HOLDS ? Share::UNITS : 1];
 
     __device__ __forceinline__ void open(const ProductArgs &args, int warp, u32 rings) {
         const int cluster = (int)blockIdx.x / M::SPLIT, team = Share::team_of(warp);
@@ -882,14 +953,20 @@ template <class M, class S, int RING> struct ProductUnits {
         slot = 0;
         matrix.open(args.weights, first_row + team, first_unit, rings + warp * (RING * SLOT));
     }
-    // Copies the next unit, if there is one.
-    __device__ __forceinline__ void refill(u32 to) {
+    // Copies the next unit, if there is one; `unit`: its number in the row block, where that is
+    // known when this is compiled.
+    __device__ __forceinline__ void refill(u32 to, int unit = -1) {
+        const int to_next_row = Share::TEAMS * M::ROW_BYTES - (units - 1) * M::STEP;
         if (left > 0) {
-            matrix.copy(to, of_row == 1 && range == Share::RANGES - 1);
             left--;
-            const int to_next_row = Share::TEAMS * M::ROW_BYTES - (units - 1) * M::STEP;
-            matrix.at += --of_row ? M::STEP : to_next_row;
-            if (of_row == 0) of_row = units;
+            if (unit < 0) {
+                matrix.copy(to, of_row == 1 && range == Share::RANGES - 1);
+                matrix.at += --of_row ? M::STEP : to_next_row;
+                if (of_row == 0) of_row = units;
+            } else {
+                matrix.copy(to, false);
+                matrix.at += unit + 1 < units ? M::STEP : to_next_row;
+            }
         }
         copy_async_commit();
     }
@@ -914,21 +991,37 @@ template <class M, class S, int RING> struct ProductUnits {
         for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
             refill((AHEAD<T> + i) * SLOT);
     }
+    // The vector has been prepared.
+    __device__ __forceinline__ void hold() {
+        if constexpr (S::HOLDS)
+#pragma unroll
+            for (int unit = 0; unit < Share::UNITS; unit++)
+                matrix.load(first_unit + unit, held[unit]);
+    }
+    // The next unit's weights. Its slot is refilled at once, with `unit` as in refill().
+    __device__ __forceinline__ void take(typename M::Weights &weights, int unit = -1) {
+        copy_async_wait<RING - 1>();
+        __syncwarp();
+        matrix.load(slot, weights);
+        __syncwarp();
+        refill(slot, unit);
+        slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
+    }
     // This warp's sums of a row block.
     template <int T> __device__ __forceinline__ void multiply_row(float *sum) {
-        constexpr int NUMBERS = T == 1 ? 2 : 4;
-        constexpr int UNROLL = Share::UNIFORM && Share::UNITS <= M::UNROLL ? Share::UNITS : 1;
-#pragma unroll UNROLL
-        for (int unit = 0; unit < units; unit++) {
-            copy_async_wait<RING - 1>();
-            __syncwarp();
-            float more[4];
-            matrix.template multiply<T>(slot, first_unit + unit, more);
-            __syncwarp();
-            refill(slot);
+        typename M::Weights weights;
+        if constexpr (S::HOLDS) {
 #pragma unroll
-            for (int p = 0; p < NUMBERS; p++) sum[p] += more[p];
-            slot = slot + SLOT < RING * SLOT ? slot + SLOT : 0;
+            for (int unit = 0; unit < Share::UNITS; unit++) {
+                take(weights, (unit + RING) % Share::UNITS);
+                matrix.multiply(weights, held[unit], sum);
+            }
+        } else {
+#pragma unroll 1
+            for (int unit = 0; unit < units; unit++) {
+                take(weights);
+                matrix.template multiply<T>(weights, first_unit + unit, sum);
+            }
         }
         M::template finish<T>(sum);
     }
@@ -940,13 +1033,14 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
     typedef ProductUnits<M, S, RING> Units;
-    constexpr int SPLIT = M::SPLIT;
-    static_assert(BLOCKS % SPLIT == 0 && SPLIT <= Share::CHUNKS, "whole clusters, columns for all");
+    constexpr int SPLIT = S::CLUSTER;
+    static_assert(BLOCKS % M::SPLIT == 0 && M::SPLIT <= Share::CHUNKS, "columns for all blocks");
+    static_assert(!S::HALVES || (M::SPLIT == 2 && IN == IN_PLAIN && OUT == OUT_ADD), "two sums");
     extern __shared__ __align__(128) u8 smem[];
     float2 *moments = (float2 *)(smem + S::MOMENTS);
     float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
-    const int part = Share::part_of(warp), team = Share::team_of(warp), rank = Share::rank();
+    const int part = Share::part_of(warp), team = Share::team_of(warp), rank = S::rank();
     const u32 base = shared_address(smem);
     if (PAIR != PAIR_FIRST) launch_dependents();
     const u32 given = shared_address(moments + Vectors::BARRIERS); // in a cluster
@@ -977,7 +1071,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     const bool stores = threadIdx.x < rows_stored<SPLIT>(rows, rank) * 16 * T && own < ROWS &&
                         token < tokens;
     float kept = 0;
-    const float *residual = args.out + (i64)token * ROWS + own;
+    const float *residual = args.residual + (i64)token * ROWS + own;
     if (OUT == OUT_ADD && PAIR != PAIR_SECOND && stores) kept = load_f32_l2(residual);
     if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
     units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
@@ -987,6 +1081,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         __syncthreads();
     else
         __syncwarp();
+
+    units.hold();
 
     float factor = 1; // RMSNorm's of this thread's token
     for (int from = 0; from < rows; from += S::SPAN) {
@@ -1031,6 +1127,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         }
     }
     if (bring) prefetch_next<WARPS>(args.next);
+    for (int i = blockIdx.x * (WARPS * 32) + threadIdx.x; i < args.clears; i += BLOCKS * WARPS * 32)
+        args.clear[i] = 0;
 }
 
 #endif // TC_PRODUCT_DECODE

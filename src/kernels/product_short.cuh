@@ -142,23 +142,22 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
         }
     }
     template <int T>
-    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
-        sum[0] = sum[1] = sum[2] = sum[3] = 0;
+    __device__ __forceinline__ void multiply(const typename Units::Weights &weights, int unit,
+                                             float sum[4]) const {
 #pragma unroll
         for (int g = 0; g < Units::GROUPS; g++) {
             if (g >= Units::groups_of(unit)) break;
-            const u32 at = slot + g * Units::GROUP_BYTES;
             const int group = unit * Units::GROUPS + g;
             float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
-            u32 q[8], a[4], b[4];
-            Units::load_words(this->words + at, q);
+            u32 a[4], b[4];
+            const u32 *q = weights.q + g * Units::WORDS;
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++) {
                 w4_to_subnormal(q[2 * i], a);
                 w4_to_subnormal(q[2 * i + 1], b);
                 this->step(group * (GROUP / 32) + i, a, b, d, e);
             }
-            const uint2 sz = load_shared_8(this->scales + at); // (scale, zero) of rows r and r + 8
+            const uint2 sz = weights.sz[g];
             const float s = f16_to_f32((u16)sz.x), zero = f16_to_f32((u16)(sz.x >> 16));
             const float s8 = f16_to_f32((u16)sz.y), zero8 = f16_to_f32((u16)(sz.y >> 16));
             add(group, s * 0x1p24f, s8 * 0x1p20f, s * -zero, s8 * -zero8, d, e, sum);
@@ -187,19 +186,17 @@ struct F16Short : ShortMatrix<F16<K>, LIMBS, SPLIT> {
     template <int BLOCKS> using Split = F16Short<K, LIMBS, BLOCKS>;
 
     template <int T>
-    __device__ __forceinline__ void multiply(u32 slot, int unit, float sum[4]) const {
+    __device__ __forceinline__ void multiply(const typename F16<K>::Weights &weights, int unit,
+                                             float sum[4]) const {
         constexpr int PARTS = F16<K>::GROUP / 32; // of a unit
         float d[4] = {0, 0, 0, 0}, e[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int i = 0; i < PARTS; i++) {
-            u32 a[4], b[4];
-            this->load_rows(slot, i, a, b);
-            this->step(unit * PARTS + i, a, b, d, e);
-        }
+        for (int i = 0; i < PARTS; i++)
+            this->step(unit * PARTS + i, weights.a[i], weights.b[i], d, e);
         const float f0 = load_shared_f32(this->known0 + 8 * unit);
         const float f1 = load_shared_f32(this->known1 + 8 * unit);
-        sum[0] = f0 * (d[0] + e[0]), sum[1] = f1 * (d[1] + e[1]);
-        sum[2] = f0 * (d[2] + e[2]), sum[3] = f1 * (d[3] + e[3]);
+        sum[0] += f0 * (d[0] + e[0]), sum[1] += f1 * (d[1] + e[1]);
+        sum[2] += f0 * (d[2] + e[2]), sum[3] += f1 * (d[3] + e[3]);
     }
     __device__ __forceinline__ void note_sums(int, int) const {} // there is no zero to take away
 };

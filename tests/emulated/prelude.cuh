@@ -402,6 +402,7 @@ inline uint4 load_stream(const void *p) { return emulated_global<uint4>(p); }
 inline float4 load_float4_l2(const float *p) { return emulated_global<float4>(p); }
 inline float2 load_float2_l2(const float *p) { return emulated_global<float2>(p); }
 inline float load_f32_l2(const float *p) { return emulated_global<float>(p); }
+inline void add_f32(float *p, float v) { *p += v; }
 inline u32 load_u32_l2(const u32 *p) { return emulated_global<u32>(p); }
 inline void prefetch_l2(const void *p) { emulated.prefetched.insert((const u8 *)p); }
 
@@ -429,6 +430,9 @@ inline void copy_async_8(u32 shared, const void *global) {
     emulated_copy_async({shared, global, 8});
 }
 inline void copy_async_16_of_128(u32 shared, const void *global) { copy_async_16(shared, global); }
+inline void copy_async_16_of_128_if(bool wanted, u32 shared, const void *global) {
+    if (wanted) copy_async_16(shared, global);
+}
 inline void copy_async_16_of_256(u32 shared, const void *global) { copy_async_16(shared, global); }
 inline void copy_async_16_or_zero(u32 shared, const void *global, bool valid) {
     emulated_copy_async({shared, valid ? global : nullptr, 16});

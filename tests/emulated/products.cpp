@@ -290,22 +290,27 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     constexpr int K = M::K, WIDTH = OUT == OUT_GATED ? ROWS / 2 : ROWS;
     static_assert(ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN>::SMEM <= SHARED_LIMIT, "fits");
     const Matrix m = group ? w4_matrix(ROWS, K, group) : binary16_matrix(ROWS, K);
-    std::vector<float> in(T * K), gamma(K), beta(K), extra(ROWS), out(T * ROWS, 0.5f);
+    std::vector<float> in(T * K), gamma(K), beta(K), extra(ROWS), out(T * ROWS);
+    std::vector<float> residual(T * ROWS), clear(700);
     for (float &v : in) v = random_number();
     for (int c = 0; c < K; c++) gamma[c] = 1 + random_number(), beta[c] = random_number();
     for (float &v : extra) v = 1.5f + random_number();
     // Of the matrix itself, in the shares of 3 blocks, it brings into L2 what fits the shares.
     const State state = {0, 7, 0, 0};
     const int row_blocks = (ROWS + 15) / 16, begin = K % 3 ? 7 : 8;
-    const NextMatrix next = {m.bytes.data(), &state, row_blocks, M::ROW_BYTES, 3,
+    const int split = T == 1 ? M::SPLIT : 1;
+    const NextMatrix next = {m.bytes.data(), &state, row_blocks, M::ROW_BYTES, 3, split,
                              1000,           700,    begin,      9};
-    const ProductArgs args = {m.bytes.data(), in.data(),  gamma.data(), beta.data(),
-                              extra.data(),   out.data(), tokens,       next};
+    const ProductArgs args = {m.bytes.data(), in.data(),       gamma.data(),
+                              beta.data(),    extra.data(),    out.data(),
+                              residual.data(), clear.data(),   T == 1 ? 600 : 0,
+                              tokens,         next};
     std::set<const u8 *> wanted;
-    for (int block = 0; block < std::min(BLOCKS, 3) && begin == 7 && M::BRINGS; block++) {
-        const i64 from = (i64)(row_blocks * block / 3) * M::ROW_BYTES;
-        const i64 to = (i64)(row_blocks * (block + 1) / 3) * M::ROW_BYTES;
-        for (i64 at = from + 1000; at < std::min(from + 1700, to); at += 128)
+    for (int block = 0; block < std::min(BLOCKS, 3 * split) && begin == 7 && M::BRINGS; block++) {
+        const int share = block / split, first = 1000 + 700 * (block % split);
+        const i64 from = (i64)(row_blocks * share / 3) * M::ROW_BYTES;
+        const i64 to = (i64)(row_blocks * (share + 1) / 3) * M::ROW_BYTES;
+        for (i64 at = from + first; at < std::min(from + first + 700, to); at += 128)
             wanted.insert(m.bytes.data() + at);
     }
     emulated.prefetched.clear();
@@ -313,16 +318,22 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     std::vector<float> early;
     for (int late = 0; late < 2; late++) {
         std::fill(out.begin(), out.end(), NAN);
+        std::fill(residual.begin(), residual.end(), NAN);
+        std::fill(clear.begin(), clear.end(), 1.0f);
         if (PAIR != PAIR_SECOND) std::fill(in.begin(), in.end(), NAN);
         emulated.late = late;
         emulated.previous = [&] {
             std::copy(given.begin(), given.end(), in.begin());
-            std::fill(out.begin(), out.end(), 0.5f);
+            std::fill(out.begin(), out.end(), 0.0f);
+            std::fill(residual.begin(), residual.end(), 0.5f);
         };
         emulated_launch({BLOCKS, 1, 1}, 32 * WARPS, M::SPLIT, [&] {
             product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT, PAIR>(args);
         });
         if (!late) early = out;
+        CHECK_MSG(std::count(clear.begin(), clear.begin() + args.clears, 0.0f) == args.clears &&
+                      clear[args.clears] == 1,
+                  "%s: clears", name);
     }
     CHECK_MSG(!memcmp(early.data(), out.data(), 4 * out.size()),
               "%s: it does not wait for its copies", name);
@@ -374,6 +385,19 @@ TEST(products_of_decode) {
     check_decode<W4<2176, 128>, 384, 1, 16, 4, 1, IN_RMS, OUT_QKV>("g128, one block", 128, 1);
 }
 
+// Halves of one vector's columns: of equal and of unequal ranges, a last unit that is not whole, ranges
+// of which a warp keeps its columns in registers.
+TEST(halves_of_columns) {
+    check_decode<W4<1024, 128, 3, 2>, 144, 1, 4, 3, 4, IN_PLAIN, OUT_ADD>("g128", 128, 1);
+    check_decode<W4<2176, 128, 3, 2>, 144, 1, 4, 3, 6, IN_PLAIN, OUT_ADD>("odd", 128, 1);
+    check_decode<W4<1600, 64, 3, 2>, 80, 1, 4, 3, 4, IN_PLAIN, OUT_ADD>("g64, not whole", 64, 1);
+    check_decode<W4<1024, 64, 3, 2>, 80, 1, 4, 3, 4, IN_PLAIN, OUT_ADD>("g64", 64, 1);
+    check_decode<W4<1248, 32, 2, 2>, 208, 1, 4, 3, 2, IN_PLAIN, OUT_ADD>("g32, 2 digits", 32, 1, 1e-4);
+    check_decode<W4<512, 32, 3, 2>, 80, 1, 8, 3, 2, IN_PLAIN, OUT_ADD>("g32", 32, 1);
+    check_decode<F16<1120, 2>, 176, 1, 4, 3, 6, IN_PLAIN, OUT_ADD>("binary16", 0, 1);
+    check_decode<W4<1024, 128, 3, 2>, 880, 1, 8, 3, 4, IN_PLAIN, OUT_ADD, PAIR_SECOND>("pair", 128, 1);
+}
+
 // The second of a pair reads its vector before the kernel before it has ended, and what its sums are
 // added to afterwards.
 TEST(pairs_of_decode) {
@@ -420,5 +444,6 @@ TEST(short_prompts_in_clusters) {
 }
 
 TEST_MAIN(RUN(portable_products) RUN(products_for_few_tokens) RUN(products_for_many_tokens)
-              RUN(norms) RUN(products_of_decode) RUN(pairs_of_decode)
+              RUN(norms) RUN(products_of_decode) RUN(halves_of_columns)
+              RUN(pairs_of_decode)
               RUN(products_of_short_prompts) RUN(short_prompts_in_clusters))
