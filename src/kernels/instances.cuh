@@ -64,7 +64,8 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
     // 12 to 16 warps, as share out the chunks of a vector best; of several vectors 12 or 16.
     template <class N> static __device__ constexpr int warps() {
         constexpr int CHUNKS = ((N::K + 127) / 128 + SPLIT - 1) / SPLIT; // of a block
-        int best = T == 1 && CHUNKS >= 16 ? N::MOST_WARPS : 16;
+        constexpr bool MANY_OF_A_WARP = IN != IN_PLAIN && CHUNKS > 4 * N::MOST_WARPS; // registers
+        int best = T == 1 && CHUNKS >= 16 && !MANY_OF_A_WARP ? N::MOST_WARPS : 16;
         for (int n = T == 1 ? best - 1 : 12; n >= 12 && CHUNKS >= 16; n--)
             if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
         return best;
@@ -88,13 +89,14 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
     static constexpr int RING = ring<Matrix, WARPS>(LIMIT);
     static constexpr bool FITS = RING > 0;
     static constexpr int SMEM = SHARED ? SHARE : Shape<Matrix, WARPS, FITS ? RING : 1>::SMEM;
-    // From sm_100 on LayerNorm of so wide a vector takes a few registers more than two blocks
-    // leave.
+    // LayerNorm of so wide a vector takes a few registers more than two blocks leave, with binary16
+    // weights everywhere, with others from sm_100 on.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-    static constexpr bool CROWDED = IN == IN_LAYER && Matrix::K > 7168;
+    static constexpr bool SCARCE = true;
 #else
-    static constexpr bool CROWDED = false;
+    static constexpr bool SCARCE = Matrix::HELD == 0;
 #endif
+    static constexpr bool CROWDED = SCARCE && IN == IN_LAYER && Matrix::K > 7168;
     static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;
 };
 
