@@ -35,7 +35,7 @@
 
 // The vectors as they are, or RMSNorm or LayerNorm of them.
 enum { IN_PLAIN, IN_RMS, IN_LAYER };
-// What becomes of a row's sum: stored; with bias and clipping; added to what is there; act(gate) *
+// What becomes of a row's sum: stored; with bias and clipping; added to the residual; act(gate) *
 // up of rows interleaved in eights; act. The last two are divided by `extra`, if there is one.
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
@@ -71,9 +71,8 @@ struct ProductArgs {
     const float *beta;  // [K] with IN_LAYER, or null
     const float *extra; // OUT_QKV: bias [ROWS]; OUT_GATED, OUT_ACT: divisors; or null
     float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED; zeros where halves meet
-    // OUT_ADD: [T][ROWS], what is added to; may be `out` where no halves meet.
-    const float *residual;
-    float *clear; // [clears] becomes zero: what a later product's halves meet in
+    const float *residual; // OUT_ADD: [T][ROWS]; may be `out` where no halves meet
+    float *clear;          // [clears] become zero: in them a later product's halves meet
     int clears;
     int tokens; // vectors in use, at most T
     NextMatrix next;
@@ -330,9 +329,9 @@ template <int K_, int SPLIT_ = 1> struct F16 {
     static constexpr int UNITS = K / GROUP, CHUNK_UNITS = 128 / GROUP; // of 128 columns
     static constexpr int UNIT_BYTES = 32 * GROUP, ROW_BYTES = 32 * K;
     static constexpr int COLUMNS = SPLIT == 1 ? K : ((K + 127) / 128 + SPLIT - 1) / SPLIT * 128;
-    static constexpr int HELD = 0;         // a unit's columns of the vector are not kept
-    static constexpr int MOST_WARPS = 14;  // large units: fewer rings, so that they are deeper
-    static constexpr bool BRINGS = false;  // it was slower
+    static constexpr int HELD = 0;        // a unit's columns of the vector are not kept
+    static constexpr int MOST_WARPS = 14; // large units: fewer rings, so that they are deeper
+    static constexpr bool BRINGS = false; // it was slower
     typedef F16<K, SPLIT> Coarser;
     template <int BLOCKS> using Split = F16<K, BLOCKS>;
     static_assert(K % GROUP == 0, "K must be a multiple of 32");
