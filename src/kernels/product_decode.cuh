@@ -969,26 +969,31 @@ template <class M, class S, int RING> struct ProductUnits {
         }
         copy_async_commit();
     }
-    // To prepare several vectors takes as long as to fill half of the ring: that half comes
-    // meanwhile.
-    template <int T>
-    static constexpr int AHEAD = T == 1 || !KERNELS_OVERLAP ? RING : (RING + 1) / 2;
+    // Units that come before the vectors. To prepare several takes as long as to fill half of the
+    // ring: that half comes meanwhile. One that is there when the kernel starts (READY) does not
+    // wait for the ring either.
+    template <int T, bool READY>
+    static constexpr int AHEAD = !KERNELS_OVERLAP    ? RING
+                                 : T > 1             ? (RING + 1) / 2
+                                 : READY && RING > 2 ? 2
+                                                     : RING;
     // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at
     // once: a longer queue at the memory would hold up the vectors.
-    template <int T> __device__ __forceinline__ void fill() {
+    template <int T, bool READY> __device__ __forceinline__ void fill() {
         constexpr int MUCH = T == 1 ? 1088 : 2 * 1088;
         constexpr int AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
 #pragma unroll
-        for (int i = 0; i < AHEAD<T>; i++) {
+        for (int i = 0; i < AHEAD<T, READY>; i++) {
             if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
             refill(i * SLOT);
         }
     }
     // The rest, in so many passes.
-    template <int T, int PASSES> __device__ __forceinline__ void fill_more(int pass) {
-        constexpr int LATE = RING - AHEAD<T>;
+    template <int T, bool READY, int PASSES>
+    __device__ __forceinline__ void fill_more(int pass) {
+        constexpr int LATE = RING - AHEAD<T, READY>;
         for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
-            refill((AHEAD<T> + i) * SLOT);
+            refill((AHEAD<T, READY> + i) * SLOT);
     }
     // The vector has been prepared.
     __device__ __forceinline__ void hold() {
@@ -1033,6 +1038,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef typename S::Share Share;
     typedef ProductUnits<M, S, RING> Units;
     constexpr int SPLIT = S::CLUSTER;
+    constexpr bool READY = PAIR == PAIR_SECOND;
     static_assert(BLOCKS % M::SPLIT == 0 && M::SPLIT <= Share::CHUNKS, "columns for all blocks");
     static_assert(!S::HALVES || (M::SPLIT == 2 && IN == IN_PLAIN && OUT == OUT_ADD), "two sums");
     extern __shared__ __align__(128) u8 smem[];
@@ -1052,7 +1058,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
 
     Units units;
     units.open(args, warp, base + S::RINGS);
-    units.template fill<T>();
+    units.template fill<T, READY>();
     const bool bring = M::BRINGS && args.next.wanted();
     Vectors vectors;
     vectors.load_constants(args); // they, too, depend on nothing
@@ -1061,7 +1067,7 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     if constexpr (SPLIT > 1) cluster_wait(); // all have begun: what is given to them arrives
     const int tokens = T == 1 ? 1 : args.tokens;
     vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments,
-                 [&](int pass) { units.template fill_more<T, Vectors::PASSES>(pass); });
+                 [&](int pass) { units.template fill_more<T, READY, Vectors::PASSES>(pass); });
     // what the first sum that this thread stores meets, in time for the end
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
