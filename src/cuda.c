@@ -1487,8 +1487,10 @@ static int cuda_eval(tc__cache *handle, const int32_t *ids, size_t n, size_t pos
         if (!code && each) code = cuda_hand_over(cache, pos, each, user, err);
     } else {
         cache->ahead = false;
-        for (size_t at = 0; at < n && !code; at += (size_t)cache->chunk) {
-            size_t piece = n - at < (size_t)cache->chunk ? n - at : (size_t)cache->chunk;
+        for (size_t at = 0, piece; at < n && !code; at += piece) {
+            const size_t left = n - at, most = (size_t)cache->chunk;
+            /* no piece of one token: its products would add to x, not to zeros (cuda_vectors) */
+            piece = left <= most ? left : left == most + 1 ? most - 1 : most;
             if (tc__flag_get(cancel)) code = tc__fail(err, TC_ERR_CANCELLED, "cancelled");
             if (!code)
                 code = cuda_prefill(cache, ids + at, (int)piece, pos + at, at + piece == n, each,

@@ -29,6 +29,7 @@ typedef struct fake_driver {
     const uint8_t *largest; /* the largest allocation that is held */
     size_t largest_bytes;
     long launches, captured, graph_launches; /* kernels, kernels recorded, graphs */
+    long alone;                              /* prompts, or pieces of one, of one token: embed_all */
     char last_cluster[64];                   /* the last kernel launched in clusters */
     int wrong;           /* calls that a real driver would have refused, or worse */
     char complaint[512]; /* about the first of them */

@@ -144,7 +144,7 @@ static void check_eval(tc_session *session, size_t at, size_t n) {
 
 /* All that a session can do. `most`: positions it has. */
 static void check_session(tc_session *session, size_t most) {
-    static const size_t pieces[] = {1, 5, 60, 300, 3000};
+    static const size_t pieces[] = {1, 5, 60, 300, 2049, 3000}; /* 2048: the most at once */
     static const int32_t ids[20] = {1, 2, 3};
     tc_sampling sampling = tc_default_sampling();
     tc_error err;
@@ -154,6 +154,7 @@ static void check_session(tc_session *session, size_t most) {
     for (size_t i = 0; i < TC_COUNT(pieces); i++)
         if (pieces[i] <= most) check_eval(session, 0, pieces[i]);
     CHECK(fake->launches > launches && fake->graph_launches > graphs);
+    CHECK_MSG(!fake->alone, "a prompt's last token went the way of several");
     if (most > 3000) check_eval(session, 2900, most - 2900); /* to the context's end */
     check_eval(session, 3, 17);                              /* behind a few */
     check_eval(session, tc_kv_length(session) - 7, 9);
