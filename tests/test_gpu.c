@@ -776,6 +776,38 @@ TEST(wide_prefill_agrees_with_narrow) {
     free(narrow);
 }
 
+/* One token more than the largest piece that prefill takes at once: against pieces of 128 tokens,
+ * whose last one is a token of its own, and so decoded. */
+TEST(a_prompt_one_longer_than_a_piece) {
+    enum { N = 2049 };
+    tiny_model tiny = usual_model();
+    tc_model *model, *cpu;
+    int32_t *ids = tc__calloc(N, sizeof *ids);
+    float *once = tc__calloc(N * TINY_VOCAB, 4), *pieces = tc__calloc(N * TINY_VOCAB, 4);
+    size_t at = 0;
+    tiny.max_seq_len = N;
+    random_ids(ids, N, TINY_VOCAB, 8);
+    if (open_both(&tiny, &model, &cpu)) {
+        tc_session *session = new_session(model);
+        bool good = session && all_logits(session, ids, N, N, once, TINY_VOCAB) &&
+                    all_logits(session, ids, N, 128, pieces, TINY_VOCAB);
+        double error = worst_distance(once, pieces, N, TINY_VOCAB, &at);
+        CHECK_MSG(good && error <= TOLERANCE, "at once and in pieces differ by %.2e at %zu", error,
+                  at);
+        tc_kv_truncate(session, 0);
+        good = good && evaluate(session, ids, N) && tc_logits(session);
+        error = good ? distance(tc_logits(session), pieces + (N - 1) * TINY_VOCAB, TINY_VOCAB) : 1;
+        CHECK_MSG(error <= TOLERANCE, "the last logits alone are off by %.2e", error);
+        printf("    at once and in pieces: the last differ by %.1e\n", error);
+        tc_session_close(session);
+    }
+    tc_model_close(model);
+    tc_model_close(cpu);
+    free(ids);
+    free(once);
+    free(pieces);
+}
+
 /* Compares positions that a prefill has kept with those of a decode, one at a time. */
 TEST(a_7b_prefills_as_it_decodes) {
     enum { N = 2048 };
@@ -1973,6 +2005,7 @@ int main(int argc, char **argv) {
         APART(logits_that_are_no_numbers_are_an_error, 1);
         APART(two_threads_do_not_disturb_each_other, 0);
         APART(wide_prefill_agrees_with_narrow, 0);
+        APART(a_prompt_one_longer_than_a_piece, 0);
         APART(demo_model_answers_as_on_the_cpu, 0);
         APART(a_7b_prefills_as_it_decodes, 0);
         APART(loading_takes_little_memory, 2);
