@@ -1780,7 +1780,7 @@ TC_INTERNAL int tc__sample(const float *logits, int vocab_size, const tc_samplin
 /* threads - a team of workers for one session's computations.
  *
  * One task at a time runs on all workers at once; inside it the workers keep step with a barrier.
- * A waiting worker spins for some tens of microseconds (a barrier then costs about one) and sleeps
+ * A waiting thread spins for some tens of microseconds (a barrier then costs about one) and sleeps
  * after that, so an idle team uses no processor time. The caller is worker 0: a team of one has no
  * thread of its own and every call below is then a plain function call.
  */
@@ -1788,7 +1788,25 @@ TC_INTERNAL int tc__sample(const float *logits, int vocab_size, const tc_samplin
 #define TC_THREADS_H
 
 
+#include <pthread.h>
+
 #define TC__THREADS_MAX 512
+
+/* A number that only grows, from 0, and that threads wait for, as workers do for each other. */
+typedef struct tc__count {
+    unsigned value;
+    int sleepers, spin;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+} tc__count;
+
+/* threads: how many will use it. False: the system has no more mutexes; then nothing is held. */
+TC_INTERNAL bool tc__count_open(tc__count *count, int threads);
+TC_INTERNAL void tc__count_close(tc__count *count);
+/* What a thread wrote before it adds is visible to those that wait for the sum. */
+TC_INTERNAL void tc__count_add(tc__count *count, unsigned n);
+/* Returns when it is `least` or more, by less than 2^31. */
+TC_INTERNAL void tc__count_wait(tc__count *count, unsigned least);
 
 typedef struct tc__team tc__team;
 
@@ -2182,6 +2200,8 @@ enum { /* numbers of the driver's enumerations */
     F(release, "cuMemFree_v2", (tc__cu_ptr pointer))                                               \
     F(host_allocate, "cuMemHostAlloc", (void **pointer, size_t bytes, unsigned flags))             \
     F(host_release, "cuMemFreeHost", (void *pointer))                                              \
+    F(host_register, "cuMemHostRegister_v2", (void *pointer, size_t bytes, unsigned flags))        \
+    F(host_unregister, "cuMemHostUnregister", (void *pointer))                                     \
     F(host_device_pointer, "cuMemHostGetDevicePointer_v2",                                         \
       (tc__cu_ptr * pointer, void *host, unsigned flags))                                          \
     F(copy_to_device, "cuMemcpyHtoDAsync_v2",                                                      \
@@ -6057,20 +6077,11 @@ int tc__sample(const float *logits, int vocab_size, const tc_sampling *sampling,
 /* ======== src/threads.c ======== */
 
 
-#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
-/* Turns of the waiting loop before a worker sleeps, 20 to 100 us with the processor's pause. */
+/* Turns of the waiting loop before a thread sleeps, 20 to 100 us with the processor's pause. */
 #define THREADS_SPIN 2000
-
-/* A number that only grows and that workers wait for. */
-typedef struct threads_event {
-    unsigned count;
-    int sleepers;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-} threads_event;
 
 typedef struct threads_worker {
     tc__team *team;
@@ -6079,8 +6090,8 @@ typedef struct threads_worker {
 } threads_worker;
 
 struct tc__team {
-    int size, spin;
-    threads_event start, arrival;
+    int size;
+    tc__count start, arrival;
     int arrived; /* workers at the current barrier */
     bool quit;
     void (*task)(void *user, int worker);
@@ -6098,50 +6109,56 @@ static void threads_pause(void) {
 #endif
 }
 
-/* Waits until the event's count is no longer `old`. The order of "sleepers++, look at count" here
- * and "count++, look at sleepers" in threads_advance (both sequentially consistent) makes sure that
- * one of the two sees the other. */
-static void threads_wait(threads_event *event, unsigned old, int spin) {
-    for (int i = 0; i < spin; i++) {
-        if (__atomic_load_n(&event->count, __ATOMIC_ACQUIRE) != old) return;
+static bool threads_reached(const tc__count *count, unsigned least, int order) {
+    return (int)(__atomic_load_n(&count->value, order) - least) >= 0;
+}
+
+/* The order of "sleepers++, look at the value" here and "value += n, look at sleepers" in
+ * tc__count_add (both sequentially consistent) makes sure that one of the two sees the other. */
+void tc__count_wait(tc__count *count, unsigned least) {
+    for (int i = 0; i < count->spin; i++) {
+        if (threads_reached(count, least, __ATOMIC_ACQUIRE)) return;
         threads_pause();
     }
-    pthread_mutex_lock(&event->mutex);
-    __atomic_add_fetch(&event->sleepers, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&event->count, __ATOMIC_SEQ_CST) == old)
-        pthread_cond_wait(&event->changed, &event->mutex);
-    __atomic_sub_fetch(&event->sleepers, 1, __ATOMIC_SEQ_CST);
-    pthread_mutex_unlock(&event->mutex);
+    pthread_mutex_lock(&count->mutex);
+    __atomic_add_fetch(&count->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!threads_reached(count, least, __ATOMIC_SEQ_CST))
+        pthread_cond_wait(&count->changed, &count->mutex);
+    __atomic_sub_fetch(&count->sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&count->mutex);
 }
 
-static void threads_advance(threads_event *event) {
-    __atomic_add_fetch(&event->count, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&event->sleepers, __ATOMIC_SEQ_CST) == 0) return;
-    pthread_mutex_lock(&event->mutex);
-    pthread_cond_broadcast(&event->changed);
-    pthread_mutex_unlock(&event->mutex);
+void tc__count_add(tc__count *count, unsigned n) {
+    __atomic_add_fetch(&count->value, n, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&count->sleepers, __ATOMIC_SEQ_CST) == 0) return;
+    pthread_mutex_lock(&count->mutex);
+    pthread_cond_broadcast(&count->changed);
+    pthread_mutex_unlock(&count->mutex);
 }
 
-static bool threads_event_open(threads_event *event) {
-    if (pthread_mutex_init(&event->mutex, NULL)) return false;
-    if (pthread_cond_init(&event->changed, NULL) == 0) return true;
-    pthread_mutex_destroy(&event->mutex);
+bool tc__count_open(tc__count *count, int threads) {
+    memset(count, 0, sizeof *count);
+    /* With more threads than processors the one that is waited for needs the processor. */
+    count->spin = threads <= tc__processors() ? THREADS_SPIN : 0;
+    if (pthread_mutex_init(&count->mutex, NULL)) return false;
+    if (pthread_cond_init(&count->changed, NULL) == 0) return true;
+    pthread_mutex_destroy(&count->mutex);
     return false;
 }
 
-static void threads_event_close(threads_event *event) {
-    pthread_cond_destroy(&event->changed);
-    pthread_mutex_destroy(&event->mutex);
+void tc__count_close(tc__count *count) {
+    pthread_cond_destroy(&count->changed);
+    pthread_mutex_destroy(&count->mutex);
 }
 
 void tc__team_barrier(tc__team *team) {
     if (team->size == 1) return;
-    unsigned now = __atomic_load_n(&team->arrival.count, __ATOMIC_ACQUIRE);
+    unsigned now = __atomic_load_n(&team->arrival.value, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == team->size) {
         __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED); /* published by the advance */
-        threads_advance(&team->arrival);
+        tc__count_add(&team->arrival, 1);
     } else {
-        threads_wait(&team->arrival, now, team->spin);
+        tc__count_wait(&team->arrival, now + 1);
     }
 }
 
@@ -6150,8 +6167,8 @@ void tc__team_barrier(tc__team *team) {
 static void *threads_main(void *argument) {
     threads_worker *worker = argument;
     tc__team *team = worker->team;
-    for (unsigned seen = 0;; seen++) {
-        threads_wait(&team->start, seen, team->spin);
+    for (unsigned task = 1;; task++) {
+        tc__count_wait(&team->start, task);
         if (team->quit) return NULL;
         team->task(team->user, worker->index);
         tc__team_barrier(team);
@@ -6161,7 +6178,7 @@ static void *threads_main(void *argument) {
 void tc__team_run(tc__team *team, void (*task)(void *user, int worker), void *user) {
     team->task = task;
     team->user = user;
-    if (team->size > 1) threads_advance(&team->start);
+    if (team->size > 1) tc__count_add(&team->start, 1);
     task(user, 0);
     tc__team_barrier(team);
 }
@@ -6169,10 +6186,10 @@ void tc__team_run(tc__team *team, void (*task)(void *user, int worker), void *us
 /* Ends and joins the first `started` threads (worker 0 counts as one). */
 static void threads_end(tc__team *team, int started) {
     team->quit = true;
-    threads_advance(&team->start);
+    tc__count_add(&team->start, 1);
     for (int i = 1; i < started; i++) pthread_join(team->workers[i].thread, NULL);
-    threads_event_close(&team->start);
-    threads_event_close(&team->arrival);
+    tc__count_close(&team->start);
+    tc__count_close(&team->arrival);
     free(team);
 }
 
@@ -6182,14 +6199,12 @@ int tc__team_open(int size, tc__team **team, tc_error *err) {
     *team = NULL;
     if (!made) return tc__fail_memory(err, "a team of threads", bytes);
     made->size = size;
-    /* With more workers than processors the one that is waited for needs the processor. */
-    made->spin = size <= tc__processors() ? THREADS_SPIN : 0;
-    if (!threads_event_open(&made->start)) {
+    if (!tc__count_open(&made->start, size)) {
         free(made);
         return tc__fail(err, TC_ERR_MEMORY, "threads: no memory for a mutex");
     }
-    if (!threads_event_open(&made->arrival)) {
-        threads_event_close(&made->start);
+    if (!tc__count_open(&made->arrival, size)) {
+        tc__count_close(&made->start);
         free(made);
         return tc__fail(err, TC_ERR_MEMORY, "threads: no memory for a mutex");
     }
@@ -9304,8 +9319,9 @@ void tc__cut_program(const tc__buf *text, size_t i, size_t n, tc__buf *part) {
  * shapes, a token as one CUDA graph. */
 
 #define CUDA_STAGING (4u << 20) /* bytes of one pinned staging buffer */
-#define CUDA_STAGES 6           /* staging buffers */
-#define CUDA_READERS 16         /* threads that fill them, at most: what the bus asks for */
+#define CUDA_STAGES 8           /* staging buffers */
+#define CUDA_QUEUED 2           /* that are on their way to the GPU behind the first, at most */
+#define CUDA_LOADERS 16         /* threads that load, at most: what the bus asks for */
 #define CUDA_PIECE 256          /* prefill goes by multiples of the widest tile's tokens */
 #define CUDA_EXPANDING 48       /* see cuda_work */
 #define CUDA_OVERLAP_FROM 12030 /* the driver's version that knows dependent launches in graphs */
@@ -9785,75 +9801,78 @@ static tc__cu_ptr cuda_vector(const cuda_device *device, const tc__tensor *tenso
     return tensor ? cuda_tensor(device, tensor) : 0;
 }
 
-/* A piece of the tensor data on its way to `to`. From a file it is read, not copied out of the
- * mapping: each page of that costs a fault, for which many threads wait for each other. */
-typedef struct cuda_piece {
-    const tc__weights *weights;
-    size_t at, bytes;
-    uint8_t *to;
-    int workers;
-    tc__flag short_read;
-} cuda_piece;
-
-static void cuda_read_part(void *user, int worker) {
-    cuda_piece *piece = user;
-    const tc__weights *weights = piece->weights;
-    size_t begin, end;
-    tc__share(piece->bytes, worker, piece->workers, &begin, &end);
-    if (!weights->in_file)
-        memcpy(piece->to + begin, weights->data + piece->at + begin, end - begin);
-    while (weights->in_file && begin < end) {
-        const off_t from = (off_t)(weights->data_at + piece->at + begin);
-        const ssize_t n = pread(weights->fd, piece->to + begin, end - begin, from);
-        if (n == 0 || (n < 0 && errno != EINTR)) {
-            tc__flag_set(&piece->short_read, true);
-            return;
-        }
-        if (n > 0) begin += (size_t)n;
-    }
-}
-
-/* Pinned buffers that are filled and copied in turn, and the threads that fill them. */
-typedef struct cuda_stages {
-    const tc__cu *cu;
-    void *buffers[CUDA_STAGES];
+/* A team that loads the tensor data in pieces. Workers from 1 on read a part of each piece, as far
+ * ahead as there is room; worker 0 passes piece after piece on to the GPU. So nobody waits for the
+ * slowest reader of a piece but the copy itself. */
+typedef struct cuda_loader {
+    cuda_device *device;
+    const tc_model_params *params;
+    size_t pieces; /* of CUDA_STAGING bytes */
+    uint8_t *stages; /* CUDA_STAGES pieces, to be pinned; NULL: they are read to their place */
+    bool pinned;
     tc__cu_event copied[CUDA_STAGES];
     tc__team *team;
-    int workers;
-} cuda_stages;
+    int readers, counts; /* that are open: read[0] .. read[CUDA_STAGES - 1], room */
+    tc__count read[CUDA_STAGES], room; /* parts read into each stage; pieces that may be read */
+    tc__flag short_read, stop;
+    int code; /* worker 0's */
+    tc_error *err;
+} cuda_loader;
 
-static void cuda_stages_close(cuda_stages *stages) {
-    for (int i = 0; i < CUDA_STAGES; i++) {
-        if (stages->copied[i]) stages->cu->event_destroy(stages->copied[i]);
-        if (stages->buffers[i]) stages->cu->host_release(stages->buffers[i]);
+static size_t cuda_piece_bytes(const cuda_loader *loader, size_t piece) {
+    const size_t left = loader->device->weights->data_bytes - piece * CUDA_STAGING;
+    return left < CUDA_STAGING ? left : CUDA_STAGING;
+}
+
+static uint8_t *cuda_piece_room(const cuda_loader *loader, size_t piece) {
+    if (loader->stages) return loader->stages + piece % CUDA_STAGES * CUDA_STAGING;
+    return (uint8_t *)(uintptr_t)loader->device->memory + piece * CUDA_STAGING;
+}
+
+/* From a file tensor data is read, not copied out of the mapping: each page of that costs a fault,
+ * for which many threads wait for each other. False: the file ends too early. */
+static bool cuda_read(const tc__weights *weights, size_t at, size_t bytes, uint8_t *to) {
+    if (!weights->in_file) memcpy(to, weights->data + at, bytes);
+    while (weights->in_file && bytes > 0) {
+        const ssize_t n = pread(weights->fd, to, bytes, (off_t)(weights->data_at + at));
+        if (n == 0 || (n < 0 && errno != EINTR)) return false;
+        if (n > 0) at += (size_t)n, to += n, bytes -= (size_t)n;
     }
-    tc__team_close(stages->team);
+    return true;
 }
 
-/* Without buffers, which come when they are needed. To be closed in any case. */
-static int cuda_stages_open(cuda_stages *stages, const tc__cu *cu, tc_error *err) {
-    memset(stages, 0, sizeof *stages);
-    stages->cu = cu;
-    stages->workers = tc__processors() < CUDA_READERS ? tc__processors() : CUDA_READERS;
-    return tc__team_open(stages->workers, &stages->team, err);
+static void cuda_read_parts(cuda_loader *loader, int reader) {
+    for (size_t piece = 0; piece < loader->pieces; piece++) {
+        size_t begin, end;
+        tc__count_wait(&loader->room, (unsigned)piece + 1);
+        if (tc__flag_get(&loader->stop)) return;
+        tc__share(cuda_piece_bytes(loader, piece), reader, loader->readers, &begin, &end);
+        if (!cuda_read(loader->device->weights, piece * CUDA_STAGING + begin, end - begin,
+                       cuda_piece_room(loader, piece) + begin))
+            tc__flag_set(&loader->short_read, true);
+        tc__count_add(&loader->read[piece % CUDA_STAGES], 1);
+    }
 }
 
-/* Makes buffer i, while what the ones before it hold is on its way; or waits until it is free. */
-static int cuda_stages_ready(cuda_stages *stages, size_t i, tc_error *err) {
-    const tc__cu *cu = stages->cu;
-    if (stages->buffers[i])
-        return tc__cu_check(cu, cu->event_wait(stages->copied[i]), "copying weights", err);
-    tc__cu_result result = cu->host_allocate(&stages->buffers[i], CUDA_STAGING, 0);
-    if (!result) result = cu->event_create(&stages->copied[i], 2 /* no timing */);
-    return tc__cu_check(cu, result, "allocating pinned memory", err);
+static int cuda_pin(cuda_loader *loader) {
+    const tc__cu *cu = &loader->device->cu;
+    tc__cu_result result = cu->host_register(loader->stages, CUDA_STAGES * CUDA_STAGING, 0);
+    loader->pinned = !result;
+    for (int i = 0; i < CUDA_STAGES && !result; i++)
+        result = cu->event_create(&loader->copied[i], 2 /* no timing */);
+    return tc__cu_check(cu, result, "pinning memory of the CPU", loader->err);
 }
 
-static int cuda_stages_fill(const cuda_stages *stages, const tc__weights *weights, size_t at,
-                            size_t bytes, void *to, tc_error *err) {
-    cuda_piece piece = {weights, at, bytes, to, stages->workers, {0}};
-    tc__team_run(stages->team, cuda_read_part, &piece);
-    if (!tc__flag_get(&piece.short_read)) return TC_OK;
-    return tc__fail(err, TC_ERR_IO, "the model file cannot be read to its end: was it changed?");
+/* Queues a piece's copy to the GPU; then those before it, but for the last few, are done. */
+static int cuda_copy(cuda_loader *loader, size_t piece) {
+    const tc__cu *cu = &loader->device->cu;
+    tc__cu_result result = cu->copy_to_device(
+        loader->device->memory + piece * CUDA_STAGING, cuda_piece_room(loader, piece),
+        cuda_piece_bytes(loader, piece), NULL);
+    if (!result) result = cu->event_record(loader->copied[piece % CUDA_STAGES], NULL);
+    if (!result && piece >= CUDA_QUEUED)
+        result = cu->event_wait(loader->copied[(piece - CUDA_QUEUED) % CUDA_STAGES]);
+    return tc__cu_check(cu, result, "copying weights", loader->err);
 }
 
 static int cuda_loaded(const tc_model_params *params, size_t at, size_t total, tc_error *err) {
@@ -9862,56 +9881,80 @@ static int cuda_loaded(const tc_model_params *params, size_t at, size_t total, t
     return TC_OK;
 }
 
-/* Streams the file's tensor data through the pinned buffers: while one is copied to the GPU, the
- * threads fill another one from the page cache. */
-static int cuda_upload(cuda_device *device, cuda_stages *stages, const tc_model_params *params,
-                       tc_error *err) {
-    const tc__cu *cu = &device->cu;
-    const size_t total = device->weights->data_bytes;
-    int code = TC_OK;
-    for (size_t at = 0, piece = 0; at < total && !code; piece++) {
-        const size_t i = piece % CUDA_STAGES;
-        const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        code = cuda_stages_ready(stages, i, err);
+/* While memory is pinned the readers fill it already. */
+static int cuda_pass_on(cuda_loader *loader) {
+    int code = loader->stages ? cuda_pin(loader) : TC_OK;
+    for (size_t piece = 0; piece < loader->pieces && !code; piece++) {
+        const size_t before = piece / CUDA_STAGES, bytes = cuda_piece_bytes(loader, piece);
+        tc__count_wait(&loader->read[piece % CUDA_STAGES],
+                       (unsigned)((before + 1) * (size_t)loader->readers));
+        if (tc__flag_get(&loader->short_read))
+            return tc__fail(loader->err, TC_ERR_IO,
+                            "the model file cannot be read to its end: was it changed?");
+        if (loader->stages) code = cuda_copy(loader, piece);
+        if (!loader->stages || piece >= CUDA_QUEUED) tc__count_add(&loader->room, 1);
         if (!code)
-            code = cuda_stages_fill(stages, device->weights, at, bytes, stages->buffers[i], err);
-        if (!code) {
-            tc__cu_result result =
-                cu->copy_to_device(device->memory + at, stages->buffers[i], bytes, NULL);
-            if (!result) result = cu->event_record(stages->copied[i], NULL);
-            code = tc__cu_check(cu, result, "copying weights", err);
-        }
-        at += bytes;
-        if (!code) code = cuda_loaded(params, at, total, err);
-    }
-    const tc__cu_result last = cu->stream_wait(NULL);
-    return code ? code : tc__cu_check(cu, last, "copying weights", err);
-}
-
-/* Memory that the CPU and the GPU share: the file is read to where the kernels find it. */
-static int cuda_read_in(cuda_device *device, cuda_stages *stages, const tc_model_params *params,
-                        tc_error *err) {
-    const size_t total = device->weights->data_bytes;
-    int code = TC_OK;
-    for (size_t at = 0; at < total && !code;) {
-        const size_t bytes = total - at < CUDA_STAGING ? total - at : CUDA_STAGING;
-        code = cuda_stages_fill(stages, device->weights, at, bytes,
-                                (void *)(uintptr_t)(device->memory + at), err);
-        at += bytes;
-        if (!code) code = cuda_loaded(params, at, total, err);
+            code = cuda_loaded(loader->params, piece * CUDA_STAGING + bytes,
+                               loader->device->weights->data_bytes, loader->err);
     }
     return code;
 }
 
-/* Loads the tensor data that a file, or the caller's memory, holds. */
+static void cuda_load_worker(void *user, int worker) {
+    cuda_loader *loader = user;
+    if (worker > 0) {
+        cuda_read_parts(loader, worker - 1);
+        return;
+    }
+    loader->code = cuda_pass_on(loader);
+    tc__flag_set(&loader->stop, true);
+    tc__count_add(&loader->room, (unsigned)loader->pieces); /* nobody waits any longer */
+}
+
+static int cuda_loader_open(cuda_loader *loader, cuda_device *device,
+                            const tc_model_params *params, tc_error *err) {
+    const int processors = tc__processors();
+    const int workers = processors > CUDA_LOADERS ? CUDA_LOADERS : processors > 1 ? processors : 2;
+    void *stages = NULL;
+    memset(loader, 0, sizeof *loader);
+    loader->device = device, loader->params = params, loader->err = err;
+    loader->readers = workers - 1;
+    loader->pieces = (device->weights->data_bytes + CUDA_STAGING - 1) / CUDA_STAGING;
+    for (int i = 0; i <= CUDA_STAGES; i++, loader->counts++)
+        if (!tc__count_open(i < CUDA_STAGES ? &loader->read[i] : &loader->room, workers))
+            return tc__fail(err, TC_ERR_MEMORY, "loading: no memory for a mutex");
+    tc__count_add(&loader->room, CUDA_STAGES);
+    if (!device->integrated && posix_memalign(&stages, 4096, CUDA_STAGES * CUDA_STAGING))
+        return tc__fail_memory(err, "staging buffers", CUDA_STAGES * CUDA_STAGING);
+    loader->stages = stages;
+    return tc__team_open(workers, &loader->team, err);
+}
+
+static void cuda_loader_close(cuda_loader *loader) {
+    const tc__cu *cu = &loader->device->cu;
+    tc__team_close(loader->team);
+    for (int i = 0; i < CUDA_STAGES; i++)
+        if (loader->copied[i]) cu->event_destroy(loader->copied[i]);
+    for (int i = 0; i < loader->counts; i++)
+        tc__count_close(i < CUDA_STAGES ? &loader->read[i] : &loader->room);
+    if (loader->pinned) cu->host_unregister(loader->stages);
+    free(loader->stages);
+}
+
+/* Loads the tensor data that a file, or the caller's memory, holds: through pinned buffers, or where
+ * the CPU and the GPU share memory to where the kernels find it. */
 static int cuda_load_data(cuda_device *device, const tc_model_params *params, tc_error *err) {
-    cuda_stages stages;
+    cuda_loader loader;
     int code = cuda_loaded(params, 0, 1, err);
     if (code) return code;
-    code = cuda_stages_open(&stages, &device->cu, err);
-    if (!code)
-        code = (device->integrated ? cuda_read_in : cuda_upload)(device, &stages, params, err);
-    cuda_stages_close(&stages);
+    code = cuda_loader_open(&loader, device, params, err);
+    if (!code) {
+        tc__team_run(loader.team, cuda_load_worker, &loader);
+        const tc__cu_result last = device->cu.stream_wait(NULL); /* before the buffers go */
+        code = loader.code ? loader.code
+                           : tc__cu_check(&device->cu, last, "copying weights", err);
+    }
+    cuda_loader_close(&loader);
     return code;
 }
 

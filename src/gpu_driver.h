@@ -77,6 +77,8 @@ enum { /* numbers of the driver's enumerations */
     F(release, "cuMemFree_v2", (tc__cu_ptr pointer))                                               \
     F(host_allocate, "cuMemHostAlloc", (void **pointer, size_t bytes, unsigned flags))             \
     F(host_release, "cuMemFreeHost", (void *pointer))                                              \
+    F(host_register, "cuMemHostRegister_v2", (void *pointer, size_t bytes, unsigned flags))        \
+    F(host_unregister, "cuMemHostUnregister", (void *pointer))                                     \
     F(host_device_pointer, "cuMemHostGetDevicePointer_v2",                                         \
       (tc__cu_ptr * pointer, void *host, unsigned flags))                                          \
     F(copy_to_device, "cuMemcpyHtoDAsync_v2",                                                      \

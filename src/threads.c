@@ -1,19 +1,10 @@
 #include "threads.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
-/* Turns of the waiting loop before a worker sleeps, 20 to 100 us with the processor's pause. */
+/* Turns of the waiting loop before a thread sleeps, 20 to 100 us with the processor's pause. */
 #define THREADS_SPIN 2000
-
-/* A number that only grows and that workers wait for. */
-typedef struct threads_event {
-    unsigned count;
-    int sleepers;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-} threads_event;
 
 typedef struct threads_worker {
     tc__team *team;
@@ -22,8 +13,8 @@ typedef struct threads_worker {
 } threads_worker;
 
 struct tc__team {
-    int size, spin;
-    threads_event start, arrival;
+    int size;
+    tc__count start, arrival;
     int arrived; /* workers at the current barrier */
     bool quit;
     void (*task)(void *user, int worker);
@@ -41,50 +32,56 @@ static void threads_pause(void) {
 #endif
 }
 
-/* Waits until the event's count is no longer `old`. The order of "sleepers++, look at count" here
- * and "count++, look at sleepers" in threads_advance (both sequentially consistent) makes sure that
- * one of the two sees the other. */
-static void threads_wait(threads_event *event, unsigned old, int spin) {
-    for (int i = 0; i < spin; i++) {
-        if (__atomic_load_n(&event->count, __ATOMIC_ACQUIRE) != old) return;
+static bool threads_reached(const tc__count *count, unsigned least, int order) {
+    return (int)(__atomic_load_n(&count->value, order) - least) >= 0;
+}
+
+/* The order of "sleepers++, look at the value" here and "value += n, look at sleepers" in
+ * tc__count_add (both sequentially consistent) makes sure that one of the two sees the other. */
+void tc__count_wait(tc__count *count, unsigned least) {
+    for (int i = 0; i < count->spin; i++) {
+        if (threads_reached(count, least, __ATOMIC_ACQUIRE)) return;
         threads_pause();
     }
-    pthread_mutex_lock(&event->mutex);
-    __atomic_add_fetch(&event->sleepers, 1, __ATOMIC_SEQ_CST);
-    while (__atomic_load_n(&event->count, __ATOMIC_SEQ_CST) == old)
-        pthread_cond_wait(&event->changed, &event->mutex);
-    __atomic_sub_fetch(&event->sleepers, 1, __ATOMIC_SEQ_CST);
-    pthread_mutex_unlock(&event->mutex);
+    pthread_mutex_lock(&count->mutex);
+    __atomic_add_fetch(&count->sleepers, 1, __ATOMIC_SEQ_CST);
+    while (!threads_reached(count, least, __ATOMIC_SEQ_CST))
+        pthread_cond_wait(&count->changed, &count->mutex);
+    __atomic_sub_fetch(&count->sleepers, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&count->mutex);
 }
 
-static void threads_advance(threads_event *event) {
-    __atomic_add_fetch(&event->count, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&event->sleepers, __ATOMIC_SEQ_CST) == 0) return;
-    pthread_mutex_lock(&event->mutex);
-    pthread_cond_broadcast(&event->changed);
-    pthread_mutex_unlock(&event->mutex);
+void tc__count_add(tc__count *count, unsigned n) {
+    __atomic_add_fetch(&count->value, n, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&count->sleepers, __ATOMIC_SEQ_CST) == 0) return;
+    pthread_mutex_lock(&count->mutex);
+    pthread_cond_broadcast(&count->changed);
+    pthread_mutex_unlock(&count->mutex);
 }
 
-static bool threads_event_open(threads_event *event) {
-    if (pthread_mutex_init(&event->mutex, NULL)) return false;
-    if (pthread_cond_init(&event->changed, NULL) == 0) return true;
-    pthread_mutex_destroy(&event->mutex);
+bool tc__count_open(tc__count *count, int threads) {
+    memset(count, 0, sizeof *count);
+    /* With more threads than processors the one that is waited for needs the processor. */
+    count->spin = threads <= tc__processors() ? THREADS_SPIN : 0;
+    if (pthread_mutex_init(&count->mutex, NULL)) return false;
+    if (pthread_cond_init(&count->changed, NULL) == 0) return true;
+    pthread_mutex_destroy(&count->mutex);
     return false;
 }
 
-static void threads_event_close(threads_event *event) {
-    pthread_cond_destroy(&event->changed);
-    pthread_mutex_destroy(&event->mutex);
+void tc__count_close(tc__count *count) {
+    pthread_cond_destroy(&count->changed);
+    pthread_mutex_destroy(&count->mutex);
 }
 
 void tc__team_barrier(tc__team *team) {
     if (team->size == 1) return;
-    unsigned now = __atomic_load_n(&team->arrival.count, __ATOMIC_ACQUIRE);
+    unsigned now = __atomic_load_n(&team->arrival.value, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == team->size) {
         __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED); /* published by the advance */
-        threads_advance(&team->arrival);
+        tc__count_add(&team->arrival, 1);
     } else {
-        threads_wait(&team->arrival, now, team->spin);
+        tc__count_wait(&team->arrival, now + 1);
     }
 }
 
@@ -93,8 +90,8 @@ void tc__team_barrier(tc__team *team) {
 static void *threads_main(void *argument) {
     threads_worker *worker = argument;
     tc__team *team = worker->team;
-    for (unsigned seen = 0;; seen++) {
-        threads_wait(&team->start, seen, team->spin);
+    for (unsigned task = 1;; task++) {
+        tc__count_wait(&team->start, task);
         if (team->quit) return NULL;
         team->task(team->user, worker->index);
         tc__team_barrier(team);
@@ -104,7 +101,7 @@ static void *threads_main(void *argument) {
 void tc__team_run(tc__team *team, void (*task)(void *user, int worker), void *user) {
     team->task = task;
     team->user = user;
-    if (team->size > 1) threads_advance(&team->start);
+    if (team->size > 1) tc__count_add(&team->start, 1);
     task(user, 0);
     tc__team_barrier(team);
 }
@@ -112,10 +109,10 @@ void tc__team_run(tc__team *team, void (*task)(void *user, int worker), void *us
 /* Ends and joins the first `started` threads (worker 0 counts as one). */
 static void threads_end(tc__team *team, int started) {
     team->quit = true;
-    threads_advance(&team->start);
+    tc__count_add(&team->start, 1);
     for (int i = 1; i < started; i++) pthread_join(team->workers[i].thread, NULL);
-    threads_event_close(&team->start);
-    threads_event_close(&team->arrival);
+    tc__count_close(&team->start);
+    tc__count_close(&team->arrival);
     free(team);
 }
 
@@ -125,14 +122,12 @@ int tc__team_open(int size, tc__team **team, tc_error *err) {
     *team = NULL;
     if (!made) return tc__fail_memory(err, "a team of threads", bytes);
     made->size = size;
-    /* With more workers than processors the one that is waited for needs the processor. */
-    made->spin = size <= tc__processors() ? THREADS_SPIN : 0;
-    if (!threads_event_open(&made->start)) {
+    if (!tc__count_open(&made->start, size)) {
         free(made);
         return tc__fail(err, TC_ERR_MEMORY, "threads: no memory for a mutex");
     }
-    if (!threads_event_open(&made->arrival)) {
-        threads_event_close(&made->start);
+    if (!tc__count_open(&made->arrival, size)) {
+        tc__count_close(&made->start);
         free(made);
         return tc__fail(err, TC_ERR_MEMORY, "threads: no memory for a mutex");
     }

@@ -1,7 +1,7 @@
 /* threads - a team of workers for one session's computations.
  *
  * One task at a time runs on all workers at once; inside it the workers keep step with a barrier.
- * A waiting worker spins for some tens of microseconds (a barrier then costs about one) and sleeps
+ * A waiting thread spins for some tens of microseconds (a barrier then costs about one) and sleeps
  * after that, so an idle team uses no processor time. The caller is worker 0: a team of one has no
  * thread of its own and every call below is then a plain function call.
  */
@@ -10,7 +10,25 @@
 
 #include "base.h"
 
+#include <pthread.h>
+
 #define TC__THREADS_MAX 512
+
+/* A number that only grows, from 0, and that threads wait for, as workers do for each other. */
+typedef struct tc__count {
+    unsigned value;
+    int sleepers, spin;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+} tc__count;
+
+/* threads: how many will use it. False: the system has no more mutexes; then nothing is held. */
+TC_INTERNAL bool tc__count_open(tc__count *count, int threads);
+TC_INTERNAL void tc__count_close(tc__count *count);
+/* What a thread wrote before it adds is visible to those that wait for the sum. */
+TC_INTERNAL void tc__count_add(tc__count *count, unsigned n);
+/* Returns when it is `least` or more, by less than 2^31. */
+TC_INTERNAL void tc__count_wait(tc__count *count, unsigned least);
 
 typedef struct tc__team tc__team;
 

@@ -279,40 +279,66 @@ SAFE(cuMemGetInfo_v2, (size_t * free_bytes, size_t *total), (free_bytes, total))
     return 0;
 }
 
-/* Pinned memory: of the heap, so that a sanitizer watches its ends. */
+/* Pinned memory: of the heap, so that a sanitizer watches its ends, or the program's own. */
 typedef struct pinned {
     void *data;
     size_t bytes;
+    bool registered;
     struct pinned *next;
 } pinned;
 static pinned *pins;
+
+static pinned *pin(void *data, size_t bytes) {
+    pinned *p = calloc(1, sizeof *p);
+    if (!p || !data) abort();
+    p->data = data, p->bytes = bytes;
+    p->next = pins;
+    pins = p;
+    fake_cuda.pinned += bytes;
+    fake_cuda.pinned_blocks++;
+    if (fake_cuda.pinned > fake_cuda.most_pinned) fake_cuda.most_pinned = fake_cuda.pinned;
+    return p;
+}
+/* False: nothing like it is there. */
+static bool unpin(const void *data, bool registered) {
+    pinned **at = &pins;
+    while (*at && ((*at)->data != data || (*at)->registered != registered)) at = &(*at)->next;
+    pinned *p = *at;
+    if (!p) return false;
+    *at = p->next;
+    fake_cuda.pinned -= p->bytes;
+    fake_cuda.pinned_blocks--;
+    free(p);
+    return true;
+}
 
 CALL(cuMemHostAlloc, (void **pointer, size_t bytes, unsigned flags), (pointer, bytes, flags)) {
     if (current("cuMemHostAlloc") < 0) return INVALID_CONTEXT;
     if (flags > 7 || !bytes) return wrong(INVALID_VALUE, "cuMemHostAlloc: flags %u", flags);
     if (capturing()) return wrong(CAPTURE_UNSUPPORTED, "cuMemHostAlloc while capturing");
-    pinned *p = calloc(1, sizeof *p);
-    if (!p || !(p->data = calloc(1, bytes))) abort();
-    p->bytes = bytes;
-    p->next = pins;
-    pins = p;
-    *pointer = p->data;
-    fake_cuda.pinned += bytes;
-    fake_cuda.pinned_blocks++;
-    if (fake_cuda.pinned > fake_cuda.most_pinned) fake_cuda.most_pinned = fake_cuda.pinned;
+    *pointer = pin(calloc(1, bytes), bytes)->data;
     return 0;
 }
 SAFE(cuMemFreeHost, (void *pointer), (pointer)) {
-    pinned **at = &pins;
     if (current("cuMemFreeHost") < 0) return INVALID_CONTEXT;
-    while (*at && (*at)->data != pointer) at = &(*at)->next;
-    pinned *p = *at;
-    if (!p) return wrong(INVALID_VALUE, "cuMemFreeHost: nothing is pinned there");
-    *at = p->next;
-    fake_cuda.pinned -= p->bytes;
-    fake_cuda.pinned_blocks--;
-    free(p->data);
-    free(p);
+    if (!unpin(pointer, false))
+        return wrong(INVALID_VALUE, "cuMemFreeHost: nothing is pinned there");
+    free(pointer);
+    return 0;
+}
+CALL(cuMemHostRegister_v2, (void *pointer, size_t bytes, unsigned flags),
+     (pointer, bytes, flags)) {
+    if (current("cuMemHostRegister") < 0) return INVALID_CONTEXT;
+    if (flags > 15 || !bytes || !pointer)
+        return wrong(INVALID_VALUE, "cuMemHostRegister: flags %u", flags);
+    if (capturing()) return wrong(CAPTURE_UNSUPPORTED, "cuMemHostRegister while capturing");
+    pin(pointer, bytes)->registered = true;
+    return 0;
+}
+SAFE(cuMemHostUnregister, (void *pointer), (pointer)) {
+    if (current("cuMemHostUnregister") < 0) return INVALID_CONTEXT;
+    if (!unpin(pointer, true))
+        return wrong(INVALID_VALUE, "cuMemHostUnregister: nothing is registered there");
     return 0;
 }
 SAFE(cuMemHostGetDevicePointer_v2, (tc__cu_ptr * pointer, void *host, unsigned flags),
@@ -1133,6 +1159,8 @@ tc__cu fake_cuda_functions(void) {
                  cuMemFree_v2,
                  cuMemHostAlloc,
                  cuMemFreeHost,
+                 cuMemHostRegister_v2,
+                 cuMemHostUnregister,
                  cuMemHostGetDevicePointer_v2,
                  cuMemcpyHtoDAsync_v2,
                  cuMemcpyDtoHAsync_v2,

@@ -63,6 +63,48 @@ TEST(many_short_tasks) {
     }
 }
 
+/* A ring of places that worker 0 empties and each of the others fills a part of. */
+enum { PLACES = 3, ROUNDS = 4000 };
+typedef struct ring {
+    int fillers, wrong;
+    unsigned place[PLACES][16];
+    tc__count filled[PLACES], room;
+} ring;
+
+static void ring_run(void *user, int worker) {
+    ring *r = user;
+    for (unsigned n = 0; n < ROUNDS; n++) {
+        unsigned *place = r->place[n % PLACES];
+        if (worker > 0) {
+            tc__count_wait(&r->room, n + 1);
+            place[worker] = n + (unsigned)worker;
+            tc__count_add(&r->filled[n % PLACES], 1);
+            continue;
+        }
+        tc__count_wait(&r->filled[n % PLACES], (n / PLACES + 1) * (unsigned)r->fillers);
+        for (int w = 1; w <= r->fillers; w++) r->wrong += place[w] != n + (unsigned)w;
+        tc__count_add(&r->room, 1);
+    }
+}
+
+TEST(counts_order_a_ring) {
+    for (size_t i = 1; i < sizeof sizes / sizeof *sizes; i++) {
+        ring r = {0};
+        tc__team *team;
+        r.fillers = sizes[i] - 1;
+        REQUIRE(tc__team_open(sizes[i], &team, NULL) == TC_OK);
+        for (int p = 0; p < PLACES; p++) REQUIRE(tc__count_open(&r.filled[p], sizes[i]));
+        REQUIRE(tc__count_open(&r.room, sizes[i]));
+        tc__count_add(&r.room, PLACES);
+        tc__team_run(team, ring_run, &r);
+        CHECK_MSG(r.wrong == 0, "%d wrong reads with %d fillers", r.wrong, r.fillers);
+        CHECK(r.room.value == PLACES + ROUNDS);
+        for (int p = 0; p < PLACES; p++) tc__count_close(&r.filled[p]);
+        tc__count_close(&r.room);
+        tc__team_close(team);
+    }
+}
+
 static double processor_seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
@@ -112,5 +154,5 @@ TEST(shares_cover_everything_once) {
         }
 }
 
-TEST_MAIN(RUN(barriers_order_the_workers) RUN(many_short_tasks) RUN(idle_teams_sleep)
-              RUN(shares_cover_everything_once))
+TEST_MAIN(RUN(barriers_order_the_workers) RUN(many_short_tasks) RUN(counts_order_a_ring)
+              RUN(idle_teams_sleep) RUN(shares_cover_everything_once))
