@@ -79,7 +79,7 @@ static const char probe[] =
     "    load_matrix_x4_trans(c, at + 512);\n"
     "    uint4 v = load_stream(in + 4 * lane), w = load_shared_16(at);\n"
     "    uint2 u = load_shared_8(at);\n"
-    "    float4 f = load_float4_l2(sums + 4 * lane);\n"
+    "    float4 f = load_float4_l2(keep((const float *)sums) + 4 * lane);\n"
     "    w4_to_f16x2(v.x, f16x2_add(u.x, w.y), f16x2_high(w.z), a);\n"
     "    float d[4] = {load_shared_f32(at), f.x, load_f32_l2(sums), 0};\n"
     "    mma_16x8x16(d, a, f16x2_sub(b[0], c[0]), f16x2_mul(b[1], c[2]));\n"

@@ -94,7 +94,7 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
     static constexpr bool SCARCE = true;
 #else
-    static constexpr bool SCARCE = Matrix::HELD == 0;
+    static constexpr bool SCARCE = !Matrix::BRINGS;
 #endif
     static constexpr bool CROWDED = SCARCE && IN == IN_LAYER && Matrix::K > 7168;
     static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;

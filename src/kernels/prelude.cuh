@@ -139,6 +139,10 @@ __device__ __forceinline__ u32 keep(u32 v) {
     asm volatile("" : "+r"(v));
     return v;
 }
+__device__ __forceinline__ const float *keep(const float *p) {
+    asm volatile("" : "+l"(p));
+    return p;
+}
 
 // Brings the 16 bytes and what lies around them into L2.
 __device__ __forceinline__ void prefetch_l2(const void *p) {

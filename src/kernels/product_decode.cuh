@@ -14,8 +14,8 @@
 // and sign), and each digit is a column of B. All products and sums within a group are exact; the
 // zero point is taken off by the sum of the group's activations. Binary16 weights take each number
 // of a vector as a sum of two binary16 (22 bits), again in two columns.
-// Partial sums of the warps meet in shared memory and are added in the order of their columns: the
-// same input always gives the same bits.
+// Partial sums of the warps meet in shared memory and are added pair by pair, always the same ones:
+// the same input gives the same bits.
 //
 // With SPLIT above 1 so many blocks share row blocks, each with a part of the columns. It prepares
 // that part of the vectors alone, has room for deeper rings, and row blocks go out more evenly. Of
@@ -46,7 +46,8 @@ enum { ACT_SILU, ACT_GELU };
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
 // A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
-// `most` bytes of a block's share, from `from` on, where begin <= the token's position < end.
+// `most` bytes of a block's share, from `from` on, where begin <= the token's position < end. At most
+// a line of 128 bytes for each thread.
 struct NextMatrix {
     const u8 *weights;
     const State *state;
@@ -56,11 +57,26 @@ struct NextMatrix {
     int from, most;
     int begin, end;
 
-    // Known before the first product of the token starts.
+    static constexpr u32 NONE = 0xffffffff;
+    // Where this thread's line begins, or NONE. Few instructions: a vector may be waiting.
+    __device__ __forceinline__ u32 line() const {
+        if ((int)blockIdx.x >= blocks * split) return NONE;
+        const int block = quotient(blockIdx.x, split), part = (int)blockIdx.x - block * split;
+        const int rows = row_blocks * block, first = quotient(rows, blocks);
+        const int share = (quotient(rows + row_blocks, blocks) - first) * row_bytes;
+        const int begin = from + part * most, at = begin + 128 * (int)threadIdx.x;
+        return at < min(begin + most, share) ? (u32)first * row_bytes + at : NONE;
+    }
+    // The token's position is known before its first product starts.
     __device__ __forceinline__ bool wanted() const {
-        if ((int)blockIdx.x >= blocks * split) return false;
         const int pos = (int)load_u32_l2((const u32 *)&state->pos);
         return pos >= begin && pos < end;
+    }
+
+  private:
+    // Of numbers below 2^20, rounded down; the half makes up for the reciprocal's error.
+    static __device__ __forceinline__ int quotient(int a, int b) {
+        return (int)__fdividef((float)a + 0.5f, (float)b);
     }
 };
 
@@ -94,7 +110,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
     static constexpr int WORDS = GROUP / 16; // u32 words of a lane and group
     static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES, ROW_BYTES = K / GROUP * GROUP_BYTES;
     static constexpr int COLUMNS = SPLIT == 1 ? K : (UNITS + SPLIT - 1) / SPLIT * 128; // of a block
-    static constexpr int HELD = 8 + 2 * GROUPS; // registers of a unit's columns of the vector
+    // registers of a unit's columns of the vector, if they are few enough to be kept
+    static constexpr int HELD = GROUPS > 2 ? 0 : 8 + 2 * GROUPS;
     static constexpr int MOST_WARPS = 16;
     static constexpr bool BRINGS = true; // a later matrix into L2
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
@@ -432,8 +449,10 @@ template <int K_, int SPLIT_ = 1> struct F16 {
 };
 
 // A warp's sums of a row block to their place. Lane l has row l / 4 of the block and that + 8.
-template <int T> __device__ __forceinline__ void store_part(float *part, const float *sum) {
-    const int pair = threadIdx.x & 3;
+template <int T>
+__device__ __forceinline__ void store_part(float *part, const float *sum, int lane) {
+    const int pair = lane & 3;
+    part += lane >> 2;
     if (T == 1) {
         if (pair == 0) part[0] = sum[0], part[8] = sum[1];
         return;
@@ -535,6 +554,15 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     static constexpr int SMEM = RINGS + WARPS * RING * M::UNIT_BYTES;
 };
 
+// In pairs, then pairs of these, and so on: no long chain. The array is lost.
+template <int N> __device__ __forceinline__ float sum_in_pairs(float (&v)[N]) {
+#pragma unroll
+    for (int step = 1; step < N; step *= 2)
+#pragma unroll
+        for (int i = 0; i + step < N; i += 2 * step) v[i] += v[i + step];
+    return v[0];
+}
+
 // Brings the vectors into shared memory as M wants them, chunk by chunk. With one token all loads
 // of a warp are on their way before the first is used, and gamma and beta, which depend on nothing,
 // come before the wait: as far as there are registers, or else into L2. RMSNorm's factor is left
@@ -547,6 +575,8 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static constexpr int MOST = T > 1 ? 8 : 9; // loads that there are registers for (eight_sums)
     static constexpr int PASSES = EARLY ? 1 : (STEPS + MOST - 1) / MOST;
     static constexpr int STRETCH = (STEPS + PASSES - 1) / PASSES; // loads on their way at once
+    // chunks whose instructions mix before the first is stored
+    static constexpr int LATER = T > 1 ? 0 : STRETCH < 3 ? STRETCH - 1 : 2;
     // The moments' entries of a token: one for each warp or for each of the block's chunks. Behind
     // those of all of several tokens there is one of each for every block of the cluster, and with
     // LayerNorm their mean and reciprocal deviation. In a cluster two barriers follow: of the sums
@@ -567,15 +597,17 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         IN == IN_LAYER && (SAME || (EARLY && GAMMAS == STEPS)) ? GAMMAS : 0;
     static_assert(!SAME || STRETCH % Share::STEPS == 0, "a stretch has whole vectors");
 
-    int origin;     // of this block's chunks
-    int first, end; // of this warp's; they are TEAMS apart
+    const float *in; // this lane's columns of its first chunk
+    int origin;      // of this block's chunks
+    int first, end;  // of this warp's; they are TEAMS apart
     float4 gamma[GAMMAS ? GAMMAS : 1], beta[BETAS ? BETAS : 1];
 
-    __device__ __forceinline__ ProductVectors() {
+    __device__ __forceinline__ explicit ProductVectors(const ProductArgs &args) {
         const int warp = threadIdx.x >> 5, range = Share::range_of(warp);
         origin = Share::first_of(Share::rank());
         first = Share::first_chunk(range) + Share::team_of(warp);
         end = Share::first_chunk(range + 1);
+        in = keep(args.in + column_of(0));
     }
     static __device__ __forceinline__ float4 constant(const float *from, int i, float otherwise) {
         if (!from || i >= K) return make_float4(otherwise, otherwise, otherwise, otherwise);
@@ -636,39 +668,39 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
         return (K % 128 == 0 || column_of(nth) < K) &&
                (Share::EVEN || first + nth * Share::TEAMS < end);
     }
-    __device__ __forceinline__ float4 fetch(const float *in, int step, int tokens) const {
+    __device__ __forceinline__ float4 fetch(int step, int tokens) const {
         int t, nth;
         if (chunk_of(step, tokens, &t, &nth) && inside(nth))
-            return load_float4_l2(in + (i64)t * K + column_of(nth));
+            return load_float4_l2(in + (i64)t * K + 128 * Share::TEAMS * nth);
         return make_float4(0, 0, 0, 0);
     }
-    __device__ __forceinline__ void fetch_all(float4 v[STRETCH], const float *in, int from,
-                                              int tokens) const {
+    __device__ __forceinline__ void fetch_all(float4 v[STRETCH], int from, int tokens) const {
 #pragma unroll
-        for (int k = 0; k < STRETCH; k++) v[k] = fetch(in, from + k, tokens);
+        for (int k = 0; k < STRETCH; k++) v[k] = fetch(from + k, tokens);
     }
 
-    // `meanwhile` is called while loads are on their way, with the number of the pass.
-    template <class Meanwhile>
-    __device__ __forceinline__ void load(const ProductArgs &args, int tokens, u8 *x, u8 *infos,
-                                         float2 *moments, const Meanwhile &meanwhile) const {
+    // `meanwhile` is called while loads are on their way, with the number of the pass. FETCHED: the
+    // first stretch is there or on its way.
+    template <bool FETCHED, class Meanwhile>
+    __device__ __forceinline__ void load(const ProductArgs &args, int tokens, float4 v[STRETCH],
+                                         u8 *x, u8 *infos, float2 *moments,
+                                         const Meanwhile &meanwhile) const {
         typedef typename M::template Layout<T> L;
         const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
         x += keep((first - origin) * M::X_STEP + M::place());
         infos += keep((first - origin) * M::INFO_STEP + M::info_place());
         float squares = 0; // T == 1
-        float4 v[STRETCH];
         if (T > 1 && IN == IN_LAYER && PASSES > 1) { // too much to keep in registers
 #pragma unroll 1
             for (int from = 0; from < STEPS; from += STRETCH) {
-                fetch_all(v, args.in, from, tokens);
+                fetch_all(v, from, tokens);
                 note_moments(v, from, tokens, moments);
             }
             unite_moments(tokens, moments);
         }
 #pragma unroll 1
         for (int from = 0; from < STEPS; from += STRETCH) {
-            fetch_all(v, args.in, from, tokens);
+            if (!FETCHED || from > 0) fetch_all(v, from, tokens);
             meanwhile(from / STRETCH);
             if (T == 1 && IN == IN_LAYER) normalise(v, moments);
             if (T > 1 && IN == IN_RMS) note_squares(v, from, tokens, moments);
@@ -676,29 +708,34 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
                 note_moments(v, from, tokens, moments);
                 unite_moments(tokens, moments);
             }
+            typename M::Placed placed[STRETCH];
 #pragma unroll
-            for (int k = 0; k < STRETCH; k++) {
+            for (int k = 0; k < STRETCH + LATER; k++) {
                 int t, nth;
-                const bool some = chunk_of(from + k, tokens, &t, &nth);
-                if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
-                if (IN == IN_LAYER && T > 1 && some)
-                    shift(v[k], moments[NORMS + t], inside(nth));
-                if (IN != IN_PLAIN) {
-                    const int i = some ? column_of(nth) : K, c = SAME ? k % Share::STEPS : k;
-                    affine(v[k], c < GAMMAS ? gamma[c] : constant(args.gamma, i, 1),
-                           IN != IN_LAYER ? make_float4(0, 0, 0, 0)
-                           : c < BETAS    ? beta[c]
-                                          : constant(args.beta, i, 0));
+                if (k < STRETCH) {
+                    const bool some = chunk_of(from + k, tokens, &t, &nth);
+                    if (IN == IN_RMS && T == 1) squares += squares_of(v[k], 0);
+                    if (IN == IN_LAYER && T > 1 && some)
+                        shift(v[k], moments[NORMS + t], inside(nth));
+                    if (IN != IN_PLAIN) {
+                        const int i = some ? column_of(nth) : K, c = SAME ? k % Share::STEPS : k;
+                        affine(v[k], c < GAMMAS ? gamma[c] : constant(args.gamma, i, 1),
+                               IN != IN_LAYER ? make_float4(0, 0, 0, 0)
+                               : c < BETAS    ? beta[c]
+                                              : constant(args.beta, i, 0));
+                    }
+                    placed[k] = M::template prepare<T>(v[k]);
                 }
-                const typename M::Placed placed = M::template prepare<T>(v[k]);
-                if (some && inside(nth))
-                    M::template store<T>(placed, x + nth * Share::TEAMS * M::X_STEP + t * L::X,
+                const int made = k - LATER;
+                if (made >= 0 && chunk_of(from + made, tokens, &t, &nth) && inside(nth))
+                    M::template store<T>(placed[made],
+                                         x + nth * Share::TEAMS * M::X_STEP + t * L::X,
                                          infos + nth * Share::TEAMS * M::INFO_STEP + t * L::INFO);
             }
         }
         if (T == 1 && IN == IN_RMS) {
             squares = warp_sum(squares);
-            if (lane == 0) moments[warp].x = squares;
+            if (lane == 0) ((float *)moments)[warp] = squares; // close together: few loads later
         }
     }
     // Several tokens: what the matrix wants to know beside the numbers, of the chunks that this
@@ -722,15 +759,19 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     // RMSNorm's factor of a token.
     static __device__ __forceinline__ float factor(const float2 *moments, int token) {
-        float squares = 0;
-        if constexpr (SPLIT > 1) {
+        constexpr int N = T > 1 ? SPLIT : WARPS;
+        float squares[N] = {};
+        if constexpr (T == 1) {
 #pragma unroll
-            for (int r = 0; r < SPLIT; r++) squares += moments[OF_BLOCKS + r * T + token].x;
+            for (int e = 0; e < N; e++) squares[e] = ((const float *)moments)[e];
+        } else if constexpr (SPLIT > 1) {
+#pragma unroll
+            for (int r = 0; r < N; r++) squares[r] = moments[OF_BLOCKS + r * T + token].x;
         } else {
 #pragma unroll 8
-            for (int e = 0; e < ENTRIES; e++) squares += moments[token * ENTRIES + e].x;
+            for (int e = 0; e < ENTRIES; e++) squares[0] += moments[token * ENTRIES + e].x;
         }
-        return rsqrtf(squares / K + NORM_EPS);
+        return rsqrtf(sum_in_pairs(squares) / K + NORM_EPS);
     }
 
   private:
@@ -850,19 +891,19 @@ __device__ __forceinline__ float activation(float x) {
                                   : __fdividef(x, 1 + __expf(-x));
 }
 
-// Adds the warps' parts of `rows` row blocks, in their order, for the block of the cluster that
-// stores them: block r every SPLITth from the r-th on. `from`: how many came before the first.
+// Adds the warps' parts of `rows` row blocks for the block of the cluster that stores them: block r
+// every SPLITth from the r-th on. `from`: how many came before the first.
 template <class S, int T, int WARPS, int SPLIT>
 __device__ __forceinline__ void product_give(const float *parts, int rows, int from, float *sums,
                                              u32 barrier) {
     sums += S::Share::rank() * S::STORED * 16 * T; // each block has its place there
     for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
-        float y = 0;
+        float y[S::Share::PARTS];
 #pragma unroll
-        for (int p = 0; p < S::Share::PARTS; p++) y += parts[p * S::SPAN * T * 16 + o];
+        for (int p = 0; p < S::Share::PARTS; p++) y[p] = parts[p * S::SPAN * T * 16 + o];
         const int row = from + o / (16 * T);
         float *to = sums + row / SPLIT * (16 * T) + o % (16 * T);
-        give_4(shared_address(to), barrier, row % SPLIT, y);
+        give_4(shared_address(to), barrier, row % SPLIT, sum_in_pairs(y));
     }
 }
 
@@ -871,31 +912,33 @@ template <int SPLIT> __device__ __forceinline__ int rows_stored(int rows, int ra
     return SPLIT == 1 ? rows : (rows - rank + SPLIT - 1) / SPLIT;
 }
 
-// What becomes of the sums of `rows` row blocks: adds the parts of each in their order, those of
-// its warps or, in a cluster, those of its blocks, and stores. `first`: the first row block;
-// `factor`: RMSNorm's of the token whose numbers this thread stores; `early`: `kept` is what its
-// first sum meets.
-template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
+// What becomes of the sums of `rows` row blocks: adds the parts of each, those of its warps or, in
+// a cluster, those of its blocks, and stores. `first`: the first row block; `factor()`: RMSNorm's
+// of the token whose numbers this thread stores; `early`: `kept` is what its first sum meets.
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT, class Factor>
 __device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
-                                              int tokens, const float *sums, float factor,
+                                              int tokens, const float *sums, const Factor &factor,
                                               bool early, float kept) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS, SPLIT = S::CLUSTER;
     constexpr int PARTS = SPLIT > 1 ? SPLIT : S::Share::PARTS;
     constexpr int PART_ROWS = SPLIT > 1 ? S::STORED : S::SPAN;
     const int rank = S::rank();
-    for (int o = threadIdx.x; o < rows_stored<SPLIT>(rows, rank) * 16 * T; o += WARPS * 32) {
+    const int numbers = rows_stored<SPLIT>(rows, rank) * 16 * T;
+    for (int o = threadIdx.x; (o & ~31) < numbers; o += WARPS * 32) { // whole warps shuffle
         const int r = o / (16 * T) * SPLIT + rank, t = T == 1 ? 0 : o / 16 % T, n = o % 16;
         const int row = (first + r) * (OUT == OUT_GATED ? 8 : 16) + n;
-        if (t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS) continue;
-        float y = 0, up = 0;
+        float y = 0;
+        if (o < numbers) {
+            float parts[PARTS];
 #pragma unroll
-        for (int p = 0; p < PARTS; p++) {
-            const float *part = sums + ((p * PART_ROWS + r / SPLIT) * T + t) * 16 + n;
-            y += part[0];
-            if (OUT == OUT_GATED) up += part[8];
+            for (int p = 0; p < PARTS; p++)
+                parts[p] = sums[((p * PART_ROWS + r / SPLIT) * T + t) * 16 + n];
+            y = sum_in_pairs(parts) * factor();
         }
-        y *= factor, up *= factor;
+        const float up = OUT == OUT_GATED ? __shfl_xor_sync(0xffffffffu, y, 8) : 0;
+        if (o >= numbers || t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS)
+            continue;
         float *out = args.out + (i64)t * OUT_ROWS + row;
         const bool has = early && o == threadIdx.x;
         if (OUT == OUT_ADD && (!S::HALVES || S::Share::rank() == 0))
@@ -913,19 +956,6 @@ __device__ __forceinline__ void product_store(const ProductArgs &args, int first
         else
             *out = y;
     }
-}
-
-// Between a product's last unit and the next one's first the memory would have nothing to do as
-// soon as the rings are full. It brings into L2 what comes after them.
-template <int WARPS> __device__ __forceinline__ void prefetch_next(const NextMatrix &next) {
-    const int block = (int)blockIdx.x / next.split;
-    const int from = next.from + (int)blockIdx.x % next.split * next.most;
-    const int first = next.row_blocks * block / next.blocks;
-    const int rows = next.row_blocks * (block + 1) / next.blocks - first;
-    const u8 *share = next.weights + (i64)first * next.row_bytes;
-    const int end = min(from + next.most, rows * next.row_bytes);
-    for (int at = from + 128 * (int)threadIdx.x; at < end; at += 128 * 32 * WARPS)
-        prefetch_l2(share + at);
 }
 
 // This block's row blocks (or its cluster's), this warp's units of them, and their way through its
@@ -969,14 +999,13 @@ template <class M, class S, int RING> struct ProductUnits {
         }
         copy_async_commit();
     }
-    // Units that come before the vectors. To prepare several takes as long as to fill half of the
-    // ring: that half comes meanwhile. One that is there when the kernel starts (READY) does not
-    // wait for the ring either.
+    // Units that come before the vectors are prepared. To prepare several takes as long as to fill
+    // half of the ring: that half comes meanwhile. So does nearly all of it if the vectors are there
+    // when the kernel starts (READY).
     template <int T, bool READY>
-    static constexpr int AHEAD = !KERNELS_OVERLAP    ? RING
-                                 : T > 1             ? (RING + 1) / 2
-                                 : READY && RING > 2 ? 2
-                                                     : RING;
+    static constexpr int AHEAD = T > 1 && KERNELS_OVERLAP ? (RING + 1) / 2
+                                 : READY && RING > 2      ? 1
+                                                          : RING;
     // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at
     // once: a longer queue at the memory would hold up the vectors.
     template <int T, bool READY> __device__ __forceinline__ void fill() {
@@ -1038,7 +1067,8 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef typename S::Share Share;
     typedef ProductUnits<M, S, RING> Units;
     constexpr int SPLIT = S::CLUSTER;
-    constexpr bool READY = PAIR == PAIR_SECOND;
+    constexpr bool READY = PAIR == PAIR_SECOND || !KERNELS_OVERLAP;
+    constexpr bool FETCHED = READY && T == 1; // the vector, before the ring
     static_assert(BLOCKS % M::SPLIT == 0 && M::SPLIT <= Share::CHUNKS, "columns for all blocks");
     static_assert(!S::HALVES || (M::SPLIT == 2 && IN == IN_PLAIN && OUT == OUT_ADD), "two sums");
     extern __shared__ __align__(128) u8 smem[];
@@ -1056,18 +1086,27 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         cluster_arrive();
     }
 
+    const int tokens = T == 1 ? 1 : args.tokens;
+    Vectors vectors(args);
+    float4 v[Vectors::STRETCH];
+    if (FETCHED) {
+        vectors.load_constants(args);
+        vectors.fetch_all(v, 0, tokens);
+    }
     Units units;
     units.open(args, warp, base + S::RINGS);
     units.template fill<T, READY>();
-    const bool bring = M::BRINGS && args.next.wanted();
-    Vectors vectors;
-    vectors.load_constants(args); // they, too, depend on nothing
+    // between the last unit and the next product's first the memory would have nothing to do
+    u32 brought = M::BRINGS ? args.next.line() : NextMatrix::NONE;
+    const bool bring = M::BRINGS && args.next.wanted(); // not waited for here
+    if (!FETCHED) vectors.load_constants(args); // they, too, depend on nothing
     if (PAIR != PAIR_SECOND) wait_for_previous();
     if (PAIR == PAIR_FIRST) launch_dependents();
+    if (PAIR != PAIR_SECOND && !bring) brought = NextMatrix::NONE;
     if constexpr (SPLIT > 1) cluster_wait(); // all have begun: what is given to them arrives
-    const int tokens = T == 1 ? 1 : args.tokens;
-    vectors.load(args, tokens, smem + S::X, smem + S::INFO, moments,
-                 [&](int pass) { units.template fill_more<T, READY, Vectors::PASSES>(pass); });
+    vectors.template load<FETCHED>(
+        args, tokens, v, smem + S::X, smem + S::INFO, moments,
+        [&](int pass) { units.template fill_more<T, READY, Vectors::PASSES>(pass); });
     // what the first sum that this thread stores meets, in time for the end
     static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
     const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
@@ -1089,22 +1128,27 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
 
     units.hold();
 
-    float factor = 1; // RMSNorm's of this thread's token
+    // RMSNorm's of this thread's token; that of one token while its sums are on their way
+    float known = 1;
+    const auto factor = [&] {
+        return IN == IN_RMS && T == 1 ? Vectors::factor(moments, 0) : known;
+    };
     for (int from = 0; from < rows; from += S::SPAN) {
         const int some = min(S::SPAN, rows - from);
 #pragma unroll 1
         for (int row = team; row < some; row += Share::TEAMS) {
             float sum[T == 1 ? 2 : 4] = {};
             units.template multiply_row<T>(sum);
-            store_part<T>(sums + (part * S::SPAN + row) * (16 * T) + (lane >> 2), sum);
+            store_part<T>(sums + (part * S::SPAN + row) * (16 * T), sum, lane);
         }
         if (PAIR == PAIR_SECOND && from == 0) {
             wait_for_previous();
+            if (!bring) brought = NextMatrix::NONE;
             if (OUT == OUT_ADD && stores) kept = load_f32_l2(residual);
         }
         __syncthreads();
         if constexpr (SPLIT == 1) {
-            if (IN == IN_RMS && from == 0) factor = Vectors::factor(moments, token);
+            if (IN == IN_RMS && T > 1 && from == 0) known = Vectors::factor(moments, token);
             product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
                 args, first_row + from, some, tokens, sums, factor, from == 0, kept);
             if (from + S::SPAN < rows) __syncthreads();
@@ -1124,14 +1168,15 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
                 barrier_expect(given, SPLIT * (64 * T * here + (norm ? 8 * T : 0)));
             barrier_wait(given, parity);
             parity ^= 1;
-            if (norm) factor = Vectors::factor(moments, token);
+            if (norm) known = Vectors::factor(moments, token);
             product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
                 args, first_row + from - noted, end - (from - noted), tokens, block_sums, factor,
                 from == noted, kept);
             if (end < rows) cluster_sync(); // before the others' next ones come
         }
     }
-    if (bring) prefetch_next<WARPS>(args.next);
+    if (brought != NextMatrix::NONE) prefetch_l2(args.next.weights + brought);
+#pragma unroll 1
     for (int i = blockIdx.x * (WARPS * 32) + threadIdx.x; i < args.clears; i += BLOCKS * WARPS * 32)
         args.clear[i] = 0;
 }

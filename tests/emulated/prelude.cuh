@@ -389,6 +389,7 @@ inline u32 shared_address(const void *p) {
     return (u32)((const u8 *)p - emulated.now->block->shared);
 }
 inline u32 keep(u32 v) { return v; }
+inline const float *keep(const float *p) { return p; }
 inline uint4 load_shared_16(u32 a) { return emulated_load<uint4>(a); }
 inline uint2 load_shared_8(u32 a) { return emulated_load<uint2>(a); }
 inline float4 load_shared_float4(u32 a) { return emulated_load<float4>(a); }
