@@ -46,8 +46,8 @@ enum { ACT_SILU, ACT_GELU };
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
 // A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
-// `most` bytes of a block's share, from `from` on, where begin <= the token's position < end. At most
-// a line of 128 bytes for each thread.
+// `most` bytes of a block's share, from `from` on, where begin <= the token's position < end. No
+// more than a line of 128 bytes for each thread.
 struct NextMatrix {
     const u8 *weights;
     const State *state;
@@ -640,8 +640,9 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     static __device__ __forceinline__ float2 norm_of(float2 m) {
         return make_float2(m.x, rsqrtf(m.y / K + NORM_EPS));
     }
-    __device__ __forceinline__ int chunks_of_block() const {
-        return SPLIT == 1 ? Share::CHUNKS : Share::first_of(Share::rank() + 1) - origin;
+    static __device__ __forceinline__ int chunks_of_block() {
+        if (SPLIT == 1) return Share::CHUNKS;
+        return Share::first_of(Share::rank() + 1) - Share::first_of(Share::rank());
     }
     static __device__ __forceinline__ float sum_of(float4 v) {
         return (v.x + v.y) + (v.z + v.w);
@@ -749,7 +750,7 @@ template <class M, int T, int WARPS, int IN> struct ProductVectors {
     }
     // A token's sum of squares in this block, for all blocks of the cluster: one warp's work for
     // each, when all have noted theirs.
-    __device__ __forceinline__ void give_squares(float2 *moments) const {
+    static __device__ __forceinline__ void give_squares(float2 *moments) {
         const int t = threadIdx.x >> 5;
         if (t >= T) return;
         float squares = 0;
@@ -891,72 +892,146 @@ __device__ __forceinline__ float activation(float x) {
                                   : __fdividef(x, 1 + __expf(-x));
 }
 
-// Adds the warps' parts of `rows` row blocks for the block of the cluster that stores them: block r
-// every SPLITth from the r-th on. `from`: how many came before the first.
-template <class S, int T, int WARPS, int SPLIT>
-__device__ __forceinline__ void product_give(const float *parts, int rows, int from, float *sums,
-                                             u32 barrier) {
-    sums += S::Share::rank() * S::STORED * 16 * T; // each block has its place there
-    for (int o = threadIdx.x; o < rows * 16 * T; o += WARPS * 32) {
-        float y[S::Share::PARTS];
-#pragma unroll
-        for (int p = 0; p < S::Share::PARTS; p++) y[p] = parts[p * S::SPAN * T * 16 + o];
-        const int row = from + o / (16 * T);
-        float *to = sums + row / SPLIT * (16 * T) + o % (16 * T);
-        give_4(shared_address(to), barrier, row % SPLIT, sum_in_pairs(y));
-    }
-}
-
-// How many of `rows` row blocks this block stores: of a cluster's every SPLITth.
-template <int SPLIT> __device__ __forceinline__ int rows_stored(int rows, int rank) {
-    return SPLIT == 1 ? rows : (rows - rank + SPLIT - 1) / SPLIT;
-}
-
-// What becomes of the sums of `rows` row blocks: adds the parts of each, those of its warps or, in
-// a cluster, those of its blocks, and stores. `first`: the first row block; `factor()`: RMSNorm's
-// of the token whose numbers this thread stores; `early`: `kept` is what its first sum meets.
-template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT, class Factor>
-__device__ __forceinline__ void product_store(const ProductArgs &args, int first, int rows,
-                                              int tokens, const float *sums, const Factor &factor,
-                                              bool early, float kept) {
+// What becomes of the sums of a block's row blocks, SPAN of them at a time. The parts of each,
+// which its warps have, are added and stored. In a cluster every block's sums go to the one that
+// stores them, block r of the cluster every SPLITth row block from the r-th on, and MEET row blocks
+// meet at a time; RMSNorm's squares come with the first ones.
+template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT>
+struct ProductSums {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
-    constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS, SPLIT = S::CLUSTER;
-    constexpr int PARTS = SPLIT > 1 ? SPLIT : S::Share::PARTS;
-    constexpr int PART_ROWS = SPLIT > 1 ? S::STORED : S::SPAN;
-    const int rank = S::rank();
-    const int numbers = rows_stored<SPLIT>(rows, rank) * 16 * T;
-    for (int o = threadIdx.x; (o & ~31) < numbers; o += WARPS * 32) { // whole warps shuffle
-        const int r = o / (16 * T) * SPLIT + rank, t = T == 1 ? 0 : o / 16 % T, n = o % 16;
-        const int row = (first + r) * (OUT == OUT_GATED ? 8 : 16) + n;
-        float y = 0;
-        if (o < numbers) {
-            float parts[PARTS];
-#pragma unroll
-            for (int p = 0; p < PARTS; p++)
-                parts[p] = sums[((p * PART_ROWS + r / SPLIT) * T + t) * 16 + n];
-            y = sum_in_pairs(parts) * factor();
+    typedef ProductVectors<M, T, WARPS, IN> Vectors;
+    static constexpr int SPLIT = S::CLUSTER, PARTS = S::Share::PARTS;
+    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
+
+    const ProductArgs &args;
+    float2 *moments;
+    float *parts;   // [PARTS][SPAN][T][16]
+    float *given;   // in a cluster, by each of its blocks: [SPLIT][STORED][T][16]
+    int first_row, rows, tokens; // row blocks; vectors in use
+    int rank, token;             // in the cluster; whose numbers this thread stores
+    u32 barrier, parity;         // of what is given
+    float kept;                  // what the first sum that this thread stores meets
+    float known;                 // RMSNorm's factor of this thread's token
+
+    __device__ __forceinline__ ProductSums(const ProductArgs &args, u8 *smem)
+        : args(args), moments((float2 *)(smem + S::MOMENTS)), parts((float *)(smem + S::SUMS)),
+          given((float *)(smem + S::BLOCK_SUMS)), tokens(T == 1 ? 1 : args.tokens), rank(S::rank()),
+          token(T == 1 ? 0 : threadIdx.x / 16 % T),
+          barrier(shared_address(moments + Vectors::BARRIERS)), parity(0), kept(0), known(1) {
+        if constexpr (SPLIT > 1) {
+            if (threadIdx.x == 0) barrier_init(barrier, 1), barrier_init(barrier + 8, 1);
+            barrier_init_fence();
+            cluster_arrive();
         }
-        const float up = OUT == OUT_GATED ? __shfl_xor_sync(0xffffffffu, y, 8) : 0;
-        if (o >= numbers || t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS)
-            continue;
-        float *out = args.out + (i64)t * OUT_ROWS + row;
-        const bool has = early && o == threadIdx.x;
+    }
+    // How many of `rows` row blocks this block stores.
+    __device__ __forceinline__ int stored(int rows) const {
+        return SPLIT == 1 ? rows : (rows - rank + SPLIT - 1) / SPLIT;
+    }
+    // The row whose sum this thread stores first, if it stores any (but with OUT_GATED).
+    __device__ __forceinline__ int own_row() const {
+        return (first_row + threadIdx.x / (16 * T) * SPLIT + rank) * 16 + threadIdx.x % 16;
+    }
+    __device__ __forceinline__ bool stores() const {
+        return threadIdx.x < stored(rows) * 16 * T && own_row() < ROWS && token < tokens;
+    }
+    // What the first sum meets, in time for the end: a constant, or the residual when it is there.
+    __device__ __forceinline__ void fetch_constant() {
+        if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores())
+            kept = args.extra[own_row()];
+    }
+    __device__ __forceinline__ void fetch_residual() {
+        if (OUT == OUT_ADD && stores())
+            kept = load_f32_l2(args.residual + (i64)token * ROWS + own_row());
+    }
+    // Some row blocks, of which `from` came before, when all warps have stored their parts.
+    __device__ __forceinline__ void pass_on(int from, int some) {
+        if constexpr (SPLIT == 1) {
+            if (IN == IN_RMS && T > 1 && from == 0) known = Vectors::factor(moments, token);
+            store<PARTS, S::SPAN>(parts, from, some);
+            if (from + S::SPAN < rows) __syncthreads();
+        } else {
+            meet(from, some);
+        }
+    }
+
+  private:
+    // That of one token comes while its sums are on their way.
+    __device__ __forceinline__ float factor() const {
+        return IN == IN_RMS && T == 1 ? Vectors::factor(moments, 0) : known;
+    }
+    __device__ __forceinline__ void give(int from, int some) const {
+        float *mine = given + rank * S::STORED * 16 * T; // each block has its place there
+        for (int o = threadIdx.x; o < some * 16 * T; o += WARPS * 32) {
+            float y[PARTS];
+#pragma unroll
+            for (int p = 0; p < PARTS; p++) y[p] = parts[p * S::SPAN * T * 16 + o];
+            const int row = from + o / (16 * T);
+            float *to = mine + row / SPLIT * (16 * T) + o % (16 * T);
+            give_4(shared_address(to), barrier, row % SPLIT, sum_in_pairs(y));
+        }
+    }
+    // The block's own sums first; those of the cluster's blocks when there are enough.
+    __device__ __forceinline__ void meet(int from, int some) {
+        const int noted = from % S::MEET, end = from + some;
+        give(noted, some);
+        if (IN == IN_RMS && from == 0) Vectors::give_squares(moments);
+        if (end < rows && end % S::MEET) {
+            __syncthreads();
+            return;
+        }
+        const bool norm = IN == IN_RMS && from == noted; // moments come with the first sums
+        if (threadIdx.x == 0)
+            barrier_expect(barrier, SPLIT * (64 * T * stored(noted + some) + (norm ? 8 * T : 0)));
+        barrier_wait(barrier, parity);
+        parity ^= 1;
+        if (norm) known = Vectors::factor(moments, token);
+        store<SPLIT, S::STORED>(given, from - noted, noted + some);
+        if (end < rows) cluster_sync(); // before the others' next ones come
+    }
+    // Adds N parts of each number of `some` row blocks, [PART_ROWS][T][16] apart, and stores.
+    template <int N, int PART_ROWS>
+    __device__ __forceinline__ void store(const float *sums, int from, int some) const {
+        constexpr int OUT_ROWS = OUT == OUT_GATED ? ROWS / 2 : ROWS;
+        const int numbers = stored(some) * 16 * T;
+        for (int o = threadIdx.x; (o & ~31) < numbers; o += WARPS * 32) { // whole warps shuffle
+            const int r = o / (16 * T) * SPLIT + rank, t = T == 1 ? 0 : o / 16 % T, n = o % 16;
+            const int row = (first_row + from + r) * (OUT == OUT_GATED ? 8 : 16) + n;
+            float y = 0;
+            if (o < numbers) {
+                float v[N];
+#pragma unroll
+                for (int p = 0; p < N; p++)
+                    v[p] = sums[((p * PART_ROWS + r / SPLIT) * T + t) * 16 + n];
+                y = sum_in_pairs(v) * factor();
+            }
+            const float up = OUT == OUT_GATED ? __shfl_xor_sync(0xffffffffu, y, 8) : 0;
+            if (o >= numbers || t >= tokens || (OUT == OUT_GATED && n >= 8) || row >= OUT_ROWS)
+                continue;
+            const i64 at = (i64)t * OUT_ROWS + row;
+            y = finished(y, up, row, at, from == 0 && o == threadIdx.x);
+            if (S::HALVES)
+                add_f32(args.out + at, y);
+            else
+                args.out[at] = y;
+        }
+    }
+    // The number at `at`, out of the sum of its row; `early`: `kept` is what it meets.
+    __device__ __forceinline__ float finished(float y, float up, int row, i64 at,
+                                              bool early) const {
         if (OUT == OUT_ADD && (!S::HALVES || S::Share::rank() == 0))
-            y += has ? kept : load_f32_l2(args.residual + (i64)t * OUT_ROWS + row);
+            y += early ? kept : load_f32_l2(args.residual + at);
         if (OUT == OUT_QKV) {
-            if (args.extra) y += has ? kept : args.extra[row];
+            if (args.extra) y += early ? kept : args.extra[row];
             if (CLIP_QKV > 0) y = fminf(fmaxf(y, -CLIP_QKV), CLIP_QKV);
         }
         if (OUT == OUT_GATED) y = activation(y) * up;
         if (OUT == OUT_ACT) y = activation(y);
         if ((OUT == OUT_GATED || OUT == OUT_ACT) && args.extra)
-            y /= OUT == OUT_ACT && has ? kept : args.extra[row];
-        if (S::HALVES)
-            add_f32(out, y);
-        else
-            *out = y;
+            y /= OUT == OUT_ACT && early ? kept : args.extra[row];
+        return y;
     }
-}
+};
 
 // This block's row blocks (or its cluster's), this warp's units of them, and their way through its
 // ring.
@@ -1000,8 +1075,8 @@ template <class M, class S, int RING> struct ProductUnits {
         copy_async_commit();
     }
     // Units that come before the vectors are prepared. To prepare several takes as long as to fill
-    // half of the ring: that half comes meanwhile. So does nearly all of it if the vectors are there
-    // when the kernel starts (READY).
+    // half of the ring: that half comes meanwhile. So does nearly all of it if the vectors are
+    // there when the kernel starts (READY).
     template <int T, bool READY>
     static constexpr int AHEAD = T > 1 && KERNELS_OVERLAP ? (RING + 1) / 2
                                  : READY && RING > 2      ? 1
@@ -1065,37 +1140,26 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
-    typedef ProductUnits<M, S, RING> Units;
-    constexpr int SPLIT = S::CLUSTER;
     constexpr bool READY = PAIR == PAIR_SECOND || !KERNELS_OVERLAP;
     constexpr bool FETCHED = READY && T == 1; // the vector, before the ring
     static_assert(BLOCKS % M::SPLIT == 0 && M::SPLIT <= Share::CHUNKS, "columns for all blocks");
     static_assert(!S::HALVES || (M::SPLIT == 2 && IN == IN_PLAIN && OUT == OUT_ADD), "two sums");
     extern __shared__ __align__(128) u8 smem[];
-    float2 *moments = (float2 *)(smem + S::MOMENTS);
-    float *sums = (float *)(smem + S::SUMS);
     const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
-    const int part = Share::part_of(warp), team = Share::team_of(warp), rank = S::rank();
+    const int part = Share::part_of(warp), team = Share::team_of(warp);
     const u32 base = shared_address(smem);
     if (PAIR != PAIR_FIRST) launch_dependents();
-    const u32 given = shared_address(moments + Vectors::BARRIERS); // in a cluster
-    u32 parity = 0;
-    if constexpr (SPLIT > 1) {
-        if (threadIdx.x == 0) barrier_init(given, 1), barrier_init(given + 8, 1);
-        barrier_init_fence();
-        cluster_arrive();
-    }
-
-    const int tokens = T == 1 ? 1 : args.tokens;
+    ProductSums<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT> sums(args, smem);
     Vectors vectors(args);
     float4 v[Vectors::STRETCH];
     if (FETCHED) {
         vectors.load_constants(args);
-        vectors.fetch_all(v, 0, tokens);
+        vectors.fetch_all(v, 0, sums.tokens);
     }
-    Units units;
+    ProductUnits<M, S, RING> units;
     units.open(args, warp, base + S::RINGS);
     units.template fill<T, READY>();
+    sums.first_row = units.first_row, sums.rows = units.rows;
     // between the last unit and the next product's first the memory would have nothing to do
     u32 brought = M::BRINGS ? args.next.line() : NextMatrix::NONE;
     const bool bring = M::BRINGS && args.next.wanted(); // not waited for here
@@ -1103,77 +1167,36 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     if (PAIR != PAIR_SECOND) wait_for_previous();
     if (PAIR == PAIR_FIRST) launch_dependents();
     if (PAIR != PAIR_SECOND && !bring) brought = NextMatrix::NONE;
-    if constexpr (SPLIT > 1) cluster_wait(); // all have begun: what is given to them arrives
+    if constexpr (S::CLUSTER > 1) cluster_wait(); // all have begun: what is given to them arrives
     vectors.template load<FETCHED>(
-        args, tokens, v, smem + S::X, smem + S::INFO, moments,
+        args, sums.tokens, v, smem + S::X, smem + S::INFO, sums.moments,
         [&](int pass) { units.template fill_more<T, READY, Vectors::PASSES>(pass); });
-    // what the first sum that this thread stores meets, in time for the end
-    static_assert(WARPS * 32 % (16 * T) == 0, "a thread stores numbers of one token");
-    const int token = T == 1 ? 0 : threadIdx.x / 16 % T;
-    const int first_row = units.first_row, rows = units.rows;
-    const int own = (first_row + threadIdx.x / (16 * T) * SPLIT + rank) * 16 + threadIdx.x % 16;
-    const bool stores = threadIdx.x < rows_stored<SPLIT>(rows, rank) * 16 * T && own < ROWS &&
-                        token < tokens;
-    float kept = 0;
-    const float *residual = args.residual + (i64)token * ROWS + own;
-    if (OUT == OUT_ADD && PAIR != PAIR_SECOND && stores) kept = load_f32_l2(residual);
-    if ((OUT == OUT_QKV || OUT == OUT_ACT) && args.extra && stores) kept = args.extra[own];
+    if (PAIR != PAIR_SECOND) sums.fetch_residual();
+    sums.fetch_constant();
     units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
-                                     base + S::INFO - vectors.origin * M::INFO_STEP, tokens);
-    if constexpr (T > 1) vectors.note_sums(units.matrix, tokens);
+                                     base + S::INFO - vectors.origin * M::INFO_STEP, sums.tokens);
+    if constexpr (T > 1) vectors.note_sums(units.matrix, sums.tokens);
     if (Share::TEAMS > 1)
         __syncthreads();
     else
         __syncwarp();
 
     units.hold();
-
-    // RMSNorm's of this thread's token; that of one token while its sums are on their way
-    float known = 1;
-    const auto factor = [&] {
-        return IN == IN_RMS && T == 1 ? Vectors::factor(moments, 0) : known;
-    };
-    for (int from = 0; from < rows; from += S::SPAN) {
-        const int some = min(S::SPAN, rows - from);
+    for (int from = 0; from < units.rows; from += S::SPAN) {
+        const int some = min(S::SPAN, units.rows - from);
 #pragma unroll 1
         for (int row = team; row < some; row += Share::TEAMS) {
             float sum[T == 1 ? 2 : 4] = {};
             units.template multiply_row<T>(sum);
-            store_part<T>(sums + (part * S::SPAN + row) * (16 * T), sum, lane);
+            store_part<T>(sums.parts + (part * S::SPAN + row) * (16 * T), sum, lane);
         }
         if (PAIR == PAIR_SECOND && from == 0) {
             wait_for_previous();
             if (!bring) brought = NextMatrix::NONE;
-            if (OUT == OUT_ADD && stores) kept = load_f32_l2(residual);
+            sums.fetch_residual();
         }
         __syncthreads();
-        if constexpr (SPLIT == 1) {
-            if (IN == IN_RMS && T > 1 && from == 0) known = Vectors::factor(moments, token);
-            product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
-                args, first_row + from, some, tokens, sums, factor, from == 0, kept);
-            if (from + S::SPAN < rows) __syncthreads();
-        } else {
-            // the block's own sums first; those of the cluster's blocks meet when there are enough
-            float *block_sums = (float *)(smem + S::BLOCK_SUMS);
-            const int noted = from % S::MEET, end = from + some;
-            product_give<S, T, WARPS, SPLIT>(sums, some, noted, block_sums, given);
-            if (IN == IN_RMS && from == 0) vectors.give_squares(moments);
-            if (end < rows && end % S::MEET) {
-                __syncthreads();
-                continue;
-            }
-            const int here = rows_stored<SPLIT>(noted + some, rank);
-            const bool norm = IN == IN_RMS && from == noted; // moments come with the first sums
-            if (threadIdx.x == 0)
-                barrier_expect(given, SPLIT * (64 * T * here + (norm ? 8 * T : 0)));
-            barrier_wait(given, parity);
-            parity ^= 1;
-            if (norm) known = Vectors::factor(moments, token);
-            product_store<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT>(
-                args, first_row + from - noted, end - (from - noted), tokens, block_sums, factor,
-                from == noted, kept);
-            if (end < rows) cluster_sync(); // before the others' next ones come
-        }
+        sums.pass_on(from, some);
     }
     if (brought != NextMatrix::NONE) prefetch_l2(args.next.weights + brought);
 #pragma unroll 1
