@@ -66,14 +66,14 @@ static int gpu_like(int i) {
 static const double reached = 0.93;
 
 /* In microseconds. `apart`: attention as a kernel of the H100 that does not overlap, and for
- * products what this and the choice leave of LLaMA-2-7B's 1.78 ms there through compute_80.
+ * products what this and the choice leave of LLaMA-2-7B's 1.66 ms there through compute_80.
  * `overlapping`: attention and the choice as measured on an H100; for products what these leave of
- * LLaMA-2-7B's 1.37 ms there, so that the H100's own time is no prediction. */
+ * LLaMA-2-7B's 1.34 ms there, so that the H100's own time is no prediction. */
 typedef struct step_costs {
     double product, attention, choice;
 } step_costs;
 
-static const step_costs apart = {3.0, 5.4, 11}, overlapping = {0.6, 2.3, 11};
+static const step_costs apart = {2.1, 5.4, 11}, overlapping = {0.4, 2.3, 11};
 
 /* TinyChat's method: the median of 200 tokens behind a context of 4. */
 static const double positions = 4 + 200 / 2;
