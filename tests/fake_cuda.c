@@ -312,6 +312,34 @@ static bool unpin(const void *data, bool registered) {
     return true;
 }
 
+/* Copies out of registered memory are done as late as a driver may: when somebody waits for them. */
+typedef struct late_copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+} late_copy;
+static late_copy *late;
+static size_t late_queued, late_done, late_room; /* the first late_done of late_queued are done */
+
+static bool is_registered(const void *at) {
+    for (const pinned *p = pins; p; p = p->next)
+        if (p->registered && (const char *)at >= (const char *)p->data &&
+            (const char *)at < (const char *)p->data + p->bytes)
+            return true;
+    return false;
+}
+static void copy_later(void *to, const void *from, size_t bytes) {
+    if (late_queued == late_room) {
+        late_room = 2 * late_room + 16;
+        if (!(late = realloc(late, late_room * sizeof *late))) abort();
+    }
+    late[late_queued++] = (late_copy){to, from, bytes};
+}
+static void copies_arrive(size_t until) {
+    for (; late_done < until; late_done++)
+        memcpy(late[late_done].to, late[late_done].from, late[late_done].bytes);
+}
+
 CALL(cuMemHostAlloc, (void **pointer, size_t bytes, unsigned flags), (pointer, bytes, flags)) {
     if (current("cuMemHostAlloc") < 0) return INVALID_CONTEXT;
     if (flags > 7 || !bytes) return wrong(INVALID_VALUE, "cuMemHostAlloc: flags %u", flags);
@@ -339,6 +367,7 @@ SAFE(cuMemHostUnregister, (void *pointer), (pointer)) {
     if (current("cuMemHostUnregister") < 0) return INVALID_CONTEXT;
     if (!unpin(pointer, true))
         return wrong(INVALID_VALUE, "cuMemHostUnregister: nothing is registered there");
+    late_done = late_queued; /* what nobody has waited for is lost */
     return 0;
 }
 SAFE(cuMemHostGetDevicePointer_v2, (tc__cu_ptr * pointer, void *host, unsigned flags),
@@ -363,6 +392,7 @@ typedef struct tc__cu_stream_ {
 typedef struct tc__cu_event_ {
     object object;
     bool timing, recorded;
+    size_t copies; /* that were queued before it */
 } event;
 
 /* Is the calling thread recording a stream? */
@@ -401,7 +431,9 @@ SAFE(cuStreamDestroy_v2, (tc__cu_stream s), (s)) {
     return 0;
 }
 CALL(cuStreamSynchronize, (tc__cu_stream s), (s)) {
-    return check_stream(s, "cuStreamSynchronize");
+    tc__cu_result result = check_stream(s, "cuStreamSynchronize");
+    if (!result) copies_arrive(late_queued);
+    return result;
 }
 CALL(cuStreamQuery, (tc__cu_stream s), (s)) {
     return check_stream(s, "cuStreamQuery");
@@ -436,11 +468,13 @@ SAFE(cuEventDestroy_v2, (tc__cu_event e), (e)) {
 CALL(cuEventRecord, (tc__cu_event e, tc__cu_stream s), (e, s)) {
     tc__cu_result result = check(e, EVENT, "cuEventRecord");
     if (!result) result = check_stream(s, "cuEventRecord");
-    if (!result) e->recorded = true;
+    if (!result) e->recorded = true, e->copies = late_queued;
     return result;
 }
 CALL(cuEventSynchronize, (tc__cu_event e), (e)) {
-    return check(e, EVENT, "cuEventSynchronize");
+    tc__cu_result result = check(e, EVENT, "cuEventSynchronize");
+    if (!result) copies_arrive(e->copies);
+    return result;
 }
 CALL(cuEventElapsedTime, (float *milliseconds, tc__cu_event start, tc__cu_event end),
      (milliseconds, start, end)) {
@@ -459,7 +493,10 @@ CALL(cuMemcpyHtoDAsync_v2, (tc__cu_ptr to, const void *from, size_t bytes, tc__c
      (to, from, bytes, s)) {
     tc__cu_result result = check_memory(to, bytes, "cuMemcpyHtoDAsync");
     if (!result) result = check_stream(s, "cuMemcpyHtoDAsync");
-    if (!result) memcpy((void *)(uintptr_t)to, from, bytes);
+    if (!result && is_registered(from))
+        copy_later((void *)(uintptr_t)to, from, bytes);
+    else if (!result)
+        memcpy((void *)(uintptr_t)to, from, bytes);
     return result;
 }
 CALL(cuMemcpyDtoHAsync_v2, (void *to, tc__cu_ptr from, size_t bytes, tc__cu_stream s),
