@@ -222,8 +222,7 @@ static bool model_at(size_t i, model *m) {
         *m = (model){shape, i % 2 ? "w16a16" : "w4a16", EVERYWHERE, NULL, false, {0}};
         const bool typical = !strcmp(shape, "llama-2-7b") || !strcmp(shape, "mpt-7b") ||
                              !strcmp(shape, "falcon-7b");
-        const bool similar = !strcmp(shape, "qwen3-8b"); /* to llama-3-8b */
-        if (!strcmp(shape, "tiny") || similar || (i % 2 && !typical)) m->where = APART;
+        if (!strcmp(shape, "tiny") || (i % 2 && !typical)) m->where = APART;
         m->wide = i % 2 && (!strcmp(shape, "llama-2-70b") || !strcmp(shape, "mpt-30b"));
     } else if (i - 2 * shapes < TC_COUNT(models)) {
         *m = models[i - 2 * shapes];
