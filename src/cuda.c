@@ -29,7 +29,6 @@
 #define CUDA_RINGS 104448       /* bytes: about what the rings of a product of decode hold */
 #define CUDA_AHEAD 34816        /* that a block brings into L2, at most; a part of its share, */
 #define CUDA_AHEAD_FROM 122880  /* from here on if that is long enough (docs/gpu-log.md) */
-#define CUDA_FEW_KEY_BYTES (8 << 20) /* keys and values of a layer that are read in no time */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
@@ -101,7 +100,7 @@ typedef struct cuda_cache {
     tc__cu_ptr memory;
     size_t memory_bytes;
     /* parts of `memory` */
-    tc__cu_ptr kv, ids, state, logits, keys, segments, sample_arrived;
+    tc__cu_ptr kv, ids, state, begun, logits, keys, segments, sample_arrived;
     tc__cu_ptr x[3], qkv, attention, act, parts, arrived;
     /* Prefill: residual; operand of the next product and its scales; the same of the MLP's inner
      * vectors; queries; attention's inputs. */
@@ -126,15 +125,15 @@ typedef struct cuda_state {
     int next, pos, token, pad;
 } cuda_state;
 
-typedef struct cuda_next_matrix {
-    tc__cu_ptr weights, state;
-    int row_blocks, row_bytes, blocks, split, from, most, begin, end;
-} cuda_next_matrix;
+typedef struct cuda_lines {
+    tc__cu_ptr weights;
+    int row_blocks, row_bytes, blocks, split, from, most;
+} cuda_lines;
 
 typedef struct cuda_product_args {
-    tc__cu_ptr weights, in, gamma, beta, extra, out, residual, clear;
+    tc__cu_ptr weights, in, gamma, beta, extra, out, residual, clear, begun;
     int clears, tokens;
-    cuda_next_matrix next;
+    cuda_lines own, next;
 } cuda_product_args;
 
 typedef struct cuda_gemm_args {
@@ -143,8 +142,8 @@ typedef struct cuda_gemm_args {
 } cuda_gemm_args;
 
 typedef struct cuda_embed_args {
-    tc__cu_ptr table, ids, state, out;
-    int tokens;
+    tc__cu_ptr table, ids, state, out, begun;
+    int tokens, pairs;
 } cuda_embed_args;
 
 typedef struct cuda_rows_args {
@@ -179,8 +178,8 @@ typedef struct cuda_fill_args {
 } cuda_fill_args;
 
 typedef struct cuda_sample_args {
-    tc__cu_ptr logits, keys, segments, arrived, ids, state, settings, host, table, x;
-    int ctx;
+    tc__cu_ptr logits, keys, segments, arrived, ids, state, settings, host, table, x, begun;
+    int ctx, pairs;
 } cuda_sample_args;
 
 /* ---- the device ---- */
@@ -895,6 +894,11 @@ static tc__cu_ptr cuda_cut(tc__cu_ptr base, size_t *at, size_t bytes) {
     return part;
 }
 
+/* Pairs of products (PAIR_FIRST and PAIR_SECOND of product_decode.cuh): two in a parallel block. */
+static int cuda_pairs(const tc__arch *arch) {
+    return arch->parallel ? 2 * (int)arch->layers : 0;
+}
+
 /* An operand of a prefill's product (src/kernels/rows.cuh): tiles of 128 vectors x 64 columns, and
  * one more, because a stage may end behind the last. */
 static size_t cuda_operand_bytes(size_t tokens, size_t columns) {
@@ -915,6 +919,7 @@ static size_t cuda_layout(cuda_cache *cache, const cuda_device *device, tc__cu_p
     cache->kv = cuda_cut(base, &at, cuda_kv_bytes((const tc__device *)device) * (size_t)ctx);
     cache->ids = cuda_cut(base, &at, sizeof(int) * (size_t)ctx);
     cache->state = cuda_cut(base, &at, sizeof(cuda_state));
+    cache->begun = cuda_cut(base, &at, 4 * (size_t)cuda_pairs(arch));
     cache->logits = cuda_cut(base, &at, 4 * CUDA_EACH * (size_t)arch->vocab_size);
     cache->keys = cuda_cut(base, &at, 4 * (size_t)arch->vocab_size);
     cache->segments =
@@ -1006,49 +1011,47 @@ static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
     return tokens == 1 ? &product->decode : &product->few;
 }
 
-/* Number `nth` of the layers' matrices in the order of their use, as what a product before it may
- * bring into L2: what follows what the rings of its kernel hold by then. Without blocks if it is
- * not worth it: too little follows, or no 4-bit matrix does; or several vectors wait for the
- * memory, as in a short prompt where kernels overlap. */
-static cuda_next_matrix cuda_nth_matrix(const cuda_cache *cache, uint32_t nth, int tokens) {
+/* What each block may bring into L2 of number `nth` of the layers' matrices in the order of their use:
+ * what follows what the rings of its kernel hold by then. Nothing if that is not worth it: too little
+ * follows, or no 4-bit matrix does; or several vectors wait for the memory, as in a short prompt where
+ * kernels overlap. */
+static cuda_lines cuda_lines_of(const cuda_cache *cache, uint32_t nth, int tokens) {
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
     const uint32_t l = nth / TC__ROLES;
-    cuda_next_matrix next = {0, cache->state, 0, 0, 0, 1, 0, device->ahead, 0, cache->ctx};
-    if (l >= weights->arch.layers || (device->overlap && tokens > 1)) return next;
+    cuda_lines lines = {0, 0, 0, 0, 1, 0, device->ahead};
+    if (l >= weights->arch.layers || (device->overlap && tokens > 1)) return lines;
     const int role = cuda_role_of(device, (int)(nth % TC__ROLES));
     const tc__tensor *matrix = tc__role_matrix(&weights->layers[l], role);
     const cuda_kernel *kernel = cuda_short_kernel(device, role, matrix, tokens);
-    if (matrix->type != TC__W4) return next;
-    next.weights = cuda_tensor(device, matrix);
-    next.row_blocks = (int)(matrix->rows / TC__UNIT_ROWS);
-    next.row_bytes = (int)(matrix->size / (size_t)next.row_blocks);
-    if (kernel->cluster > 1) next.split = kernel->cluster;
-    next.blocks = kernel->grid / next.split;
-    const int share = (int)(matrix->size / (size_t)next.blocks);
-    const int held = next.split * (device->overlap ? CUDA_RINGS : CUDA_RINGS / 6);
-    const int brought = next.split * next.most, from = next.split * CUDA_AHEAD_FROM;
-    next.from = share - brought < from ? share - brought : from;
-    if (next.from < held) next.from = held;
-    if (share - next.from < brought / 2) next.blocks = 0;
-    return next;
+    if (matrix->type != TC__W4) return lines;
+    lines.weights = cuda_tensor(device, matrix);
+    lines.row_blocks = (int)(matrix->rows / TC__UNIT_ROWS);
+    lines.row_bytes = (int)(matrix->size / (size_t)lines.row_blocks);
+    if (kernel->cluster > 1) lines.split = kernel->cluster;
+    lines.blocks = kernel->grid / lines.split;
+    const int share = (int)(matrix->size / (size_t)lines.blocks);
+    const int held = lines.split * (device->overlap ? CUDA_RINGS : CUDA_RINGS / 6);
+    const int brought = lines.split * lines.most, from = lines.split * CUDA_AHEAD_FROM;
+    lines.from = share - brought < from ? share - brought : from;
+    if (lines.from < held) lines.from = held;
+    if (share - lines.from < brought / 2) lines.blocks = 0;
+    return lines;
 }
 
-/* What the product of matrix `nth` brings into L2: a part of the next matrix, or if the rings hold
- * that, of the one after it. Then attention may lie between; reading many keys it has no bandwidth
- * to spare, and the product behind it does this. */
-static cuda_next_matrix cuda_next(const cuda_cache *cache, uint32_t nth, int tokens) {
-    const tc__arch *arch = &cache->device->weights->arch;
-    const size_t key_bytes = 2 * 2 * (size_t)arch->kv_heads * arch->head_dim;
-    const int few_keys = (int)(CUDA_FEW_KEY_BYTES / key_bytes);
-    cuda_next_matrix next = cuda_nth_matrix(cache, nth + 1, tokens);
-    if (next.blocks) {
-        if (nth > 0 && !cuda_nth_matrix(cache, nth, tokens).blocks) next.begin = few_keys;
-    } else {
-        next = cuda_nth_matrix(cache, nth + 2, tokens);
-        next.end = few_keys;
-    }
-    return next;
+/* What the product of matrix `nth` brings into L2: at its end a part of the next matrix, or if the
+ * rings hold that, of the one after it, and then the next product brings nothing. Where gate_up waits
+ * for o beside it in its SM, it brings a part of its own matrix meanwhile, and no other product does:
+ * the memory has little else to do then. */
+static void cuda_bring(const cuda_cache *cache, uint32_t nth, int tokens, cuda_product_args *args) {
+    const cuda_device *device = cache->device;
+    const bool waits = device->overlap && !device->weights->arch.parallel;
+    const cuda_lines own = cuda_lines_of(cache, nth, tokens);
+    uint32_t next = nth + 1;
+    if (waits && nth % TC__ROLES == 2) args->own = own;
+    if (nth > 0 && !own.blocks) return;
+    if (!cuda_lines_of(cache, next, tokens).blocks) next++;
+    if (!waits || next % TC__ROLES != 2) args->next = cuda_lines_of(cache, next, tokens);
 }
 
 /* A product of the vectors at args.in, up to CUDA_SHORT: as many at once as its kernel takes. */
@@ -1061,7 +1064,8 @@ static tc__cu_result cuda_product_decode(cuda_cache *cache, uint32_t l, int role
     const size_t width = gated ? matrix->rows / 2 : matrix->rows;
     tc__cu_result result = TC_OK;
     args.weights = cuda_tensor(device, matrix);
-    args.next = cuda_next(cache, l * TC__ROLES + (uint32_t)cuda_role_of(device, role), tokens);
+    cuda_bring(cache, l * TC__ROLES + (uint32_t)cuda_role_of(device, role), tokens, &args);
+    args.begun = cache->begun + 4 * (2 * l + (role == TC__O || role == TC__DOWN)); /* in a pair */
     for (int t = 0; t < tokens && !result; t += kernel->tokens) {
         args.tokens = tokens - t < kernel->tokens ? tokens - t : kernel->tokens;
         result = cuda_launch(device, kernel, 0, 1, &args, cache->stream, true);
@@ -1214,19 +1218,27 @@ static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
                              0,
                              begin ? cuda_tensor(device, device->weights->embed) : 0,
                              cache->x[0],
-                             cache->ctx};
+                             cache->begun,
+                             cache->ctx,
+                             cuda_pairs(&device->weights->arch)};
     tc__cu_result result = cu->host_device_pointer(&args.settings, cache->host_settings, 0);
     if (!result) result = cu->host_device_pointer(&args.host, cache->host_token, 0);
     if (!result) result = cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
     return result;
 }
 
+static cuda_embed_args cuda_embed(const cuda_cache *cache, tc__cu_ptr out, int tokens) {
+    const tc__weights *weights = cache->device->weights;
+    cuda_embed_args args = {cuda_tensor(cache->device, weights->embed), cache->ids, cache->state,
+                            out, cache->begun, tokens, cuda_pairs(&weights->arch)};
+    return args;
+}
+
 /* The launches of one token, that at ids[state.next] or (`sampled`) one that is chosen first; its
  * logits into a row. */
 static tc__cu_result cuda_token(cuda_cache *cache, int row, bool sampled) {
     cuda_device *device = cache->device;
-    cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
-                             cache->x[0], 1};
+    cuda_embed_args embed = cuda_embed(cache, cache->x[0], 1);
     cuda_vectors v = {0, 0, cache->x[0], cache->qkv, cache->attention, cache->act, 1, 0};
     tc__cu_result result =
         sampled ? cuda_choose(cache, true)
@@ -1433,8 +1445,7 @@ static int cuda_prefill(cuda_cache *cache, const int32_t *ids, int n, size_t pos
     cuda_device *device = cache->device;
     tc__cu *cu = &device->cu;
     const tc__arch *arch = &device->weights->arch;
-    cuda_embed_args embed = {cuda_tensor(device, device->weights->embed), cache->ids, cache->state,
-                             cache->wide_x, n};
+    cuda_embed_args embed = cuda_embed(cache, cache->wide_x, n);
     cuda_state begin = {(int)pos, (int)pos, 0, 0}, end = {(int)pos + n, (int)pos, 0, 0};
     tc__cu_result result = cu->copy_to_device(cache->state, &begin, sizeof begin, cache->stream);
     if (!result)

@@ -67,6 +67,12 @@ int tc__kinds_find(const tc__weights *weights, tc__kinds *kinds, tc_error *err) 
 /* ---- source ---- */
 
 /* The constants every program of this model begins with. */
+/* Whether attention runs in an SM beside the products of both sides: behind qkv in a parallel block,
+ * with heads so small that it needs few registers. */
+static bool programs_beside(const tc__arch *arch) {
+    return arch->parallel && arch->head_dim <= 64;
+}
+
 static void programs_constants(const tc__weights *weights, int sm_count, tc__buf *text) {
     const tc__arch *arch = &weights->arch;
     tc__buf_printf(text,
@@ -78,6 +84,7 @@ static void programs_constants(const tc__weights *weights, int sm_count, tc__buf
     tc__buf_printf(text, "#define ALIBI %d\n#define QK_NORM %d\n#define ROPE_SCALE %.9ef\n",
                    arch->position == TC__POSITION_ALIBI, weights->layers[0].q_norm != NULL,
                    (double)arch->rope_scale);
+    tc__buf_printf(text, "#define ATTENTION_BESIDE %d\n", programs_beside(arch));
     tc__buf_printf(text, "#define NORM %s\n#define NORM_EPS %.9ef\n",
                    arch->norm == TC__NORM_LAYER ? "NORM_LAYER" : "NORM_RMS",
                    (double)arch->norm_eps);
@@ -114,7 +121,7 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
     const struct {
         const char *in, *out, *pair;
         int side;
-    } how[TC__ROLES] = {{norm, "OUT_QKV", first, 0},
+    } how[TC__ROLES] = {{norm, "OUT_QKV", first, programs_beside(arch) ? 2 : 0},
                         {"IN_PLAIN", "OUT_ADD", first, arch->parallel ? 0 : 1},
                         {norm, up, second, arch->parallel ? 1 : 0},
                         {"IN_PLAIN", "OUT_ADD", second, 1}};
@@ -159,8 +166,8 @@ void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"
-              "CLUSTER_KERNEL(attention, DECODE_CLUSTER, DECODE_THREADS, 1, DecodeAttentionArgs, "
-              "(attention_decode<1, DECODE_CLUSTER>(args)))\n"
+              "CLUSTER_KERNEL(attention, DECODE_CLUSTER, DECODE_THREADS, DECODE_RESIDENT, "
+              "DecodeAttentionArgs, (attention_decode<1, DECODE_CLUSTER>(args)))\n"
               "LAUNCH_CLUSTERS(attention, KV_HEADS *HEAD_TILES *DECODE_CLUSTER, DECODE_THREADS, "
               "(DecodeRoom<1, DECODE_CLUSTER>::SMEM), 1, DECODE_CLUSTER)\n"
               "KERNEL(attention_few, DECODE_THREADS, 1, DecodeAttentionArgs, "

@@ -44,19 +44,20 @@ check() {
     skipped=$((skipped + $(echo "$line" | cut -d' ' -f5)))
 }
 # heads, KV heads, head size, ALiBi, norms of queries and keys, SMs: by how many there are for each KV
-# head 1, 2 or 4 blocks share its keys
+# head 1, 2 or 4 blocks share its keys; whether products lie beside it in an SM
 attention() {
-    check attention "heads $1:$2 of $3, ALiBi $4, norms $5, $6 SMs" -DHEADS="$1" -DKV_HEADS="$2" \
-        -DHEAD_DIM="$3" -DALIBI="$4" -DQK_NORM="$5" -DSM_COUNT="$6"
+    check attention "heads $1:$2 of $3, ALiBi $4, norms $5, $6 SMs, beside $7" -DHEADS="$1" \
+        -DKV_HEADS="$2" -DHEAD_DIM="$3" -DALIBI="$4" -DQK_NORM="$5" -DSM_COUNT="$6" \
+        -DATTENTION_BESIDE="$7"
 }
 check products llama -DNORM=NORM_RMS -DACTIVATION=ACT_SILU -DGATED=1 -DCLIP_QKV=0.0f
 check products mpt -DNORM=NORM_LAYER -DACTIVATION=ACT_GELU -DGATED=0 -DCLIP_QKV=1.5f
-attention 2 2 32 0 0 132
-attention 9 1 64 0 0 56
-attention 2 1 80 0 1 13
-attention 3 1 96 1 0 14
-attention 2 2 112 1 1 28
-attention 4 2 128 0 1 132
-attention 2 1 256 0 0 132
+attention 2 2 32 0 0 132 0
+attention 9 1 64 0 0 56 1
+attention 2 1 80 0 1 13 0
+attention 3 1 96 1 0 14 0
+attention 2 2 112 1 1 28 0
+attention 4 2 128 0 1 132 0
+attention 2 1 256 0 0 132 0
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]

@@ -94,6 +94,7 @@ static const char probe[] =
     "    sums[0] = warp_sum(d[2]);\n"
     "    add_f32(sums + 2, d[1]);\n"
     "    store_u32_host(out + 41, lane);\n"
+    "    if (!told(out + 42)) tell(out + 42);\n"
     "    sums[1] = warp_max(max_or_nan(d[3], d[2]));\n"
     "    store_shared_f32(at, d[2]);\n"
     "}\n"
@@ -286,6 +287,7 @@ static const struct {
     {"HEADS", ATTENTION}, {"KV_HEADS", ATTENTION}, {"HEAD_DIM", ATTENTION},
     {"ALIBI", ATTENTION}, {"QK_NORM", ATTENTION},  {"ROPE_SCALE", ATTENTION},
     {"VOCAB", SAMPLING},  {"HIDDEN", SAMPLING},    {"INTERMEDIATE", NONE},
+    {"ATTENTION_BESIDE", ATTENTION},
 };
 
 enum { LINE = 512 };

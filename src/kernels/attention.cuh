@@ -146,7 +146,12 @@ constexpr int UNIT_KEYS = 16;
 constexpr int DECODE_WARPS = 4;
 constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int DECODE_SLOT = 2 * UNIT_KEYS * HEAD_STRIDE; // bytes of a unit's keys (or values)
-constexpr int DECODE_SLOTS = HEAD_DIM <= 128 ? 4 : 2;    // of a warp: K and V of one or two units
+// Where it runs beside two products (instances.cuh) it has little room, and up to 96 registers: as
+// if five of its blocks were to share an SM.
+constexpr bool DECODE_BESIDE = ATTENTION_BESIDE && KERNELS_OVERLAP;
+constexpr int DECODE_RESIDENT = DECODE_BESIDE ? 5 : 1;
+constexpr int DECODE_SLOTS = // of a warp: K and V of one or two units
+    HEAD_DIM <= 128 && !DECODE_BESIDE ? 4 : 2;
 constexpr int DECODE_RINGS = DECODE_WARPS * DECODE_SLOTS * DECODE_SLOT;
 // Adding parts costs a trip to L2 and back three times: up to ALONE units for each, a block, or a
 // cluster's blocks do all of a head themselves, beyond them a part has at least as many as their
@@ -156,7 +161,8 @@ constexpr int DECODE_ALONE = 16, DECODE_PART = DECODE_WARPS * DECODE_SLOTS / 2;
 // leave SMs for them.
 constexpr int DECODE_PLACES = SM_COUNT / (KV_HEADS * HEAD_TILES);
 #ifdef TC_HOPPER
-constexpr int DECODE_CLUSTER = DECODE_PLACES >= 28 ? 4 : DECODE_PLACES >= 14 ? 2 : 1;
+constexpr int DECODE_CLUSTER =
+    DECODE_PLACES >= 28 && !DECODE_BESIDE ? 4 : DECODE_PLACES >= 14 ? 2 : 1;
 #else
 constexpr int DECODE_CLUSTER = 1;
 #endif
@@ -336,6 +342,7 @@ template <int TOKENS, int CLUSTER> struct DecodeRoom {
     static constexpr int MOST_HEADS = GROUP_HEADS < 8 ? GROUP_HEADS : 8; // of a tile
     static constexpr int STATS = 4 * MOST_HEADS * HEAD_DIM, GIVEN = align(STATS + 8 * MOST_HEADS);
     static constexpr int SMEM = CLUSTER == 1 ? BARRIER : FIRST + CLUSTER * GIVEN;
+    static_assert(!DECODE_BESIDE || TOKENS > 1 || SMEM + 1024 <= BESIDE_ROOM, "room");
 };
 
 // Keys and values of the new tokens at positions `from` to `last`, of which the first is `begin`,

@@ -47,11 +47,13 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 
 // What a product asks for. Where kernels overlap (sm_90 on) a block works while one of the next
 // product fills its ring in the same SM, but two blocks of one product must never meet in an SM:
-// all the others would wait for them. So products alternate between two SIDES: one asks for a
-// little more than half of the SM's shared memory, the other for the rest. (An SM has 1 KB more
-// than a block may ask for, and keeps 1 KB of it for each block.) A vector too large for that gets
-// fewer digits. ZEROS: the result goes to where zeros are, so that halves of the columns can meet
-// there.
+// all the others would wait for them. So products alternate between two SIDES: one (1) asks for a
+// little more than half of the SM's shared memory, the other (0) for the rest. (An SM has 1 KB more
+// than a block may ask for, and keeps 1 KB of it for each block.) A product of side 2 asks for less
+// than one of side 0, and for 64 registers: attention finds room in an SM beside it and one of side
+// 1, if both have 12 warps. (Each quarter of an SM has its own registers, for every fourth warp.)
+// A vector too large for its side gets fewer digits. ZEROS: the result goes to where zeros are, so
+// that halves of the columns can meet there.
 template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct DecodePick {
     static constexpr bool HALVES = ZEROS && Whole::K > 128 && SM_COUNT > 1;
     typedef typename Choose<HALVES, typename Whole::template Split<2>, Whole>::type M;
@@ -59,7 +61,6 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
     static constexpr int CLUSTERS = SM_COUNT / SPLIT;
     static constexpr int BLOCKS = SPLIT * (ROW_BLOCKS < CLUSTERS ? ROW_BLOCKS : CLUSTERS);
     static constexpr int LARGE = SHARED_LIMIT / 2 + 2560, SMALL = SHARED_LIMIT - 1024 - LARGE;
-    static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0 : SIDE ? LARGE : SMALL;
 
     // 12 to 16 warps, as share out the chunks of a vector best; of several vectors 12 or 16.
     template <class N> static __device__ constexpr int warps() {
@@ -70,6 +71,10 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
             if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
         return best;
     }
+    static constexpr bool BESIDE = KERNELS_OVERLAP && T == 1 && SIDE == 2 && warps<M>() <= 12;
+    static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0
+                                 : SIDE == 1               ? LARGE
+                                                           : SMALL - (BESIDE ? BESIDE_ROOM : 0);
     template <class N, int WARPS, int R>
     using Shape = ProductShape<N, ROWS, T, WARPS, R, BLOCKS, IN>;
     // Units of the deepest ring that fits, up to 104 KB in all, or 87 of several vectors, which a
@@ -98,12 +103,13 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
 #endif
     static constexpr bool CROWDED = SCARCE && IN == IN_LAYER && Matrix::K > 7168;
     static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;
+    static constexpr int BOUND = BESIDE ? 512 : 32 * WARPS; // threads that share registers
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT, PAIR)                                      \
     typedef DecodePick<M, ROWS, T, SIDE, IN, OUT == OUT_ADD> name##_pick;                          \
     static_assert(name##_pick::FITS, "the matrix is too wide for this GPU");                       \
-    KERNEL(name, (name##_pick::WARPS * 32), (name##_pick::RESIDENT), ProductArgs,                  \
+    KERNEL(name, (name##_pick::BOUND), (name##_pick::RESIDENT), ProductArgs,                       \
            (product_decode<name##_pick::Matrix, ROWS, T, name##_pick::WARPS, name##_pick::RING,    \
                            name##_pick::BLOCKS, IN, OUT, PAIR>(args)))                             \
     LAUNCH_CLUSTERS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM, T,      \

@@ -119,6 +119,17 @@ __device__ __forceinline__ u32 load_u32_l2(const u32 *p) {
     return v;
 }
 
+// A word with which a running kernel tells one that runs beside it that something is there. Nothing
+// is fenced: what is told of has reached L2 before, and must be read from there.
+__device__ __forceinline__ void tell(u32 *word) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(word), "r"(1) : "memory");
+}
+__device__ __forceinline__ bool told(const u32 *word) {
+    u32 v;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(word) : "memory");
+    return v;
+}
+
 // Host memory that the GPU can reach, past all caches.
 __device__ __forceinline__ u32 load_u32_host(const u32 *p) {
     u32 v;

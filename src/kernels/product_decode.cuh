@@ -25,7 +25,7 @@
 // Launch: BLOCKS blocks (at most SPLIT per row block) of WARPS * 32 threads, SMEM bytes; of several
 // vectors in clusters of SPLIT blocks.
 // Bytes moved: the matrix once; the vectors once per block or cluster (from L2); in a cluster every
-// block's sums once to another's; and into L2 the part of a later matrix that NextMatrix names.
+// block's sums once to another's; and into L2 the parts of matrices that BroughtLines names.
 
 #ifndef TC_PRODUCT_DECODE
 #define TC_PRODUCT_DECODE
@@ -40,22 +40,18 @@ enum { IN_PLAIN, IN_RMS, IN_LAYER };
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
 // Two products of which the second, too, reads what was there before the first, and writes nothing
-// that the first reads, are a pair: the first lets the next kernel start when it has waited, and
-// the second waits at its end. Attention may stand between them: it starts no earlier, nor does
-// the second then.
+// that the first reads, are a pair: when the first has waited, it tells the second that it has
+// begun, and the second waits at its end. Attention may stand between them.
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
 
-// A matrix that a later product reads, and what each of this product's blocks brings into L2 of it:
-// `most` bytes of a block's share, from `from` on, where begin <= the token's position < end. No
-// more than a line of 128 bytes for each thread.
-struct NextMatrix {
+// A matrix, and what each of this product's blocks brings into L2 of it: `most` bytes of a block's
+// share, from `from` on. No more than a line of 128 bytes for each thread.
+struct BroughtLines {
     const u8 *weights;
-    const State *state;
     int row_blocks, row_bytes; // bytes of a row block
     int blocks;                // that share the row blocks evenly; 0: nothing is brought
     int split;                 // times so many blocks, each with a part of the columns
     int from, most;
-    int begin, end;
 
     static constexpr u32 NONE = 0xffffffff;
     // Where this thread's line begins, or NONE. Few instructions: a vector may be waiting.
@@ -67,10 +63,8 @@ struct NextMatrix {
         const int begin = from + part * most, at = begin + 128 * (int)threadIdx.x;
         return at < min(begin + most, share) ? (u32)first * row_bytes + at : NONE;
     }
-    // The token's position is known before its first product starts.
-    __device__ __forceinline__ bool wanted() const {
-        const int pos = (int)load_u32_l2((const u32 *)&state->pos);
-        return pos >= begin && pos < end;
+    __device__ __forceinline__ void bring(u32 line) const {
+        if (line != NONE) prefetch_l2(weights + line);
     }
 
   private:
@@ -89,9 +83,10 @@ struct ProductArgs {
     float *out;         // [T][ROWS], or [T][ROWS / 2] with OUT_GATED; zeros where halves meet
     const float *residual; // OUT_ADD: [T][ROWS]; may be `out` where no halves meet
     float *clear;          // [clears] become zero: in them a later product's halves meet
+    u32 *begun;            // of a pair: not zero when the vectors of both are there
     int clears;
     int tokens; // vectors in use, at most T
-    NextMatrix next;
+    BroughtLines own, next; // of this matrix, before the wait; of a later one, at the end
 };
 
 // Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
@@ -1035,7 +1030,7 @@ struct ProductSums {
 
 // This block's row blocks (or its cluster's), this warp's units of them, and their way through its
 // ring.
-template <class M, class S, int RING> struct ProductUnits {
+template <class M, class S, int RING, bool SECOND> struct ProductUnits {
     typedef typename S::Share Share;
     static constexpr int SLOT = M::UNIT_BYTES;
     M matrix;
@@ -1075,29 +1070,29 @@ template <class M, class S, int RING> struct ProductUnits {
         copy_async_commit();
     }
     // Units that come before the vectors are prepared. To prepare several takes as long as to fill
-    // half of the ring: that half comes meanwhile. So does nearly all of it if the vectors are
-    // there when the kernel starts (READY).
-    template <int T, bool READY>
-    static constexpr int AHEAD = T > 1 && KERNELS_OVERLAP ? (RING + 1) / 2
-                                 : READY && RING > 2      ? 1
-                                                          : RING;
+    // half of the ring: that half comes meanwhile, and so it does in the second of a pair, whose
+    // vector is there soon. Nearly all of it does where the vectors are there when a kernel starts.
+    template <int T>
+    static constexpr int AHEAD = !KERNELS_OVERLAP && RING > 2 ? 1
+                                 : T > 1                      ? (RING + 1) / 2
+                                 : SECOND                     ? RING / 2
+                                                              : RING;
     // Where kernels overlap, only about 1 KB of a warp (of several vectors 2) is on its way at
     // once: a longer queue at the memory would hold up the vectors.
-    template <int T, bool READY> __device__ __forceinline__ void fill() {
+    template <int T> __device__ __forceinline__ void fill() {
         constexpr int MUCH = T == 1 ? 1088 : 2 * 1088;
         constexpr int AT_ONCE = SLOT < MUCH ? (MUCH + SLOT / 2) / SLOT : 1;
 #pragma unroll
-        for (int i = 0; i < AHEAD<T, READY>; i++) {
+        for (int i = 0; i < AHEAD<T>; i++) {
             if (KERNELS_OVERLAP && i >= AT_ONCE) copy_async_wait<AT_ONCE - 1>();
             refill(i * SLOT);
         }
     }
     // The rest, in so many passes.
-    template <int T, bool READY, int PASSES>
-    __device__ __forceinline__ void fill_more(int pass) {
-        constexpr int LATE = RING - AHEAD<T, READY>;
+    template <int T, int PASSES> __device__ __forceinline__ void fill_more(int pass) {
+        constexpr int LATE = RING - AHEAD<T>;
         for (int i = LATE * pass / PASSES; i < LATE * (pass + 1) / PASSES; i++)
-            refill((AHEAD<T, READY> + i) * SLOT);
+            refill((AHEAD<T> + i) * SLOT);
     }
     // The vector has been prepared.
     __device__ __forceinline__ void hold() {
@@ -1135,20 +1130,28 @@ template <class M, class S, int RING> struct ProductUnits {
     }
 };
 
+// The second of a pair: the vectors are there when the first has waited. All its blocks run or have
+// run when this kernel starts.
+__device__ __forceinline__ void wait_for_first(const ProductArgs &args) {
+    if (!KERNELS_OVERLAP) return;
+    if (threadIdx.x == 0)
+        while (!told(args.begun)) {}
+    __syncthreads();
+}
+
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT, int PAIR>
 __device__ __forceinline__ void product_decode(const ProductArgs &args) {
     typedef ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN> S;
     typedef ProductVectors<M, T, WARPS, IN> Vectors;
     typedef typename S::Share Share;
-    constexpr bool READY = PAIR == PAIR_SECOND || !KERNELS_OVERLAP;
-    constexpr bool FETCHED = READY && T == 1; // the vector, before the ring
+    constexpr bool FETCHED = !KERNELS_OVERLAP && T == 1; // the vector, before the ring
     static_assert(BLOCKS % M::SPLIT == 0 && M::SPLIT <= Share::CHUNKS, "columns for all blocks");
     static_assert(!S::HALVES || (M::SPLIT == 2 && IN == IN_PLAIN && OUT == OUT_ADD), "two sums");
     extern __shared__ __align__(128) u8 smem[];
     const int lane = threadIdx.x & 31, warp = warp_uniform(threadIdx.x >> 5);
     const int part = Share::part_of(warp), team = Share::team_of(warp);
     const u32 base = shared_address(smem);
-    if (PAIR != PAIR_FIRST) launch_dependents();
+    launch_dependents();
     ProductSums<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT> sums(args, smem);
     Vectors vectors(args);
     float4 v[Vectors::STRETCH];
@@ -1156,21 +1159,23 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         vectors.load_constants(args);
         vectors.fetch_all(v, 0, sums.tokens);
     }
-    ProductUnits<M, S, RING> units;
+    ProductUnits<M, S, RING, PAIR == PAIR_SECOND> units;
     units.open(args, warp, base + S::RINGS);
-    units.template fill<T, READY>();
+    units.template fill<T>();
     sums.first_row = units.first_row, sums.rows = units.rows;
-    // between the last unit and the next product's first the memory would have nothing to do
-    u32 brought = M::BRINGS ? args.next.line() : NextMatrix::NONE;
-    const bool bring = M::BRINGS && args.next.wanted(); // not waited for here
     if (!FETCHED) vectors.load_constants(args); // they, too, depend on nothing
-    if (PAIR != PAIR_SECOND) wait_for_previous();
-    if (PAIR == PAIR_FIRST) launch_dependents();
-    if (PAIR != PAIR_SECOND && !bring) brought = NextMatrix::NONE;
+    if (M::BRINGS && T == 1) args.own.bring(args.own.line());
+    // between the last unit and the next product's first the memory would have nothing to do
+    const u32 line = M::BRINGS ? args.next.line() : BroughtLines::NONE;
+    if (PAIR == PAIR_SECOND)
+        wait_for_first(args);
+    else
+        wait_for_previous();
+    if (PAIR == PAIR_FIRST && blockIdx.x == 0 && threadIdx.x == 0) tell(args.begun);
     if constexpr (S::CLUSTER > 1) cluster_wait(); // all have begun: what is given to them arrives
     vectors.template load<FETCHED>(
         args, sums.tokens, v, smem + S::X, smem + S::INFO, sums.moments,
-        [&](int pass) { units.template fill_more<T, READY, Vectors::PASSES>(pass); });
+        [&](int pass) { units.template fill_more<T, Vectors::PASSES>(pass); });
     if (PAIR != PAIR_SECOND) sums.fetch_residual();
     sums.fetch_constant();
     units.matrix.template look_at<T>(base + S::X - vectors.origin * M::X_STEP,
@@ -1192,13 +1197,12 @@ __device__ __forceinline__ void product_decode(const ProductArgs &args) {
         }
         if (PAIR == PAIR_SECOND && from == 0) {
             wait_for_previous();
-            if (!bring) brought = NextMatrix::NONE;
             sums.fetch_residual();
         }
         __syncthreads();
         sums.pass_on(from, some);
     }
-    if (brought != NextMatrix::NONE) prefetch_l2(args.next.weights + brought);
+    args.next.bring(line);
 #pragma unroll 1
     for (int i = blockIdx.x * (WARPS * 32) + threadIdx.x; i < args.clears; i += BLOCKS * WARPS * 32)
         args.clear[i] = 0;

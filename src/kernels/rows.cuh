@@ -7,6 +7,9 @@
 
 enum { NORM_RMS, NORM_LAYER }; // NORM is one of these
 
+// Shared memory that qkv leaves to attention beside it, with the 1 KB that the SM keeps for a block.
+constexpr int BESIDE_ROOM = 24 << 10;
+
 // What changes from token to token lies in device memory, so that one graph serves them all.
 struct State {
     int next;  // positions in the KV cache; the next evaluation begins here
@@ -20,8 +23,16 @@ struct EmbedArgs {
     const int *ids;   // [ctx] the tokens of the context
     State *state;
     float *out; // [tokens][HIDDEN]
-    int tokens;
+    u32 *begun; // [pairs] become zero
+    int tokens, pairs;
 };
+
+// No pair of products (product_decode.cuh) has begun. By a block, before the token's next kernel.
+__device__ __forceinline__ void clear_begun(u32 *begun, int pairs) {
+    if ((int)threadIdx.x >= pairs) return;
+    for (int i = threadIdx.x; i < pairs; i += blockDim.x) begun[i] = 0;
+    __threadfence();
+}
 
 // The first step of an evaluation: vectors of tokens next .. next + tokens - 1, and the counters.
 // Launch: one block per token. Bytes moved: one row of the table per token.
@@ -38,7 +49,8 @@ __device__ __forceinline__ void embed_rows(const EmbedArgs &args, int hidden, bo
         args.state->next = pos + 1;
         __threadfence();
     }
-    // Not before: no kernel of this token starts before this, so any may read the position at once.
+    if (blockIdx.x == 0) clear_begun(args.begun, args.pairs);
+    // Not before: no kernel of this token starts before this, so any may read all that at once.
     __syncthreads();
     launch_dependents();
 }

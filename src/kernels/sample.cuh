@@ -47,7 +47,8 @@ struct SampleArgs {
     u32 *host;        // an int in pinned host memory: the token for the host
     const u16 *table; // [VOCAB][HIDDEN] binary16, to begin the token's evaluation; null: not to
     float *x;         // [HIDDEN] its vector
-    int ctx;
+    u32 *begun;       // [pairs] become zero then
+    int ctx, pairs;
 };
 
 // Floats as integers in the same order.
@@ -286,6 +287,7 @@ __device__ __forceinline__ void sample_finish(const SampleArgs &args, int token,
     }
     __syncthreads();
     if (!args.table) return;
+    clear_begun(args.begun, args.pairs);
     const uint2 *row = (const uint2 *)(args.table + (i64)id * HIDDEN);
     for (int i = threadIdx.x; i < HIDDEN / 4; i += SAMPLE_THREADS) {
         const uint2 v = row[i];

@@ -1,6 +1,6 @@
 // The kernels of attention on the emulated GPU, against the formulas in binary64. test_emulated.sh
-// compiles this for one shape at a time: HEADS, KV_HEADS, HEAD_DIM, ALIBI and QK_NORM are its
-// constants.
+// compiles this for one shape at a time: HEADS, KV_HEADS, HEAD_DIM, ALIBI, QK_NORM and
+// ATTENTION_BESIDE are its constants.
 #include "prelude.cuh"
 
 #define NORM NORM_RMS

@@ -110,6 +110,7 @@ static struct {
     jmp_buf scheduler;
     std::function<void()> kernel;
     std::function<void()> previous; // what the kernel before this one does; done when a thread waits
+    std::function<void()> telling;  // what kernels do that tell of something; done when one asks
     std::set<const u8 *> prefetched;
     long steps; // anything that may let another thread go on
 } emulated;
@@ -243,6 +244,12 @@ inline void wait_for_previous() {
     emulated.previous = nullptr;
 }
 inline void launch_dependents() {}
+inline void tell(u32 *word) { *word = 1; }
+inline u32 told(const u32 *word) {
+    if (emulated.telling) emulated.telling();
+    emulated.telling = nullptr;
+    return *word;
+}
 inline void atomicAdd(float *p, float v) { *p += v; }
 inline void atomicMax(int *p, int v) { *p = std::max(*p, v); }
 inline u32 atomicAdd(u32 *p, u32 v) { return (*p += v) - v; }

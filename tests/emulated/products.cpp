@@ -296,23 +296,36 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     for (int c = 0; c < K; c++) gamma[c] = 1 + random_number(), beta[c] = random_number();
     for (float &v : extra) v = 1.5f + random_number();
     // Of the matrix itself, in the shares of 3 blocks, it brings into L2 what fits the shares.
-    const State state = {0, 7, 0, 0};
-    const int row_blocks = (ROWS + 15) / 16, begin = K % 3 ? 7 : 8;
-    const int split = T == 1 ? M::SPLIT : 1;
-    const NextMatrix next = {m.bytes.data(), &state, row_blocks, M::ROW_BYTES, 3, split,
-                             1000,           700,    begin,      9};
-    const ProductArgs args = {m.bytes.data(), in.data(),       gamma.data(),
-                              beta.data(),    extra.data(),    out.data(),
-                              residual.data(), clear.data(),   T == 1 ? 600 : 0,
-                              tokens,         next};
-    std::set<const u8 *> wanted;
-    for (int block = 0; block < std::min(BLOCKS, 3 * split) && begin == 7 && M::BRINGS; block++) {
-        const int share = block / split, first = 1000 + 700 * (block % split);
-        const i64 from = (i64)(row_blocks * share / 3) * M::ROW_BYTES;
-        const i64 to = (i64)(row_blocks * (share + 1) / 3) * M::ROW_BYTES;
-        for (i64 at = from + first; at < std::min(from + first + 700, to); at += 128)
-            wanted.insert(m.bytes.data() + at);
-    }
+    const int row_blocks = (ROWS + 15) / 16, sharing = K % 3 ? 3 : 0, split = T == 1 ? M::SPLIT : 1;
+    auto lines = [&](int from, int most) {
+        return BroughtLines{m.bytes.data(), row_blocks, M::ROW_BYTES, sharing, split, from, most};
+    };
+    const BroughtLines own = lines(300, 400), next = lines(1000, 700);
+    u32 begun = 0;
+    const ProductArgs args = {m.bytes.data(),   in.data(),    gamma.data(),
+                              beta.data(),      extra.data(), out.data(),
+                              residual.data(),  clear.data(), &begun,
+                              T == 1 ? 600 : 0, tokens,       own,
+                              next};
+    auto wanted = [&](std::set<const u8 *> &set, const BroughtLines &some) {
+        for (int block = 0; block < std::min(BLOCKS, sharing * split) && M::BRINGS; block++) {
+            const int share = block / split, first = some.from + some.most * (block % split);
+            const i64 from = (i64)(row_blocks * share / 3) * M::ROW_BYTES;
+            const i64 to = (i64)(row_blocks * (share + 1) / 3) * M::ROW_BYTES;
+            for (i64 at = from + first; at < std::min(from + first + some.most, to); at += 128)
+                set.insert(m.bytes.data() + at);
+        }
+    };
+    auto brought = [&] { // without gamma and beta
+        std::set<const u8 *> set = emulated.prefetched;
+        set.erase(set.begin(), set.lower_bound(m.bytes.data()));
+        set.erase(set.lower_bound(m.bytes.data() + m.bytes.size()), set.end());
+        return set;
+    };
+    std::set<const u8 *> early_lines, all_lines;
+    if (T == 1) wanted(early_lines, own);
+    all_lines = early_lines;
+    wanted(all_lines, next);
     emulated.prefetched.clear();
     const std::vector<float> given = in;
     std::vector<float> early;
@@ -320,10 +333,21 @@ static void check_decode(const char *name, int group, int tokens, double allowed
         std::fill(out.begin(), out.end(), NAN);
         std::fill(residual.begin(), residual.end(), NAN);
         std::fill(clear.begin(), clear.end(), 1.0f);
-        if (PAIR != PAIR_SECOND) std::fill(in.begin(), in.end(), NAN);
+        std::fill(in.begin(), in.end(), NAN);
+        begun = 0;
         emulated.late = late;
-        emulated.previous = [&] {
+        auto begin = [&] { // the vectors are there
             std::copy(given.begin(), given.end(), in.begin());
+            begun = PAIR == PAIR_SECOND;
+        };
+        emulated.telling = begin;
+        emulated.previous = [&] {
+            CHECK_MSG(begun == (PAIR == PAIR_SECOND), "%s: it tells before it has waited", name);
+            const std::set<const u8 *> seen = brought();
+            CHECK_MSG(late || std::includes(early_lines.begin(), early_lines.end(), seen.begin(),
+                                            seen.end()),
+                      "%s: it brings a later matrix before it has waited", name);
+            if (PAIR != PAIR_SECOND) begin();
             std::fill(out.begin(), out.end(), 0.0f);
             std::fill(residual.begin(), residual.end(), 0.5f);
         };
@@ -331,17 +355,15 @@ static void check_decode(const char *name, int group, int tokens, double allowed
             product_decode<M, ROWS, T, WARPS, RING, BLOCKS, IN, OUT, PAIR>(args);
         });
         if (!late) early = out;
+        CHECK_MSG(begun == (PAIR != NO_PAIR), "%s: it does not tell that it has begun", name);
         CHECK_MSG(std::count(clear.begin(), clear.begin() + args.clears, 0.0f) == args.clears &&
                       clear[args.clears] == 1,
                   "%s: clears", name);
     }
     CHECK_MSG(!memcmp(early.data(), out.data(), 4 * out.size()),
               "%s: it does not wait for its copies", name);
-    auto &seen = emulated.prefetched; // without gamma and beta
-    seen.erase(seen.begin(), seen.lower_bound(m.bytes.data()));
-    seen.erase(seen.lower_bound(m.bytes.data() + m.bytes.size()), seen.end());
-    CHECK_MSG(seen == wanted, "%s: %zu lines brought into L2, %zu expected", name, seen.size(),
-              wanted.size());
+    CHECK_MSG(brought() == all_lines, "%s: %zu lines brought into L2, %zu expected", name,
+              brought().size(), all_lines.size());
     double worst = 0;
     for (int t = 0; t < tokens; t++) {
         std::vector<double> x(K), y(ROWS);
