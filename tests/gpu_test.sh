@@ -201,35 +201,43 @@ unpack_fixtures
 TINYCHAT_GPU_REQUIRED=1
 export TINYCHAT_GPU_REQUIRED
 
-# the GPU's own path
-(TINYCHAT_GPU_PART=other run native $tests/test_gpu) &
 tool=$(sanitizer)
-for name in $tools; do
-    for case in $cases; do
-        if [ -n "$tool" ]; then run_tool "$name" "$case" & fi
+# the GPU's own path
+own_path() {
+    (TINYCHAT_GPU_PART=other run native $tests/test_gpu) &
+    for name in $tools; do
+        for case in $cases; do
+            if [ -n "$tool" ]; then run_tool "$name" "$case" & fi
+        done
     done
-done
-(run carried carry_kernels) &
-wait
+    (run carried carry_kernels) &
+    wait
+    run selftest ./chat --selftest --device "$device"
+}
+# memory shared by CPU and GPU, and the other architectures' paths
+other_paths() {
+    (TINYCHAT_GPU_QUICK=2 TINYCHAT_INTEGRATED=1 run integrated $tests/test_gpu) &
+    for arch in $archs; do
+        (TINYCHAT_ARCH=compute_$arch && export TINYCHAT_ARCH
+         TINYCHAT_GPU_QUICK=1 run "compute_$arch" $tests/test_gpu
+         run "selftest_$arch" ./chat --selftest --device "$device") &
+    done
+    wait
+}
+# Most of the time goes into compiling; many processors do both at once.
+if [ "$jobs" -ge 12 ]; then
+    (own_path) &
+    (other_paths) &
+    wait
+else
+    (own_path)
+    (other_paths)
+fi
 cat $work/native.log
 
 # what looks at the GPU's free memory, alone
 TINYCHAT_GPU_PART=memory run memory $tests/test_gpu
 cat $work/memory.log
-
-# memory shared by CPU and GPU, and the other architectures' paths
-(TINYCHAT_GPU_QUICK=2 TINYCHAT_INTEGRATED=1 run integrated $tests/test_gpu) &
-for arch in $archs; do
-    (TINYCHAT_GPU_QUICK=1 TINYCHAT_ARCH=compute_$arch run "compute_$arch" $tests/test_gpu) &
-done
-wait
-
-# the self-test on all of them
-run selftest ./chat --selftest --device "$device"
-for arch in $archs; do
-    (TINYCHAT_ARCH=compute_$arch run "selftest_$arch" ./chat --selftest --device "$device") &
-done
-wait
 
 for name in native memory integrated; do count_tests $name; done
 for arch in $archs; do

@@ -26,7 +26,7 @@ check() {
     program=$1 name=$2
     echo "  -- $program, $name"
     shift 2
-    if ! "$cxx" -std=c++17 -O2 -U_FORTIFY_SOURCE -w "$@" -o "$work/program" "$work/$program.cpp"; then
+    if ! "$cxx" -std=c++17 -O1 -U_FORTIFY_SOURCE -w "$@" -o "$work/program" "$work/$program.cpp"; then
         echo "  FAILED $program does not compile"
         failed=$((failed + 1))
         return

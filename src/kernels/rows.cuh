@@ -7,7 +7,8 @@
 
 enum { NORM_RMS, NORM_LAYER }; // NORM is one of these
 
-// Shared memory that qkv leaves to attention beside it, with the 1 KB that the SM keeps for a block.
+// Shared memory that qkv leaves to attention beside it, with the 1 KB that the SM keeps for a
+// block.
 constexpr int BESIDE_ROOM = 24 << 10;
 
 // What changes from token to token lies in device memory, so that one graph serves them all.
