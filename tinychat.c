@@ -10323,10 +10323,10 @@ static const cuda_kernel *cuda_short_kernel(const cuda_device *device, int role,
     return tokens == 1 ? &product->decode : &product->few;
 }
 
-/* What each block may bring into L2 of number `nth` of the layers' matrices in the order of their use:
- * what follows what the rings of its kernel hold by then. Nothing if that is not worth it: too little
- * follows, or no 4-bit matrix does; or several vectors wait for the memory, as in a short prompt where
- * kernels overlap. */
+/* What each block may bring into L2 of number `nth` of the layers' matrices in the order of their
+ * use: what follows what the rings of its kernel hold by then. Nothing if that is not worth it: too
+ * little follows, or no 4-bit matrix does; or several vectors wait for the memory, as in a short
+ * prompt where kernels overlap. */
 static cuda_lines cuda_lines_of(const cuda_cache *cache, uint32_t nth, int tokens) {
     const cuda_device *device = cache->device;
     const tc__weights *weights = device->weights;
