@@ -51,8 +51,7 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // little more than half of the SM's shared memory, the other (0) for the rest. (An SM has 1 KB more
 // than a block may ask for, and keeps 1 KB of it for each block.) A product of side 2 asks for less
 // than one of side 0, and for 64 registers: attention finds room in an SM beside it and one of side
-// 1, if both have 12 warps. (Each quarter of an SM has its own registers, for every fourth warp.)
-// A vector too large for its side gets fewer digits. ZEROS: the result goes to where zeros are, so
+// 1, if both have 12 warps. A vector too large for its side gets fewer digits. ZEROS: the result goes to where zeros are, so
 // that halves of the columns can meet there.
 template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct DecodePick {
     static constexpr bool HALVES = ZEROS && Whole::K > 128 && SM_COUNT > 1;
@@ -103,7 +102,11 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
 #endif
     static constexpr bool CROWDED = SCARCE && IN == IN_LAYER && Matrix::K > 7168;
     static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;
-    static constexpr int BOUND = BESIDE ? 512 : 32 * WARPS; // threads that share registers
+    // Threads of a block that its registers have to do for: each quarter of an SM has its own, and
+    // every fourth warp. LayerNorm of a wide vector lacks two then, and counts on a neighbour that
+    // needs fewer.
+    static constexpr bool LACKS = IN == IN_LAYER && Matrix::K > 6144;
+    static constexpr int BOUND = BESIDE ? 512 : LACKS ? 32 * WARPS : (WARPS + 3) / 4 * 128;
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT, PAIR)                                      \
