@@ -103,10 +103,11 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
     static constexpr bool CROWDED = SCARCE && IN == IN_LAYER && Matrix::K > 7168;
     static constexpr int RESIDENT = SHARED && !CROWDED ? 2 : 1;
     // Threads of a block that its registers have to do for: each quarter of an SM has its own, and
-    // every fourth warp. LayerNorm of a wide vector lacks two then, and counts on a neighbour that
-    // needs fewer.
-    static constexpr bool LACKS = IN == IN_LAYER && Matrix::K > 6144;
-    static constexpr int BOUND = BESIDE ? 512 : LACKS ? 32 * WARPS : (WARPS + 3) / 4 * 128;
+    // every fourth warp. LayerNorm of a wide vector takes more, and its neighbours less (56).
+    static constexpr bool LACKS = IN == IN_LAYER && Matrix::K > WIDE_NORM;
+    static constexpr bool SPARES = Shape<Matrix, WARPS, FITS ? RING : 1>::SPARES;
+    static constexpr int BOUND =
+        BESIDE ? 512 : LACKS ? 32 * WARPS : SPARES ? 576 : (WARPS + 3) / 4 * 128;
 };
 
 #define DECODE_PRODUCT(name, M, ROWS, T, SIDE, IN, OUT, PAIR)                                      \

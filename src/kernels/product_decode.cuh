@@ -39,10 +39,20 @@ enum { IN_PLAIN, IN_RMS, IN_LAYER };
 // up of rows interleaved in eights; act. The last two are divided by `extra`, if there is one.
 enum { OUT_STORE, OUT_QKV, OUT_ADD, OUT_GATED, OUT_ACT };
 enum { ACT_SILU, ACT_GELU };
+constexpr int WIDE_NORM = 6144; // numbers; LayerNorm of more lacks registers
 // Two products of which the second, too, reads what was there before the first, and writes nothing
 // that the first reads, are a pair: when the first has waited, it tells the second that it has
 // begun, and the second waits at its end. Attention may stand between them.
 enum { NO_PAIR, PAIR_FIRST, PAIR_SECOND };
+
+// How `blocks` share row blocks: the first ones have one more than the others. The SM that is done
+// last with the kernel before gets the last block, so it has least to do.
+struct RowShare {
+    int first, rows;
+    __device__ __forceinline__ RowShare(int row_blocks, int least, int blocks, int block)
+        : first(least * block + min(block, row_blocks - least * blocks)),
+          rows(least + (block < row_blocks - least * blocks)) {}
+};
 
 // A matrix, and what each of this product's blocks brings into L2 of it: `most` bytes of a block's
 // share, from `from` on. No more than a line of 128 bytes for each thread.
@@ -58,10 +68,10 @@ struct BroughtLines {
     __device__ __forceinline__ u32 line() const {
         if ((int)blockIdx.x >= blocks * split) return NONE;
         const int block = quotient(blockIdx.x, split), part = (int)blockIdx.x - block * split;
-        const int rows = row_blocks * block, first = quotient(rows, blocks);
-        const int share = (quotient(rows + row_blocks, blocks) - first) * row_bytes;
+        const RowShare share(row_blocks, quotient(row_blocks, blocks), blocks, block);
         const int begin = from + part * most, at = begin + 128 * (int)threadIdx.x;
-        return at < min(begin + most, share) ? (u32)first * row_bytes + at : NONE;
+        return at < min(begin + most, share.rows * row_bytes) ? (u32)share.first * row_bytes + at
+                                                              : NONE;
     }
     __device__ __forceinline__ void bring(u32 line) const {
         if (line != NONE) prefetch_l2(weights + line);
@@ -517,9 +527,13 @@ template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN> str
     static constexpr int ROW_BLOCKS = (ROWS + 15) / 16, CLUSTERS = BLOCKS / M::SPLIT;
     static constexpr bool HALVES = T == 1 && M::SPLIT > 1; // the sums of two blocks meet in memory
     static constexpr int CLUSTER = T == 1 ? 1 : M::SPLIT;  // those of so many in shared memory
+    // Beside products that take LayerNorm of so wide a vector, 14 warps of 72 registers, there are
+    // 56 for these.
+    static constexpr bool SPARES =
+        NORM == NORM_LAYER && IN == IN_PLAIN && ROWS > WIDE_NORM && ROWS % 2048;
     // A warp keeps the vector's columns in registers.
     static constexpr bool HOLDS = T == 1 && Share::UNIFORM && M::K % 128 == 0 && M::HELD > 0 &&
-                                  Share::UNITS * M::HELD <= 24;
+                                  Share::UNITS * M::HELD <= 24 && !SPARES;
     static __device__ __forceinline__ int rank() { return CLUSTER == 1 ? 0 : Share::rank(); }
     static constexpr int BLOCK_ROWS = (ROW_BLOCKS + CLUSTERS - 1) / CLUSTERS; // of a block
     static __device__ constexpr int align(int bytes) { return (bytes + 127) / 128 * 128; }
@@ -1043,8 +1057,8 @@ template <class M, class S, int RING, bool SECOND> struct ProductUnits {
     __device__ __forceinline__ void open(const ProductArgs &args, int warp, u32 rings) {
         const int cluster = (int)blockIdx.x / M::SPLIT, team = Share::team_of(warp);
         range = Share::range_of(warp);
-        first_row = S::ROW_BLOCKS * cluster / S::CLUSTERS;
-        rows = S::ROW_BLOCKS * (cluster + 1) / S::CLUSTERS - first_row;
+        const RowShare share(S::ROW_BLOCKS, S::ROW_BLOCKS / S::CLUSTERS, S::CLUSTERS, cluster);
+        first_row = share.first, rows = share.rows;
         first_unit = Share::first_unit(range);
         units = Share::UNIFORM ? Share::UNITS : Share::first_unit(range + 1) - first_unit;
         left = (rows - team + Share::TEAMS - 1) / Share::TEAMS * units;

@@ -310,8 +310,9 @@ static void check_decode(const char *name, int group, int tokens, double allowed
     auto wanted = [&](std::set<const u8 *> &set, const BroughtLines &some) {
         for (int block = 0; block < std::min(BLOCKS, sharing * split) && M::BRINGS; block++) {
             const int share = block / split, first = some.from + some.most * (block % split);
-            const i64 from = (i64)(row_blocks * share / 3) * M::ROW_BYTES;
-            const i64 to = (i64)(row_blocks * (share + 1) / 3) * M::ROW_BYTES;
+            const int more = row_blocks % 3; // the first ones have one more
+            const i64 from = (i64)(row_blocks / 3 * share + std::min(share, more)) * M::ROW_BYTES;
+            const i64 to = from + (i64)(row_blocks / 3 + (share < more)) * M::ROW_BYTES;
             for (i64 at = from + first; at < std::min(from + first + some.most, to); at += 128)
                 set.insert(m.bytes.data() + at);
         }
