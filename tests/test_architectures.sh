@@ -61,6 +61,33 @@ the_prediction_adds_up() {
         END { exit lines != 1 }' "$work/table"
 }
 
+# Where kernels overlap, a product fills its ring while the one before it works in the same SM: two
+# that follow each other must fit there, and in a parallel block attention beside both. Each quarter
+# of an SM has 64 KB of registers for every fourth warp, which get them in steps of 8 for a thread.
+neighbours_share_an_sm() { # neighbours_share_an_sm SHAPE FIRST,SECOND[,THIRD]...
+    "$program" "$1" w4a16 sm_90a > "$work/neighbours" || return 1
+    awk -F'[|+]' -v groups="$2" '
+        $2 ~ /^ [a-z]/ && $2 !~ /kernel/ {
+            name = $2; gsub(/ /, "", name)
+            registers[name] = int(($5 + 127) / 128) * int(($6 + 7) / 8) * 8 * 32
+            shared[name] = int(($7 + $8 + 127) / 128) * 128 + 1024
+        }
+        END {
+            n = split(groups, group, " ")
+            for (i = 1; i <= n; i++) {
+                r = s = 0
+                kernels = split(group[i], member, ",")
+                for (k = 1; k <= kernels; k++) {
+                    if (!registers[member[k]]) { print "no kernel " member[k]; bad = 1 }
+                    r += registers[member[k]]; s += shared[member[k]]
+                }
+                if (r > 16384 || s > 228 * 1024) bad = 1
+                print group[i] ": " r " registers of 16384, " s " bytes of " 228 * 1024
+            }
+            exit bad || !n
+        }' "$work/neighbours"
+}
+
 check wrong_arguments_are_refused wrong_arguments_are_refused
 check without_nvrtc_it_says_so without_nvrtc_it_says_so
 "$program" tiny w4a16 sm_80 > "$work/table" 2> "$work/reason"
@@ -75,6 +102,12 @@ elif [ $status -ne 0 ]; then
 else
     check every_kernel_is_within_the_limits every_kernel_is_within_the_limits
     check the_prediction_adds_up the_prediction_adds_up
+    one_after_the_other="qkv_0,o_0 o_0,gate_up_0 gate_up_0,down_0 down_0,qkv_0"
+    for shape in qwen2.5-7b mpt-30b; do
+        check "neighbours_share_an_sm, $shape" neighbours_share_an_sm $shape "$one_after_the_other"
+    done
+    check "neighbours_share_an_sm, falcon-7b" neighbours_share_an_sm falcon-7b \
+        "qkv_0,attention,gate_up_0 gate_up_0,o_0 o_0,down_0 down_0,attention,qkv_0"
 fi
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed -eq 0 ]
