@@ -148,7 +148,7 @@ constexpr int DECODE_THREADS = DECODE_WARPS * 32;
 constexpr int DECODE_SLOT = 2 * UNIT_KEYS * HEAD_STRIDE; // bytes of a unit's keys (or values)
 // Where it runs beside two products (instances.cuh) it has little room, and up to 96 registers: as
 // if five of its blocks were to share an SM.
-constexpr bool DECODE_BESIDE = ATTENTION_BESIDE && KERNELS_OVERLAP;
+constexpr bool DECODE_BESIDE = ATTENTION_BESIDE && ROOM_BESIDE;
 constexpr int DECODE_RESIDENT = DECODE_BESIDE ? 5 : 1;
 constexpr int DECODE_SLOTS = // of a warp: K and V of one or two units
     HEAD_DIM <= 128 && !DECODE_BESIDE ? 4 : 2;

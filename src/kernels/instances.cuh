@@ -70,7 +70,7 @@ template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct Dec
             if (n * ((CHUNKS + n - 1) / n) < best * ((CHUNKS + best - 1) / best)) best = n;
         return best;
     }
-    static constexpr bool BESIDE = KERNELS_OVERLAP && T == 1 && SIDE == 2 && warps<M>() <= 12;
+    static constexpr bool BESIDE = ROOM_BESIDE && T == 1 && SIDE == 2 && warps<M>() <= 12;
     static constexpr int SHARE = !KERNELS_OVERLAP || T > 1 ? 0
                                  : SIDE == 1               ? LARGE
                                                            : SMALL - (BESIDE ? BESIDE_ROOM : 0);

@@ -8,8 +8,9 @@
 enum { NORM_RMS, NORM_LAYER }; // NORM is one of these
 
 // Shared memory that qkv leaves to attention beside it, with the 1 KB that the SM keeps for a
-// block.
+// block. Where an SM has little there is no room for a third.
 constexpr int BESIDE_ROOM = 24 << 10;
+constexpr bool ROOM_BESIDE = KERNELS_OVERLAP && SHARED_LIMIT >= (200 << 10);
 
 // What changes from token to token lies in device memory, so that one graph serves them all.
 struct State {

@@ -3,6 +3,7 @@
 // ATTENTION_BESIDE are its constants.
 #include "prelude.cuh"
 
+#define SHARED_LIMIT (227 * 1024)
 #define NORM NORM_RMS
 #define NORM_EPS 1e-5f
 #define ROPE_SCALE 1.25f
