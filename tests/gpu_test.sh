@@ -7,13 +7,13 @@
 #   TINYCHAT_FIXTURE_ARCHIVES  a folder with their .tar.xz [../shared/fixtures]
 #   TINYCHAT_GPU_ARCHS         architectures whose path is run besides the GPU's own ["80 86 87 89 90"]
 #   TINYCHAT_GPU_TOOLS         tools of compute-sanitizer ["memcheck racecheck"]
-#   TINYCHAT_GPU_SECONDS       time limit of each part [240]
+#   TINYCHAT_GPU_SECONDS       time limit of each part [600]
 set -u
 work=build/gpu-test
 archives=${TINYCHAT_FIXTURE_ARCHIVES:-../shared/fixtures}
 archs=${TINYCHAT_GPU_ARCHS-80 86 87 89 90}
 tools=${TINYCHAT_GPU_TOOLS-memcheck racecheck}
-limit=${TINYCHAT_GPU_SECONDS:-240}
+limit=${TINYCHAT_GPU_SECONDS:-600}
 jobs=$(nproc 2> /dev/null || echo 2)
 tests=build/release/tests
 rm -rf $work
