@@ -1777,8 +1777,8 @@ TC_INTERNAL int tc__sample(const float *logits, int vocab_size, const tc_samplin
 
 /* ======== src/threads.h ======== */
 
-/* threads - a team of workers, for a session's computations or for loading, and numbers that they wait
- * for.
+/* threads - a team of workers, for a session's computations or for loading, and numbers that they
+ * wait for.
  *
  * One task at a time runs on all workers at once; inside it the workers keep step with a barrier.
  * A waiting thread spins for some tens of microseconds (a barrier then costs about one) and sleeps

@@ -93,7 +93,7 @@ struct EmulatedThread {
     dim3 thread, block_index;
     EmulatedBlock *block;
     int lane, warp;
-    bool started, done;
+    bool started, done, waited; // for the kernel before
     jmp_buf place;
     std::vector<char> stack;
     std::vector<Copy> open;                // since the last commit
@@ -124,7 +124,8 @@ inline void emulated_demand(bool condition, const char *what) {
     if (condition) return;
     printf("the emulated GPU: block %u, %u, thread %u: %s\n", blockIdx.x, blockIdx.y, threadIdx.x,
            what);
-    exit(1);
+    fflush(stdout);
+    _Exit(1); // to free this thread's own stack would crash
 }
 
 inline void emulated_yield() {
@@ -200,7 +201,7 @@ static void emulated_cluster(dim3 first, int cluster, int threads) {
         const int number = (int)i % threads, b = (int)i / threads;
         t.thread = {(unsigned)number, 0, 0}, t.block_index = {first.x + b, first.y, 0};
         t.block = &emulated.cluster[b], t.lane = number % 32, t.warp = number / 32;
-        t.started = t.done = false;
+        t.started = t.done = t.waited = false;
         t.open.clear(), t.groups.clear();
         t.stack.resize(128 << 10);
     }
@@ -242,9 +243,13 @@ inline void __threadfence() {}
 inline void wait_for_previous() {
     if (emulated.previous) emulated.previous();
     emulated.previous = nullptr;
+    emulated.now->waited = true;
 }
 inline void launch_dependents() {}
-inline void tell(u32 *word) { *word = 1; }
+inline void tell(u32 *word) {
+    emulated_demand(emulated.now->waited, "it tells before it has waited");
+    *word = 1;
+}
 inline u32 told(const u32 *word) {
     if (emulated.telling) emulated.telling();
     emulated.telling = nullptr;
