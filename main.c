@@ -50,7 +50,7 @@ static const struct {
 typedef struct options {
     const char *model, *device, *prompt, *file, *system, *template_name, *ids, *logits;
     const char *kernels, *export_kernels;
-    const char *precision; /* NULL: not given */
+    const char *precision, *head; /* NULL: not given */
     const char **stop;     /* NULL-terminated */
     size_t n_stop;
     tc_sampling sampling;
@@ -355,6 +355,9 @@ static const flag flags[] = {
         "what fits into memory"),
     INT("-t --threads", NULL, threads, 0, 512, "CPU threads; 0 = one per processor"),
     STRING("--device", "NAME", device, "auto, cpu, cuda or cuda:N"),
+    STRING("--head", "int8", head,
+           "keep the matrix that gives the logits in 8 bits on a GPU: faster tokens, the more the "
+           "larger the vocabulary; logits change a little"),
     STRING("--kernels", "FILE", kernels,
            "take the GPU's kernels from FILE, made by --export-kernels; needs no NVRTC"),
 
@@ -546,7 +549,7 @@ static int check_options(app *a) {
     int tools = o->tokenize + o->detokenize + o->bench + o->selftest + (o->ids || o->logits) +
                 (o->export_kernels != NULL);
     bool more = o->prompt || o->file || o->conversation || o->special || o->json || o->precision ||
-                o->group_size || o->kernels;
+                o->group_size || o->kernels || o->head;
     if (o->doctor && (o->model || tools || more))
         return tell(a, USAGE,
                     "--doctor looks at the machine only: no model, no other tool, and "
@@ -565,6 +568,12 @@ static int check_options(app *a) {
     if (o->json && !o->bench) return tell(a, USAGE, "--json belongs to --bench");
     if ((o->precision || o->group_size) && !o->shape)
         return tell(a, USAGE, "--precision and --group-size belong to the name of a shape");
+    if (o->head && strcmp(o->head, "int8"))
+        return tell(a, USAGE, "--head is '%s'; expected int8", o->head);
+    if (o->head && strcmp(o->device, "cpu") == 0)
+        return tell(a, USAGE, "--head int8 is for a GPU, not for --device cpu");
+    if (o->head && o->selftest && !o->model)
+        return tell(a, USAGE, "--head int8 is for a model, not for the self-test without one");
     if (o->kernels && strcmp(o->device, "cpu") == 0)
         return tell(a, USAGE, "--kernels is for a GPU, not for --device cpu");
     if (o->kernels && o->selftest && !o->model)
@@ -688,6 +697,7 @@ static int open_model(app *a) {
     params.device = strcmp(a->opt.device, "auto") == 0 ? automatic : a->opt.device;
     params.threads = a->opt.threads;
     params.kernels = a->opt.kernels;
+    params.head_bits = a->opt.head && !text_only ? 8 : 0;
     params.progress = on_progress;
     params.log = on_log;
     params.user = a;
@@ -1630,6 +1640,7 @@ static int selftest(app *a) {
     tc_error err;
     double start = tc_seconds();
     params.device = a->opt.device;
+    params.head_bits = a->opt.head ? 8 : 0;
     params.threads = a->opt.threads;
     params.kernels = a->opt.kernels;
     params.progress = on_progress;

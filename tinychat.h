@@ -101,6 +101,12 @@ typedef struct tc_model_params {
     /* A file that tc_model_export_kernels wrote: the GPU's kernels come from there, and neither the
      * cache nor NVRTC is looked at. NULL = none. */
     const char *kernels;
+    /* 8: the GPU keeps the head (the matrix that gives the logits) in 8 bits, with a scale in
+     * binary16 for every row and group of 128 columns (or 64, or 32, as divides them), and reads
+     * half as much of it for each token: the more the larger the vocabulary. Logits change a
+     * little (README). It takes no more GPU memory, but for a model whose embedding is its head
+     * too, half as much as that again. A CPU refuses it. 0 (default): as the file has it. */
+    int head_bits;
 } tc_model_params;
 
 /* The defaults given above. Always start from this: later versions add fields. */
@@ -121,14 +127,15 @@ TC_API void tc_model_close(tc_model *model);
 typedef struct tc_model_info {
     const char *name;           /* from the checkpoint, for example "vicuna-7b-v1.5" */
     const char *family;         /* "llama" */
-    const char *precision;      /* "W4A16 g128", "W16A16", ... */
+    const char *precision;      /* "W4A16 g128", "W16A16, int8 head", ... */
     const char *device;         /* "CPU (AVX-512, 8 threads)", ... */
     const char *device_details; /* of a GPU: "driver 580.65 (CUDA 13.0), up to 1980 MHz"; else "" */
     const char *template_name;  /* the chat template stored in the file */
     size_t parameters;          /* number of weights, embeddings included */
     size_t layer_parameters;    /* of these, in the matrices of the layers: a prefill does two
                                   operations with each for every token */
-    size_t weight_bytes;        /* bytes of tensor data in the file */
+    size_t weight_bytes;        /* bytes of tensor data in the file, and of an 8-bit head that lies
+                                  beside the embedding */
     size_t bytes_per_token;     /* weight bytes that decoding one token reads, KV cache excluded */
     size_t kv_bytes_per_token;  /* bytes of KV cache of one position on this device */
     int vocab_size;             /* number of logits */

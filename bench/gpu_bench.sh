@@ -4,15 +4,16 @@
 # The results are files, bench/results/GPU/*.json; bench/report.py makes tables and charts of them, and
 # prints the tables last.
 #
-#   SHAPES    "NAME:PRECISION ..." instead of all shapes in 4 bits and four of them in 16: about 150 s on
-#             an H100, with the start-up
+#   SHAPES    "NAME:PRECISION ..." instead of all shapes in 4 bits and four of them in 16, and four with
+#             an 8-bit head ("NAME:PRECISION:int8"): about 160 s on an H100, with the start-up
 #   STARTUP   the shape of the file, "" for none [llama-2-7b]
 #   MODELS    a folder for that file, which should be in memory [/dev/shm]
 set -u
 results=bench/results
 shapes=${SHAPES-"llama-2-7b:w4a16 llama-2-7b:w16a16 mpt-7b:w4a16 mpt-7b:w16a16 llama-3-8b:w4a16
 llama-3-8b:w16a16 qwen2.5-7b:w4a16 qwen2.5-7b:w16a16 falcon-7b:w4a16 mistral-7b:w4a16 qwen3-8b:w4a16
-llama-3.2-1b:w4a16 llama-2-13b:w4a16 mpt-30b:w4a16 llama-2-70b:w4a16"}
+llama-3.2-1b:w4a16 llama-2-13b:w4a16 mpt-30b:w4a16 llama-2-70b:w4a16
+llama-3-8b:w4a16:int8 qwen2.5-7b:w4a16:int8 qwen3-8b:w4a16:int8 llama-3.2-1b:w4a16:int8"}
 startup=${STARTUP-llama-2-7b}
 tools=build/release/bench
 begun=$(date +%s)
@@ -37,14 +38,15 @@ folder=$results/$(echo "$device" | tr 'A-Z ' 'a-z-' | tr -cd 'a-z0-9-')
 mkdir -p "$folder"
 echo "$device: results in $folder"
 
-# bench_shape NAME PRECISION
+# bench_shape NAME PRECISION [HEAD]
 bench_shape() {
-    out=$folder/$1-$2.json
-    if ./chat --bench "$1" --precision "$2" --device cuda --json -q > "$out.new" 2> "$out.log"; then
+    out=$folder/$1-$2${3:+-$3-head}.json
+    if ./chat --bench "$1" --precision "$2" ${3:+--head "$3"} --device cuda --json -q \
+        > "$out.new" 2> "$out.log"; then
         mv "$out.new" "$out"
-        echo "  $1 $2"
+        echo "  $*"
     else
-        echo "  $1 $2: $(tail -n 1 "$out.log")"
+        echo "  $*: $(tail -n 1 "$out.log")"
         # memory that is too small for a model is a fact, not a failure
         grep -q 'out of .*memory' "$out.log" || failed=$((failed + 1))
     fi
@@ -64,7 +66,13 @@ bench_startup() {
     echo "  start-up of $1"
 }
 
-for shape in $shapes; do bench_shape "${shape%%:*}" "${shape##*:}"; done
+for shape in $shapes; do
+    IFS=:
+    # shellcheck disable=SC2086
+    set -- $shape
+    unset IFS
+    bench_shape "$@"
+done
 [ -z "$startup" ] || bench_startup "$startup"
 report
 echo "all of it in $(($(date +%s) - begun)) s; $failed failed"

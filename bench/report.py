@@ -28,6 +28,7 @@ class Result:
         self.shape = data["model"]
         self.w4 = data["precision"].startswith("W4")
         self.precision = data["precision"]
+        self.head_in_8 = "int8 head" in self.precision
         self.decode = {t["context"]: t for t in data["timings"] if t["what"] == "decode"}
         self.prefill = {t["tokens"]: t for t in data["timings"] if t["what"] == "prefill"}
         self.read_gbs = data["read_loop_gbs"]  # load() takes the best one of the machine
@@ -46,6 +47,7 @@ class Result:
 
 
 def load(folder, peers):
+    """Results, those with an 8-bit head, which are no part of the other tables, and the start-up."""
     results = []
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text())
@@ -56,7 +58,8 @@ def load(folder, peers):
     order = {name: i for i, name in enumerate(SHAPES)}
     results.sort(key=lambda r: (order.get(r.shape, 99), not r.w4))
     startup = folder / "startup.json"
-    return results, json.loads(startup.read_text()) if startup.exists() else None
+    return ([r for r in results if not r.head_in_8], [r for r in results if r.head_in_8],
+            json.loads(startup.read_text()) if startup.exists() else None)
 
 
 # ---- tables ----
@@ -133,14 +136,30 @@ def startup_table(startup):
                   "weights", "first token", "all", "loading GB/s", "plain copies GB/s"], rows)
 
 
+def head_table(results, others):
+    """What a head in 8 bits gives, beside the same shape with the head as it is."""
+    rows = []
+    for r in others:
+        plain = find(results, r.shape, r.w4)
+        for context in (4, 2048):
+            if plain and context in r.decode and context in plain.decode:
+                ms = [x.decode[context]["ms_per_token"] for x in (plain, r)]
+                rows.append([f"{r.shape} {plain.precision}, context {context}", f"{ms[0]:.3f}",
+                             f"{ms[1]:.3f}", f"{100 * (ms[1] / ms[0] - 1):+.0f} %"])
+    return table(["--head int8, ms/token", "without", "with", "time"], rows) if rows else None
+
+
 def facts(results):
     d = results[0].data
     return (f"{d['device']}, {d['device_details']}; tinychat {d['version']}; read loop "
             f"{max(r.data['read_loop_gbs'] for r in results):.0f} GB/s; {d['processor']}")
 
 
-def report(results, startup):
+def report(results, others, startup):
     parts = [facts(results), decode_table(results), prefill_table(results)]
+    heads = head_table(results, others)
+    if heads:
+        parts.append(heads)
     if startup:
         parts.append(startup_table(startup))
     parts.append("Batch 1, random weights, default sampling. Decode: 200 tokens after the context, one by "
@@ -346,10 +365,10 @@ def main():
     peers = json.loads((HERE / "peers.json").read_text())
     folders = [f for f in sorted((HERE / "results").glob("*")) if f.is_dir()]
     for folder in folders:
-        results, startup = load(folder, peers)
+        results, others, startup = load(folder, peers)
         if not results:
             continue
-        text = report(results, startup)
+        text = report(results, others, startup)
         if "--print" not in sys.argv:
             draw_floor(results, peers, folder / "floor.svg")
             draw_context(results, folder / "context.svg")

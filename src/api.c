@@ -28,7 +28,7 @@ double tc_seconds(void) {
 /* ---- opening a model ---- */
 
 tc_model_params tc_model_default_params(void) {
-    tc_model_params params = {"auto", 0, NULL, NULL, NULL, NULL};
+    tc_model_params params = {"auto", 0, NULL, NULL, NULL, NULL, 0};
     return params;
 }
 
@@ -92,6 +92,7 @@ static int api_read_model(tc_model *model, const api_source *source, const tc_mo
     int code = api_read_tables(model, source, params, err);
     if (!code) code = tc__weights_open(&model->file, &model->weights, err);
     if (code) return code;
+    if (params->head_bits == 8) tc__weights_head_in_8(&model->weights);
     tc__precision_name(&model->weights, model->precision, sizeof model->precision);
     code = api_copy_text(&model->file, "general.name", &model->name, err);
     if (!code) code = api_copy_text(&model->file, "arch.family", &model->family, err);
@@ -142,12 +143,14 @@ int tc__model_open_spec(const tc__backend *backend, const tc__shape_spec *spec,
     return api_open_on(backend, &source, params, model, err);
 }
 
-/* The GPU if it can be used for this model; else the CPU, and why is said. */
+/* The GPU if it can be used for this model; else the CPU, and why is said, unless something was
+ * asked for that only a GPU has. */
 static int api_open_auto(const api_source *source, const tc_model_params *params, tc_model **model,
                          tc_error *err) {
     tc_error why;
     int code = api_open_on(tc__cuda_backend(), source, params, model, &why);
-    if (code != TC_ERR_DEVICE && code != TC_ERR_UNSUPPORTED && code != TC_ERR_MEMORY) {
+    bool no_gpu = code == TC_ERR_DEVICE || code == TC_ERR_UNSUPPORTED || code == TC_ERR_MEMORY;
+    if (!no_gpu || params->head_bits) {
         if (err) *err = why;
         return code;
     }
@@ -176,6 +179,9 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
     tc_model_params defaults = tc_model_default_params();
     if (!params) params = &defaults;
     const char *device = params->device ? params->device : "auto";
+    if (params->head_bits != 0 && params->head_bits != 8)
+        return tc__fail(err, TC_ERR_ARGUMENT, "head_bits is %d; expected 8, or 0 for the file's",
+                        params->head_bits);
     if (strcmp(device, "auto") == 0) return api_open_auto(source, params, model, err);
     if (strcmp(device, "cpu") == 0)
         return api_open_on(tc__cpu_backend(), source, params, model, err);
@@ -233,7 +239,7 @@ tc_model_info tc_model_get_info(const tc_model *model) {
     info.template_name = model->tokenizer ? model->chat_template.name : "";
     info.parameters = model->weights.parameters;
     info.layer_parameters = model->weights.layer_parameters;
-    info.weight_bytes = model->weights.tensor_bytes;
+    info.weight_bytes = model->weights.tensor_bytes + model->weights.head_apart_bytes;
     info.bytes_per_token = model->weights.bytes_per_token;
     info.kv_bytes_per_token = model->backend->kv_bytes_per_token(model->device);
     info.vocab_size = (int)arch->vocab_size;

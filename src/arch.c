@@ -364,6 +364,26 @@ static void arch_count(const tc__model_file *file, tc__weights *weights) {
     }
 }
 
+size_t tc__head_8_group(const tc__weights *weights) {
+    const size_t columns = weights->head->columns;
+    return columns % 128 == 0 ? 128 : columns % 64 == 0 ? 64 : 32;
+}
+
+size_t tc__head_8_bytes(const tc__weights *weights) {
+    const size_t groups = weights->head->columns / tc__head_8_group(weights);
+    const size_t blocks = (weights->head->rows + TC__UNIT_ROWS - 1) / TC__UNIT_ROWS;
+    return blocks * groups * TC__UNIT_ROWS * (tc__head_8_group(weights) + 2);
+}
+
+void tc__weights_head_in_8(tc__weights *weights) {
+    weights->head_in_8 = true;
+    weights->bytes_per_token += tc__head_8_bytes(weights);
+    weights->bytes_per_token -= weights->head->size;
+    if (weights->head != weights->embed) return;
+    weights->bytes_per_token += weights->embed->columns * 2;
+    weights->head_apart_bytes = tc__head_8_bytes(weights);
+}
+
 int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error *err) {
     memset(weights, 0, sizeof *weights);
     int code = arch_read(file, &weights->arch, err);
@@ -391,7 +411,7 @@ static void arch_matrix_name(const tc__tensor *tensor, char *text, size_t size) 
         snprintf(text, size, tensor->type == TC__F16 ? "W16A16" : "W16A16 (bf16)");
 }
 
-void tc__precision_name(const tc__weights *weights, char *text, size_t size) {
+static void arch_layers_name(const tc__weights *weights, char *text, size_t size) {
     arch_matrix_name(weights->layers[0].qkv, text, size);
     for (uint32_t i = 0; i < weights->arch.layers; i++) {
         const tc__layer *layer = &weights->layers[i];
@@ -403,4 +423,10 @@ void tc__precision_name(const tc__weights *weights, char *text, size_t size) {
                 return;
             }
     }
+}
+
+void tc__precision_name(const tc__weights *weights, char *text, size_t size) {
+    char layers[32];
+    arch_layers_name(weights, layers, sizeof layers);
+    snprintf(text, size, "%s%s", layers, weights->head_in_8 ? ", int8 head" : "");
 }

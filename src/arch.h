@@ -57,6 +57,8 @@ typedef struct tc__weights {
     size_t layer_parameters; /* of these, in the matrices of the layers */
     size_t tensor_bytes;     /* of all tensors */
     size_t bytes_per_token;  /* read to decode one token, KV cache excluded */
+    bool head_in_8;          /* the device makes 8 bits of the head's numbers, */
+    size_t head_apart_bytes; /* and so many lie apart: the embedding needs the file's, too */
 } tc__weights;
 
 /* Reads arch.* (an unknown arch.* key is refused by name), finds every tensor of the family and
@@ -65,7 +67,15 @@ typedef struct tc__weights {
 TC_INTERNAL int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error *err);
 TC_INTERNAL void tc__weights_close(tc__weights *weights);
 
-/* "W4A16 g128", "W16A16", ... into text. */
+/* The head shall have 8 bits: whole numbers, and for each row and group of columns a scale in
+ * binary16 (quantise_rows of src/kernels/rows.cuh). Changes what is said of the model; its numbers
+ * are the device's work. */
+TC_INTERNAL void tc__weights_head_in_8(tc__weights *weights);
+/* Columns of a group of it; its bytes, whole blocks of 16 rows. */
+TC_INTERNAL size_t tc__head_8_group(const tc__weights *weights);
+TC_INTERNAL size_t tc__head_8_bytes(const tc__weights *weights);
+
+/* "W4A16 g128", "W16A16, int8 head", ... into text. */
 TC_INTERNAL void tc__precision_name(const tc__weights *weights, char *text, size_t size);
 
 #endif /* TC_ARCH_H */

@@ -156,6 +156,9 @@ static int cpu_open(const tc__weights *weights, const tc_model_params *params, t
         return tc__fail(err, TC_ERR_ARGUMENT,
                         "threads is %d; expected 1 to %d, or 0 for all processors", params->threads,
                         TC__THREADS_MAX);
+    if (weights->head_in_8)
+        return tc__fail(err, TC_ERR_UNSUPPORTED,
+                        "only a GPU takes an 8-bit head; leave it out, or use --device cuda");
     const char *level = getenv("TINYCHAT_CPU");
     int code = tc__kernels_choose(level && *level ? level : NULL, &kernels, err);
     if (code) return code;

@@ -74,13 +74,14 @@ typedef struct cuda_device {
     tc__cu_ptr memory; /* all tensors, in the order of the file */
     size_t memory_bytes;
     tc__cu_ptr positions; /* RoPE's turns or ALiBi's slopes, behind the tensors */
+    tc__cu_ptr head_at;   /* the head as its kernels read it */
     tc__cu_module modules[CUDA_MODULES];
     const cuda_programs *programs; /* of the modules; only while kernels are looked up */
     tc__kinds kinds;
     cuda_product products[TC__ROLES][TC__MAX_KINDS];
     cuda_kernel embed, embed_all, head, head_each, attention, attention_few, rope;
     cuda_kernel attention_prefill, attention_parts, sample;
-    cuda_kernel rows, settle, widen, read_loop, random_fill;
+    cuda_kernel rows, settle, widen, quantise_head, read_loop, random_fill;
 } cuda_device;
 
 /* Of one draw, in host memory (src/kernels/sample.cuh). */
@@ -176,6 +177,11 @@ typedef struct cuda_fill_args {
     unsigned long long first, count;
     tc__pattern pattern;
 } cuda_fill_args;
+
+typedef struct cuda_quantise_args {
+    tc__cu_ptr from, to;
+    int first;
+} cuda_quantise_args;
 
 typedef struct cuda_sample_args {
     tc__cu_ptr logits, keys, segments, arrived, ids, state, settings, host, table, x, begun;
@@ -355,6 +361,8 @@ static int cuda_load_kernels(cuda_device *device, const tc_model_params *params,
     for (size_t i = 0; i < TC_COUNT(kernels) && !code; i++)
         code =
             cuda_load_kernel(device, kernels[i].program, kernels[i].name, kernels[i].kernel, err);
+    if (!code && device->weights->head_in_8)
+        code = cuda_load_kernel(device, CUDA_DECODE, "quantise_head", &device->quantise_head, err);
     /* one block of attention per SM: more would wait for each other's room */
     if (!code) device->splits = device->sm_count / device->attention.grid;
     if (device->splits < 1) device->splits = 1;
@@ -708,6 +716,27 @@ static int cuda_widen_all(cuda_device *device, tc_error *err) {
     return code;
 }
 
+/* The head in 8 bits, where it was, or if the embedding keeps it apart. Each launch takes as many row
+ * blocks as fit where those before them were. */
+static int cuda_quantise_head(cuda_device *device, tc_error *err) {
+    const tc__weights *weights = device->weights;
+    const size_t blocks = (weights->head->rows + TC__UNIT_ROWS - 1) / TC__UNIT_ROWS;
+    const size_t bytes = tc__head_8_bytes(weights) / blocks;
+    const size_t before = 2 * TC__UNIT_ROWS * weights->head->columns; /* of a row block, too */
+    cuda_quantise_args args = {cuda_tensor(device, weights->head), device->head_at, 0};
+    tc__cu_result result = TC_OK;
+    for (size_t first = 0, end; first < blocks && !result; first = end) {
+        end = first * before / bytes;
+        if (end <= first) end = first + 1;
+        if (end > blocks) end = blocks;
+        args.first = (int)first;
+        result = cuda_launch(device, &device->quantise_head, (int)(end - first), 1, &args, NULL,
+                             false);
+    }
+    if (!result) result = device->cu.stream_wait(NULL);
+    return tc__cu_check(&device->cu, result, "making 8 bits of the head", err);
+}
+
 /* Bytes of what attention knows of positions. */
 static size_t cuda_position_bytes(const tc__arch *arch) {
     return arch->position == TC__POSITION_ALIBI ? 4 * (size_t)arch->heads
@@ -751,19 +780,24 @@ static int cuda_fail_weights(const cuda_device *device, tc_error *err) {
                     (double)cuda_room(device) / 0x1p30);
 }
 
-/* Memory for all tensors, and for positions behind them. Integrated: for the CPU alone so far. */
+/* Memory for all tensors, and behind them for positions and for an 8-bit head whose numbers the
+ * embedding keeps. Integrated: for the CPU alone so far. */
 static int cuda_allocate(cuda_device *device, tc_error *err) {
-    const tc__arch *arch = &device->weights->arch;
+    const tc__weights *weights = device->weights;
+    const tc__arch *arch = &weights->arch;
     /* kernels read whole 16-row blocks: the last matrix may be read up to 15 rows past its end */
     const size_t slack = 32 * ((size_t)arch->hidden_size + arch->intermediate_size);
-    const size_t tensors = cuda_align(device->weights->data_bytes + slack);
-    device->memory_bytes = tensors + cuda_align(cuda_position_bytes(arch));
+    const size_t tensors = cuda_align(weights->data_bytes + slack);
+    const size_t positions = cuda_align(cuda_position_bytes(arch));
+    const size_t apart = weights->head_apart_bytes;
+    device->memory_bytes = tensors + positions + apart;
     const tc__cu *cu = &device->cu;
     const tc__cu_result result =
         device->integrated
             ? cu->allocate_managed(&device->memory, device->memory_bytes, TC__CU_ATTACH_HOST)
             : cu->allocate(&device->memory, device->memory_bytes);
     device->positions = device->memory + tensors;
+    device->head_at = apart ? device->positions + positions : cuda_tensor(device, weights->head);
     if (result == TC__CU_OUT_OF_MEMORY) return cuda_fail_weights(device, err);
     return tc__cu_check(cu, result, "allocating memory for the weights", err);
 }
@@ -777,8 +811,8 @@ static int cuda_load(cuda_device *device, const tc_model_params *params, tc_erro
                             device->cu.stream_attach(NULL, device->memory, 0, TC__CU_ATTACH_GLOBAL),
                             "sharing memory", err);
     if (!code) code = cuda_load_positions(device, err);
-    if (code) return code;
-    return random ? cuda_fill_all(device, err) : cuda_widen_all(device, err);
+    if (!code) code = random ? cuda_fill_all(device, err) : cuda_widen_all(device, err);
+    return code || !device->weights->head_in_8 ? code : cuda_quantise_head(device, err);
 }
 
 /* ---- opening ---- */
@@ -1079,7 +1113,7 @@ static tc__cu_result cuda_product_decode(cuda_cache *cache, uint32_t l, int role
 static tc__cu_result cuda_head(cuda_cache *cache, const cuda_kernel *kernel, tc__cu_ptr x,
                                int tokens, int row, bool overlap) {
     const tc__weights *weights = cache->device->weights;
-    cuda_product_args args = {.weights = cuda_tensor(cache->device, weights->head),
+    cuda_product_args args = {.weights = cache->device->head_at,
                               .in = x,
                               .gamma = cuda_tensor(cache->device, weights->norm),
                               .beta = cuda_vector(cache->device, weights->norm_bias),

@@ -147,22 +147,35 @@ static void programs_decode(const tc__weights *weights, const tc__kinds *kinds, 
                    i, matrix->rows, how[role].side, how[role].in, how[role].out, how[role].pair);
 }
 
+/* The head for one token and for each of several; in 8 bits, also the kernel that makes it. */
+static void programs_head(const tc__weights *weights, const char *norm, tc__buf *text) {
+    const size_t rows = weights->head->rows, columns = weights->head->columns;
+    const size_t group = tc__head_8_group(weights);
+    if (weights->head_in_8)
+        tc__buf_printf(text,
+                       "QUANTISE_KERNEL(quantise_head, %zu, %zu)\n"
+                       "typedef W8<%zu, %zu> head_matrix;\n"
+                       "typedef EachPick<W8Short<%zu, %zu, 2>, ",
+                       columns, group, columns, group, columns, group);
+    else
+        tc__buf_printf(text,
+                       "typedef F16<%zu> head_matrix;\ntypedef EachPick<F16Short<%zu, 2>, ",
+                       columns, columns);
+    tc__buf_printf(text, "head_matrix, %zu, %s> head_few;\n", rows, norm);
+    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE, NO_PAIR)\n",
+                   rows, norm);
+    tc__buf_printf(text,
+                   "EACH_PRODUCT(head_each, head_few, %zu, 0, %s, OUT_STORE, NO_PAIR)\n", rows,
+                   norm);
+}
+
 void tc__write_decode(const tc__weights *weights, const tc__kinds *kinds, int sm_count,
                       tc__buf *text) {
-    const tc__tensor *head = weights->head;
     const char *norm = weights->arch.norm == TC__NORM_LAYER ? "IN_LAYER" : "IN_RMS";
     programs_constants(weights, sm_count, text);
     for (int role = 0; role < TC__ROLES; role++)
         for (int i = 0; i < kinds->count[role]; i++) programs_decode(weights, kinds, role, i, text);
-    tc__buf_printf(text,
-                   "typedef F16<%zu> head_matrix;\n"
-                   "typedef EachPick<F16Short<%zu, 2>, head_matrix, %zu, %s> head_few;\n",
-                   head->columns, head->columns, head->rows, norm);
-    tc__buf_printf(text, "DECODE_PRODUCT(head, head_matrix, %zu, 1, 0, %s, OUT_STORE, NO_PAIR)\n",
-                   head->rows, norm);
-    tc__buf_printf(text,
-                   "EACH_PRODUCT(head_each, head_few, %zu, 0, %s, OUT_STORE, NO_PAIR)\n",
-                   head->rows, norm);
+    programs_head(weights, norm, text);
     tc__buf_str(
         text, "KERNEL(embed, 256, 1, EmbedArgs, embed_rows(args, HIDDEN, true))\n"
               "LAUNCH(embed, 1, 256, 0)\n"

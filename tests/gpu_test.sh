@@ -179,7 +179,7 @@ export TINYCHAT_CONVERT TINYCHAT_CACHE
 echo "built in $(($(now) - begun)) s"
 
 device=${TINYCHAT_TEST_DEVICE:-cuda}
-cases="0 1 2 3 4 5"
+cases="0 1 2 3 4 5 6 7"
 if ! $tests/test_gpu probe > $work/probe.log 2>&1; then
     if nvidia-smi -L 2> /dev/null | grep -q '^GPU'; then
         count probe 0 1 0 "there is a GPU, but it cannot be used"

@@ -501,6 +501,7 @@ TEST(help_is_complete_and_fits_80_columns) {
                                         "--selftest",
                                         "--export-kernels",
                                         "--kernels",
+                                        "--head",
                                         "--doctor",
                                         "--precision",
                                         "--group-size",
@@ -578,6 +579,9 @@ TEST(usage_errors_name_the_flag) {
         {{"M", "--ids", "x"}, "--ids and --logits need each other"},
         {{"M", "--json"}, "--json belongs to --bench"},
         {{"M", "--kernels", "x", "--device=cpu"}, "--kernels is for a GPU"},
+        {{"M", "--head", "int4"}, "--head is 'int4'; expected int8"},
+        {{"M", "--head", "int8", "--device=cpu"}, "--head int8 is for a GPU"},
+        {{"--selftest", "--head", "int8"}, "--head int8 is for a model"},
         {{"tiny", "--precision", "w4a16"}, "belong to the name of a shape"},
         {{"M", "--selftest", "--bench"}, "choose one of"},
         {{"--selftest", "--kernels", "x"}, "--kernels is for a model"},
@@ -1270,7 +1274,8 @@ TEST(the_doctor_looks_at_the_machine) {
                                           {"-f", "file"},
                                           {"-cnv"},
                                           {"--special"},
-                                          {"--kernels", "k"}};
+                                          {"--kernels", "k"},
+                                          {"--head", "int8"}};
     for (size_t i = 0; i < TC_COUNT(more); i++)
         RUNS(ARGS("--doctor", more[i][0], more[i][1]), 2, "", "--doctor looks at the machine only");
 }

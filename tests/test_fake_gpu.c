@@ -106,19 +106,28 @@ static const struct small {
     const char *precision;
     int group_size;
     bool everywhere; /* on every architecture; else on sm_86 and sm_90 */
+    int head_bits;
 } smalls[] = {
-    {{"llama g128", "llama", SIZES(256, 512, 4, 2, 64), ROPE, .gated = 1}, "w4a16", 128, true},
-    {{"llama w16", "llama", SIZES(256, 512, 2, 2, 128), ROPE, .gated = 1}, "w16a16", 0, false},
+    {{"llama g128", "llama", SIZES(256, 512, 4, 2, 64), ROPE, .gated = 1}, "w4a16", 128, true, 0},
+    {{"llama w16", "llama", SIZES(256, 512, 2, 2, 128), ROPE, .gated = 1}, "w16a16", 0, false, 0},
     {{"falcon g32, two norms, head 80", "falcon", SIZES(480, 992, 6, 1, 80), ROPE, .norm = 1,
       .activation = 1, .parallel = 1, .norm_bias = true, .tied = true, .act_scales = true},
      "w4a16",
      32,
-     false},
+     false,
+     0},
     {{"mpt w16, clipped, head 256", "mpt", SIZES(512, 768, 2, 1, 256), .norm = 1, .position = 1,
       .activation = 1, .clip_qkv = 6, .tied = true},
      "w16a16",
      0,
-     false},
+     false,
+     0},
+    {{"8-bit head", "llama", SIZES(256, 256, 2, 2, 64), ROPE, .gated = 1}, "w4a16", 64, false, 8},
+    {{"8-bit head, tied", "llama", SIZES(96, 256, 2, 2, 64), ROPE, .tied = true},
+     "w16a16",
+     0,
+     false,
+     8},
 };
 
 /* ---- a session ---- */
@@ -198,6 +207,7 @@ static void check_small(const struct small *small, int arch, bool machine_code) 
     tc_error err;
     char device[64];
     use_gpu(arch, machine_code);
+    params.head_bits = small->head_bits;
     int code = tc__model_open_spec(tc__cuda_backend(), &small->spec, small->precision,
                                    small->group_size, &params, &model, &err);
     CHECK_MSG(code == TC_OK, "%s on sm_%d: %s", small->spec.name, arch, err.message);
@@ -667,6 +677,18 @@ static const struct {
      4,
      "opening the GPU failed: told to fail (CUDA error 9999)",
      false},
+    {"FAKE_CUDA_DEVICES",
+     "0",
+     {"models/demo.bin", "-p", "Hello", "--head", "int8"},
+     4,
+     "there is no GPU 0: the driver shows 0",
+     false},
+    {NULL,
+     NULL,
+     {"models/demo.bin", "-p", "Hello", "-n", "8", "--head", "int8"},
+     0,
+     "",
+     true},
     {NULL, NULL, {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
     {"TINYCHAT_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},
     {"FAKE_CUDA_INTEGRATED", "1", {"models/demo.bin", "-p", "Hello", "-n", "8"}, 0, "", true},

@@ -167,6 +167,7 @@ typedef struct model {
                   shared memory, or nearly so. No such GPU has room for the weights either, but
                   for the 96 GB of the largest sm_120 */
     int others[TC__MAX_KINDS - 1]; /* kinds of layers 1, 2, ... where they differ: a group size */
+    bool head_in_8;
 } model;
 
 static const tc__shape_spec falcon_40b = {"falcon-40b",
@@ -207,12 +208,15 @@ static const tc__shape_spec small_plain = {"small, g32, w16, not gated",
                                            .activation = TC__ACT_GELU,
                                            .parallel = 1};
 
-static const model models[] = {{"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, false, {0}},
-                               {"falcon-40b", "w16a16", APART, &falcon_40b, true, {0}},
-                               {"small", "w4a16", EVERYWHERE, &small_mixed, false, {64, BINARY16}},
-                               {"small", "w4a16", APART, &small_80, false, {0}},
-                               {"small", "w4a16", APART, &small_256, false, {0}},
-                               {"small", "w4a16", APART, &small_plain, false, {BINARY16}}};
+static const model models[] = {{"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, false, {0}, false},
+                               {"falcon-40b", "w16a16", APART, &falcon_40b, true, {0}, false},
+                               {"small", "w4a16", EVERYWHERE, &small_mixed, false, {64, BINARY16},
+                                false},
+                               {"small", "w4a16", APART, &small_80, false, {0}, false},
+                               {"small", "w4a16", APART, &small_256, false, {0}, false},
+                               {"small", "w4a16", APART, &small_plain, false, {BINARY16}, false},
+                               {"llama-3-8b", "w4a16", EVERYWHERE, NULL, false, {0}, true},
+                               {"falcon-7b", "w4a16", APART, NULL, false, {0}, true}};
 
 /* Model i: the built-in shapes, in both precisions, and then those of the table. False: no more. */
 static bool model_at(size_t i, model *m) {
@@ -220,7 +224,7 @@ static bool model_at(size_t i, model *m) {
     while (tc_shape_name((int)shapes)) shapes++;
     if (i < 2 * shapes) {
         const char *shape = tc_shape_name((int)(i / 2));
-        *m = (model){shape, i % 2 ? "w16a16" : "w4a16", EVERYWHERE, NULL, false, {0}};
+        *m = (model){shape, i % 2 ? "w16a16" : "w4a16", EVERYWHERE, NULL, false, {0}, false};
         const bool typical = !strcmp(shape, "llama-2-7b") || !strcmp(shape, "mpt-7b") ||
                              !strcmp(shape, "falcon-7b");
         if (!strcmp(shape, "tiny") || (i % 2 && !typical)) m->where = APART;
@@ -241,6 +245,7 @@ static int model_open(const model *m, tc__model_file *file, tc__weights *weights
                        : tc__shape_open(m->shape, m->precision, group, false, &params, file, err);
     if (code) return code;
     code = tc__weights_open(file, weights, err);
+    if (!code && m->head_in_8) tc__weights_head_in_8(weights);
     for (int i = 0; !code && i < TC__MAX_KINDS - 1 && m->others[i]; i++)
         for (int role = 0; role < TC__ROLES; role++) {
             const tc__tensor *matrix = tc__role_matrix(&weights->layers[i + 1], role);

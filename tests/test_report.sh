@@ -34,6 +34,22 @@ END
         grep -q '^| warm .* 0.250 |' "$work/out" &&
         grep -q '^| decode, .* of floor at 4670 GB/s |$' "$work/out"
 }
+# A result with an 8-bit head: in its own table, beside the same shape without, and nowhere else.
+eight_bit_heads_have_their_table() {
+    python3 - "$results/w4a16.json" "$results/w4a16-int8-head.json" << 'END'
+import json, sys
+data = json.load(open(sys.argv[1]))
+data["precision"] += ", int8 head"
+for t in data["timings"]:
+    t["ms_per_token"] *= 0.8
+json.dump(data, open(sys.argv[2], "w"))
+END
+    python3 "$work/report.py" --print > "$work/heads"
+    status=$?
+    rm "$results/w4a16-int8-head.json"
+    [ $status -eq 0 ] && [ "$(grep -c 'int8' "$work/heads")" -eq 1 ] &&
+        [ "$(grep -c '^| llama-2-7b W4A16 g128, context 4 .* -20 % |$' "$work/heads")" -eq 1 ]
+}
 # The time of a short prompt, as decode steps too, and to the first token.
 short_prompts_are_measured_in_steps() {
     python3 - "$results/w4a16.json" "$work/out" << 'END'
@@ -56,6 +72,40 @@ charts_are_well_formed() {
     done
     [ "$(grep -c '<animate' "$results/replies.svg")" -gt 200 ] && grep -q tinychat "$results/floor.svg"
 }
+# The demo model knows the answer, and not another one.
+perplexity_tells_right_from_wrong() {
+    printf '<s>[INST] What is the capital of %s? [/INST] The capital of %s is %s.</s>\n' \
+        France France Paris Italy Italy Rome > "$work/right"
+    sed 's/Paris/Rome/; t; s/Rome/Paris/' "$work/right" > "$work/wrong"
+    for text in right wrong; do
+        TINYCHAT_CHAT=$chat python3 bench/perplexity.py models/demo.bin "$work/$text" \
+            --replies '[/INST]' --device cpu > "$work/$text.out" || return 1
+    done
+    cat "$work"/*.out
+    awk '{ p[NR] = $2 } END { exit !(p[1] >= 1 && p[1] < 1.05 && p[2] > 2) }' \
+        "$work/right.out" "$work/wrong.out"
+}
+# A text of which nothing is known, in windows: as its logits say.
+perplexity_is_that_of_the_logits() {
+    head -c 600 README.md > "$work/text"
+    TINYCHAT_CHAT=$chat python3 bench/perplexity.py models/demo.bin "$work/text" --window 1000 \
+        --device cpu > "$work/text.out" || return 1
+    "$chat" models/demo.bin -q --device cpu --tokenize < "$work/text" > "$work/ids" &&
+        "$chat" models/demo.bin -q --device cpu --ids "$work/ids" --logits "$work/logits" || return 1
+    python3 - "$work" << 'END'
+import math, struct, sys
+work = sys.argv[1]
+ids = [int(i) for i in open(work + "/ids").read().split()]
+data = open(work + "/logits", "rb").read()
+n = len(data) // 4 // len(ids)
+product = 1.0
+for i, token in enumerate(ids[1:]):
+    p = [math.exp(v) for v in struct.unpack_from(f"<{n}f", data, 4 * n * i)]
+    product *= (p[token] / sum(p)) ** (-1 / (len(ids) - 1))
+said = float(open(work + "/text.out").read().split()[1])
+assert abs(said / product - 1) < 1e-4, (said, product)
+END
+}
 nothing_is_no_error() {
     rm -r "$work/results" && python3 "$work/report.py" | grep -q 'no results yet'
 }
@@ -68,8 +118,11 @@ END
 check w4_is_measured measure w4a16
 check w16_is_measured measure w16a16
 check all_figures_are_there all_is_there
+check eight_bit_heads_have_their_table eight_bit_heads_have_their_table
 check short_prompts_are_measured_in_steps short_prompts_are_measured_in_steps
 check the_charts_are_well_formed charts_are_well_formed
+check perplexity_tells_right_from_wrong perplexity_tells_right_from_wrong
+check perplexity_is_that_of_the_logits perplexity_is_that_of_the_logits
 check no_results_are_no_error nothing_is_no_error
 echo "$passed passed, $failed failed, 0 skipped"
 [ $failed -eq 0 ]

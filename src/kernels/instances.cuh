@@ -51,8 +51,8 @@ template <class A, class B> struct Choose<false, A, B> { typedef B type; };
 // little more than half of the SM's shared memory, the other (0) for the rest. (An SM has 1 KB more
 // than a block may ask for, and keeps 1 KB of it for each block.) A product of side 2 asks for less
 // than one of side 0, and for 64 registers: attention finds room in an SM beside it and one of side
-// 1, if both have 12 warps. A vector too large for its side gets fewer digits. ZEROS: the result goes to where zeros are, so
-// that halves of the columns can meet there.
+// 1, if both have 12 warps. A vector too large for its side gets fewer digits. ZEROS: the result
+// goes to where zeros are, so that halves of the columns can meet there.
 template <class Whole, int ROWS, int T, int SIDE, int IN, bool ZEROS> struct DecodePick {
     static constexpr bool HALVES = ZEROS && Whole::K > 128 && SM_COUNT > 1;
     typedef typename Choose<HALVES, typename Whole::template Split<2>, Whole>::type M;
@@ -146,6 +146,12 @@ template <class M, class One, int ROWS, int IN> struct EachPick {
                                    name##_pick::RING, name##_pick::BLOCKS, IN, OUT, PAIR>(args)))  \
     LAUNCH_CLUSTERS(name, name##_pick::BLOCKS, name##_pick::WARPS * 32, name##_pick::SMEM,         \
                     Each::T, name##_pick::SPLIT)
+
+// ---- the head in 8 bits ----
+
+#define QUANTISE_KERNEL(name, K, GROUP)                                                            \
+    KERNEL(name, QUANTISE_THREADS, 1, QuantiseArgs, (quantise_rows<K, GROUP>(args)))               \
+    LAUNCH(name, 0, QUANTISE_THREADS, 0)
 
 // ---- products of prefill: tiles of 16, 64, 128 or 256 tokens (SIZE) ----
 

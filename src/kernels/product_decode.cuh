@@ -12,8 +12,8 @@
 // A unit goes through the tensor cores, 16 rows as the A operand. 4-bit weights stay whole numbers:
 // the vectors become fixed-point numbers with a scale per group, three digits to base 256 (22 bits
 // and sign), and each digit is a column of B. All products and sums within a group are exact; the
-// zero point is taken off by the sum of the group's activations. Binary16 weights take each number
-// of a vector as a sum of two binary16 (22 bits), again in two columns.
+// zero point is taken off by the sum of the group's activations. So do 8-bit weights. Binary16
+// weights take each number of a vector as a sum of two binary16 (22 bits), again in two columns.
 // Partial sums of the warps meet in shared memory and are added pair by pair, always the same ones:
 // the same input gives the same bits.
 //
@@ -99,29 +99,32 @@ struct ProductArgs {
     BroughtLines own, next; // of this matrix, before the wait; of a later one, at the end
 };
 
-// Fixed-point vectors and 4-bit weights in units (docs/format.md). DIGITS: of an activation.
+// Fixed-point vectors and weights of 4 bits in units (docs/format.md), or of 8 bits (of the head:
+// rows.cuh makes them). DIGITS: of an activation.
 //
 // In shared memory a vector is cut into chunks of 64 columns (32 with groups of 32). A chunk holds
 // for every digit, the leading one first, 4 runs: run c has the digits of columns 8c .. 8c + 7 of
 // each 32, in the order of the nibbles in a weight word. So one load gives a lane its part of B.
-template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
-    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_, SPLIT = SPLIT_;
+template <int K_, int GROUP_, int DIGITS_, int SPLIT_, int BITS_> struct Quantised {
+    static constexpr int K = K_, GROUP = GROUP_, DIGITS = DIGITS_, SPLIT = SPLIT_, BITS = BITS_;
     // Smaller units make up 128 columns together: here these are one, the last one of a row block
     // what is left.
-    static constexpr int GROUPS = 128 / GROUP, GROUP_BYTES = 8 * GROUP + 64;
+    static constexpr int GROUPS = 128 / GROUP;
+    static constexpr int WEIGHT_BYTES = 2 * BITS * GROUP; // of a group; then scales (and zeros)
+    static constexpr int GROUP_BYTES = WEIGHT_BYTES + (BITS == 4 ? 64 : 32);
     static constexpr int UNITS = (K + 127) / 128, CHUNK_UNITS = 1; // of a row block, of 128 columns
     static constexpr int LAST_GROUPS = K / GROUP - (UNITS - 1) * GROUPS;
     static constexpr bool PARTIAL = LAST_GROUPS != GROUPS;
-    static constexpr int WORDS = GROUP / 16; // u32 words of a lane and group
+    static constexpr int WORDS = BITS * GROUP / 64, B_WORDS = GROUP / 16; // of a lane and group
     static constexpr int UNIT_BYTES = GROUPS * GROUP_BYTES, ROW_BYTES = K / GROUP * GROUP_BYTES;
     static constexpr int COLUMNS = SPLIT == 1 ? K : (UNITS + SPLIT - 1) / SPLIT * 128; // of a block
     // registers of a unit's columns of the vector, if they are few enough to be kept
     static constexpr int HELD = GROUPS > 2 ? 0 : 8 + 2 * GROUPS;
     static constexpr int MOST_WARPS = 16;
-    static constexpr bool BRINGS = true; // a later matrix into L2
+    static constexpr bool BRINGS = BITS == 4; // a later matrix into L2
     static constexpr int CHUNK = GROUP == 32 ? 32 : 64, RUN = CHUNK / 4;
-    typedef W4<K, GROUP, 2, SPLIT> Coarser;
-    template <int BLOCKS> using Split = W4<K, GROUP, DIGITS, BLOCKS>;
+    typedef Quantised<K, GROUP, 2, SPLIT, BITS> Coarser;
+    template <int BLOCKS> using Split = Quantised<K, GROUP, DIGITS, BLOCKS, BITS>;
     static_assert(K % GROUP == 0 && (GROUP == 32 || GROUP == 64 || GROUP == 128), "group size");
 
     // Bytes of the vector, and of what is known of its groups: a scale, and that times -sum, of
@@ -146,8 +149,8 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
         at = weights + row_block * ROW_BYTES + unit * UNIT_BYTES + 16 * lane;
         own = (int)keep(UNIT_BYTES - 16 * lane);
         ring = keep(to + 16 * lane);
-        words = keep(to + (GROUP == 32 ? 8 : 16) * lane);
-        scales = keep(to + 8 * GROUP + 8 * (lane >> 2));
+        words = keep(to + (WORDS == 2 ? 8 : 16) * lane);
+        scales = keep(to + WEIGHT_BYTES + (BITS == 4 ? 8 : 4) * (lane >> 2));
     }
     // The digits are the columns of B (beyond them the last one again), so a lane's two columns of
     // the result are digits 0 and 1, or twice digit 2.
@@ -175,7 +178,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
     // A unit's weights, and the columns of the vector that they meet, in registers: then its slot
     // is free.
     struct Weights {
-        u32 q[8];
+        u32 q[2 * BITS];
         uint2 sz[GROUPS]; // (scale, zero) of rows r and r + 8
     };
     struct Columns {
@@ -186,14 +189,14 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
 #pragma unroll
         for (int g = 0; g < GROUPS; g++) {
             load_words(words + slot + g * GROUP_BYTES, w.q + g * WORDS);
-            w.sz[g] = load_shared_8(scales + slot + g * GROUP_BYTES);
+            w.sz[g] = load_scales(scales + slot + g * GROUP_BYTES);
         }
     }
     __device__ __forceinline__ void load_group(int unit, int g, Columns &c) const {
         const u32 from = x + (unit * 128 + g * GROUP) * DIGITS;
-        u32 *b = c.b + g * WORDS;
+        u32 *b = c.b + g * B_WORDS;
 #pragma unroll
-        for (int k = 0; k < WORDS; k += 4) {
+        for (int k = 0; k < B_WORDS; k += 4) {
             if (GROUP == 32) {
                 const uint2 v = load_shared_8(from);
                 b[0] = v.x, b[1] = v.y;
@@ -297,6 +300,7 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
     }
 
   protected:
+    static constexpr float HIGH_ROWS = BITS == 4 ? 0.0625f : 1;
     // Over the lanes of a group. redux would take the groups of a warp one after the other.
     static constexpr int LANES = GROUP / 4;
     static __device__ __forceinline__ u32 group_max(u32 v) {
@@ -315,20 +319,37 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
                                                    float sum[2]) const {
         i32 d[4] = {0, 0, 0, 0};
 #pragma unroll
-        for (int k = g * WORDS; k < (g + 1) * WORDS; k += 2) {
-            // 32 columns: two words are an A operand, low nibbles rows r, high ones (times 16)
-            // rows r + 8
-            const u32 a[4] = {w.q[k] & 0x0f0f0f0f, w.q[k] & 0xf0f0f0f0, w.q[k + 1] & 0x0f0f0f0f,
-                              w.q[k + 1] & 0xf0f0f0f0};
-            mma_16x8x32(d, a, c.b[k], c.b[k + 1]);
+        for (int k = g * B_WORDS; k < (g + 1) * B_WORDS; k += 2) {
+            if constexpr (BITS == 8) {
+                mma_16x8x32(d, w.q + 2 * k, c.b[k], c.b[k + 1]);
+            } else {
+                // 32 columns: two words are an A operand, low nibbles rows r, high ones (times 16)
+                // rows r + 8
+                const u32 a[4] = {w.q[k] & 0x0f0f0f0f, w.q[k] & 0xf0f0f0f0, w.q[k + 1] & 0x0f0f0f0f,
+                                  w.q[k + 1] & 0xf0f0f0f0};
+                mma_16x8x32(d, a, c.b[k], c.b[k + 1]);
+            }
         }
         const float s0 = f16_to_f32((u16)w.sz[g].x), z0 = f16_to_f32((u16)(w.sz[g].x >> 16));
         const float s1 = f16_to_f32((u16)w.sz[g].y), z1 = f16_to_f32((u16)(w.sz[g].y >> 16));
         const float scale = c.scale[g], less = c.less[g];
         sum[0] += s0 * (z0 * less + (float)(d[0] * radix + d[1]) * scale);
-        sum[1] += s1 * (z1 * less + (float)(d[2] * radix + d[3]) * (scale * 0.0625f));
+        sum[1] += s1 * (z1 * less + (float)(d[2] * radix + d[3]) * (scale * HIGH_ROWS));
     }
-    static __device__ __forceinline__ void load_words(u32 from, u32 q[8]) {
+    static __device__ __forceinline__ uint2 load_scales(u32 from) {
+        if (BITS == 4) return load_shared_8(from);
+        const u32 two = __float_as_uint(load_shared_f32(from)), zero = 0x58000000; // 128
+        return make_uint2((two & 0xffff) | zero, two >> 16 | zero);
+    }
+    static __device__ __forceinline__ void load_words(u32 from, u32 *q) {
+        if constexpr (BITS == 8) {
+#pragma unroll
+            for (int k = 0; k < WORDS; k += 4) {
+                const uint4 v = load_shared_16(from + 128 * k);
+                q[k] = v.x, q[k + 1] = v.y, q[k + 2] = v.z, q[k + 3] = v.w;
+            }
+            return;
+        }
         if (GROUP == 32) {
             const uint2 v = load_shared_8(from);
             q[0] = v.x, q[1] = v.y;
@@ -341,6 +362,10 @@ template <int K_, int GROUP_, int DIGITS_ = 3, int SPLIT_ = 1> struct W4 {
         q[4] = w.x, q[5] = w.y, q[6] = w.z, q[7] = w.w;
     }
 };
+template <int K, int GROUP, int DIGITS = 3, int SPLIT = 1>
+using W4 = Quantised<K, GROUP, DIGITS, SPLIT, 4>;
+template <int K, int GROUP, int DIGITS = 3, int SPLIT = 1>
+using W8 = Quantised<K, GROUP, DIGITS, SPLIT, 8>;
 
 // A row-major binary16 matrix of a multiple of 16 rows; a unit is 16 rows x 64 columns, whole lines
 // of the cache, or 32 columns where 64 does not divide. A vector in shared memory is two planes:

@@ -7,9 +7,9 @@
 // and has room for more of them. The blocks' sums, and what the norms need to know of whole
 // vectors, meet through the cluster's shared memory.
 //
-// Each vector is a column of B, so the eight columns of one mma serve up to eight vectors. 4-bit
-// weights go into it as they are, as subnormal numbers; their zero, times the sum of the vector's
-// group, and their scale meet the sums of a group in binary32. The vectors' numbers have a
+// Each vector is a column of B, so the eight columns of one mma serve up to eight vectors.
+// Quantised weights go into it as they are, as subnormal numbers; their zero, times the sum of the
+// vector's group, and their scale meet the sums of a group in binary32. The vectors' numbers have a
 // power-of-two scale for every group, which brings the largest to 2^10 .. 2^11, far from both ends
 // of binary16, and are sums of LIMBS binary16: two (22 bits), or one where shared memory has no
 // room for more.
@@ -120,11 +120,17 @@ __device__ __forceinline__ void w4_to_subnormal(u32 word, u32 a[4]) {
     a[2] = word >> 8 & 0x000f000f, a[3] = word >> 8 & 0x00f000f0;
 }
 
-template <int K, int GROUP, int LIMBS, int SPLIT = 1>
-struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
-    typedef W4<K, GROUP> Units;
-    typedef W4Short<K, GROUP, 1, SPLIT> Coarser;
-    template <int BLOCKS> using Split = W4Short<K, GROUP, LIMBS, BLOCKS>;
+// Of four words of 8 bits two each are the same columns of rows r and r + 8: as 2^-24 q.
+__device__ __forceinline__ void w8_to_subnormal(u32 row, u32 row8, u32 a[4]) {
+    a[0] = row & 0x00ff00ff, a[1] = row8 & 0x00ff00ff;
+    a[2] = row >> 8 & 0x00ff00ff, a[3] = row8 >> 8 & 0x00ff00ff;
+}
+
+template <int K, int GROUP, int LIMBS, int SPLIT, int BITS>
+struct QuantisedShort : ShortMatrix<Quantised<K, GROUP, 3, 1, BITS>, LIMBS, SPLIT> {
+    typedef Quantised<K, GROUP, 3, 1, BITS> Units;
+    typedef QuantisedShort<K, GROUP, 1, SPLIT, BITS> Coarser;
+    template <int BLOCKS> using Split = QuantisedShort<K, GROUP, LIMBS, BLOCKS, BITS>;
 
     // Of each vector, in the columns of a unit, the sum of each group: a product with ones.
     __device__ __forceinline__ void note_sums(int unit, int tokens) const {
@@ -153,14 +159,20 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
             const u32 *q = weights.q + g * Units::WORDS;
 #pragma unroll
             for (int i = 0; i < GROUP / 32; i++) {
-                w4_to_subnormal(q[2 * i], a);
-                w4_to_subnormal(q[2 * i + 1], b);
+                if (BITS == 8) {
+                    w8_to_subnormal(q[4 * i], q[4 * i + 1], a);
+                    w8_to_subnormal(q[4 * i + 2], q[4 * i + 3], b);
+                } else {
+                    w4_to_subnormal(q[2 * i], a);
+                    w4_to_subnormal(q[2 * i + 1], b);
+                }
                 this->step(group * (GROUP / 32) + i, a, b, d, e);
             }
             const uint2 sz = weights.sz[g];
             const float s = f16_to_f32((u16)sz.x), zero = f16_to_f32((u16)(sz.x >> 16));
             const float s8 = f16_to_f32((u16)sz.y), zero8 = f16_to_f32((u16)(sz.y >> 16));
-            add(group, s * 0x1p24f, s8 * 0x1p20f, s * -zero, s8 * -zero8, d, e, sum);
+            add(group, s * 0x1p24f, s8 * (BITS == 8 ? 0x1p24f : 0x1p20f), s * -zero, s8 * -zero8,
+                d, e, sum);
         }
     }
 
@@ -179,6 +191,10 @@ struct W4Short : ShortMatrix<W4<K, GROUP>, LIMBS, SPLIT> {
         sum[3] += f1 * (row8 * (d[3] + e[3]) + own8 * x1);
     }
 };
+template <int K, int GROUP, int LIMBS, int SPLIT = 1>
+using W4Short = QuantisedShort<K, GROUP, LIMBS, SPLIT, 4>;
+template <int K, int GROUP, int LIMBS, int SPLIT = 1>
+using W8Short = QuantisedShort<K, GROUP, LIMBS, SPLIT, 8>;
 
 template <int K, int LIMBS, int SPLIT = 1>
 struct F16Short : ShortMatrix<F16<K>, LIMBS, SPLIT> {

@@ -88,6 +88,38 @@ static Matrix w4_matrix(int rows, int columns, int group) {
     return m;
 }
 
+// A binary16 matrix in 8 bits: the kernel's bytes, and the numbers by formulas: of each row and group
+// a scale, the largest / 127 in binary16, and the nearest whole numbers. The kernel may write where
+// it reads, if row blocks before are done.
+template <int K, int GROUP> static Matrix w8_matrix(int rows) {
+    const int blocks = (rows + 15) / 16, row_bytes = K / GROUP * (16 * GROUP + 32);
+    Matrix m = binary16_matrix(rows, K);
+    for (int r = 0; r < 16 * blocks; r++)
+        for (int g = 0; g < K / GROUP; g++) {
+            double *v = &m.numbers[(size_t)r * K + g * GROUP], top = 0;
+            for (int c = 0; c < GROUP; c++) top = std::max(top, fabs(v[c]));
+            const double scale = rounded(top / 127);
+            for (int c = 0; c < GROUP; c++) v[c] = scale * rint(v[c] / scale);
+        }
+    const std::vector<u8> before = m.bytes;
+    std::vector<u8> apart(before.size(), 0xff);
+    auto run = [&](u8 *to, int first, int count) {
+        const QuantiseArgs args = {(const u16 *)m.bytes.data(), to, first};
+        emulated_launch({(unsigned)count, 1, 1}, QUANTISE_THREADS, 1,
+                        [&] { quantise_rows<K, GROUP>(args); });
+    };
+    run(apart.data(), 0, blocks);
+    CHECK(m.bytes == before);
+    // in its place: as many row blocks at once as fit where those before were
+    for (int first = 0, count; first < blocks; first += count) {
+        count = std::max(1, std::min(blocks, first * 32 * K / row_bytes) - first);
+        run(m.bytes.data(), first, count);
+    }
+    CHECK(!memcmp(m.bytes.data(), apart.data(), (size_t)blocks * row_bytes));
+    m.bytes = apart;
+    return m;
+}
+
 // ---- products ----
 
 // What a product is asked for, and what it gave. `group` 0: binary16.
@@ -284,12 +316,19 @@ TEST(norms) {
 
 // ---- decode ----
 
+// Of the kind that M takes.
+template <class M> static Matrix matrix_of(int rows, int group) {
+    if (!group) return binary16_matrix(rows, M::K);
+    if constexpr (M::UNIT_BYTES > 2048) return w8_matrix<M::K, M::GROUP>(rows);
+    return w4_matrix(rows, M::K, group);
+}
+
 template <class M, int ROWS, int T, int WARPS, int RING, int BLOCKS, int IN, int OUT,
           int PAIR = NO_PAIR>
 static void check_decode(const char *name, int group, int tokens, double allowed = 2e-6) {
     constexpr int K = M::K, WIDTH = OUT == OUT_GATED ? ROWS / 2 : ROWS;
     static_assert(ProductShape<M, ROWS, T, WARPS, RING, BLOCKS, IN>::SMEM <= SHARED_LIMIT, "fits");
-    const Matrix m = group ? w4_matrix(ROWS, K, group) : binary16_matrix(ROWS, K);
+    const Matrix m = matrix_of<M>(ROWS, group);
     std::vector<float> in(T * K), gamma(K), beta(K), extra(ROWS), out(T * ROWS);
     std::vector<float> residual(T * ROWS), clear(700);
     for (float &v : in) v = random_number();
@@ -400,6 +439,9 @@ TEST(products_of_decode) {
     check_decode<W4<256, 32>, 96, 1, 16, 4, 4, IN_RMS, OUT_QKV>("g32 in fours", 32, 1);
     check_decode<W4<1600, 64>, 96, 1, 12, 4, 4, IN_RMS, OUT_ADD>("g64, 13 chunks", 64, 1);
     check_decode<W4<224, 32>, 96, 1, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 1);
+    check_decode<W8<512, 128>, 150, 1, 14, 4, 5, IN_RMS, OUT_STORE>("8 bits", 128, 1);
+    check_decode<W8<2240, 64>, 80, 1, 16, 4, 2, IN_LAYER, OUT_STORE>("8 bits, g64", 64, 1);
+    check_decode<W8<352, 32>, 40, 1, 16, 4, 3, IN_RMS, OUT_STORE>("8 bits, g32", 32, 1);
     check_decode<F16<352>, 80, 1, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 1);
     check_decode<F16<320>, 80, 1, 16, 4, 5, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
     check_decode<F16<2176>, 80, 1, 16, 4, 2, IN_LAYER, OUT_STORE>("binary16, wider units", 0, 1);
@@ -438,6 +480,8 @@ TEST(products_of_short_prompts) {
     check_decode<W4Short<256, 32, 1>, 96, 4, 16, 4, 4, IN_LAYER, OUT_ACT>("g32 in fours", 32, 4, 5e-4);
     check_decode<W4Short<320, 64, 2>, 160, 8, 16, 4, 3, IN_PLAIN, OUT_ADD>("g64", 64, 7);
     check_decode<W4Short<224, 32, 2>, 96, 8, 16, 4, 6, IN_RMS, OUT_GATED>("g32, gated", 32, 2);
+    check_decode<W8Short<512, 128, 2>, 150, 8, 16, 4, 5, IN_RMS, OUT_STORE>("8 bits", 128, 7);
+    check_decode<W8Short<320, 64, 2>, 40, 8, 16, 4, 3, IN_LAYER, OUT_STORE>("8 bits, g64", 64, 3);
     check_decode<F16Short<352, 2>, 80, 8, 16, 4, 5, IN_RMS, OUT_STORE>("binary16", 0, 7);
     check_decode<F16Short<352, 1>, 80, 8, 16, 4, 5, IN_PLAIN, OUT_ADD>("one limb", 0, 8, 5e-4);
 }
@@ -451,6 +495,7 @@ TEST(short_prompts_in_clusters) {
     check_decode<W4Short<512, 128, 1, 2>, 80, 8, 8, 2, 2, IN_PLAIN, OUT_ADD>("one limb", 128, 3, 5e-4);
     check_decode<W4Short<1664, 64, 2, 2>, 96, 8, 12, 2, 4, IN_LAYER, OUT_ACT>("g64", 64, 6);
     check_decode<W4Short<1600, 64, 2, 2>, 96, 4, 12, 3, 2, IN_RMS, OUT_GATED>("g64, not whole", 64, 4);
+    check_decode<W8Short<1120, 32, 2, 2>, 80, 8, 16, 3, 2, IN_RMS, OUT_STORE>("8 bits", 32, 8);
     check_decode<W4Short<352, 32, 2, 2>, 80, 8, 16, 4, 2, IN_LAYER, OUT_STORE>("g32, not whole", 32, 7);
     check_decode<W4Short<256, 32, 2, 2>, 1280, 8, 8, 2, 2, IN_RMS, OUT_QKV>("meets often", 32, 7);
     check_decode<W4Short<256, 128, 2, 2>, 640, 2, 8, 2, 2, IN_PLAIN, OUT_ADD>("of two", 128, 2);
