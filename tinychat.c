@@ -386,7 +386,8 @@ typedef struct tc__weights {
     size_t tensor_bytes;     /* of all tensors */
     size_t bytes_per_token;  /* read to decode one token, KV cache excluded */
     bool head_in_8;          /* the device makes 8 bits of the head's numbers, */
-    size_t head_apart_bytes; /* and so many lie apart: the embedding needs the file's, too */
+    size_t head_apart_bytes; /* and so many lie apart: the embedding needs the file's, too, or there
+                                are 8 rows at most, which take more as a block of 16 */
 } tc__weights;
 
 /* Reads arch.* (an unknown arch.* key is refused by name), finds every tensor of the family and
@@ -2152,6 +2153,7 @@ typedef struct tc__cu_stream_ *tc__cu_stream;
 typedef struct tc__cu_event_ *tc__cu_event;
 typedef struct tc__cu_graph_ *tc__cu_graph;
 typedef struct tc__cu_graph_exec_ *tc__cu_graph_exec;
+typedef struct tc__cu_graph_node_ *tc__cu_graph_node;
 
 /* CUlaunchAttribute and CUlaunchConfig: 4-byte id, padding, a 64-byte union. */
 typedef struct tc__cu_launch_attribute {
@@ -2169,6 +2171,13 @@ typedef struct tc__cu_launch_config {
     tc__cu_launch_attribute *attributes;
     unsigned attribute_count;
 } tc__cu_launch_config;
+
+/* CUDA_KERNEL_NODE_PARAMS, the first version. */
+typedef struct tc__cu_kernel_node {
+    tc__cu_function function;
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    void **arguments, **extra;
+} tc__cu_kernel_node;
 
 enum { /* numbers of the driver's enumerations */
        TC__CU_OUT_OF_MEMORY = 2,
@@ -2248,6 +2257,10 @@ enum { /* numbers of the driver's enumerations */
     F(capture_end, "cuStreamEndCapture", (tc__cu_stream stream, tc__cu_graph * graph))             \
     F(graph_instantiate, "cuGraphInstantiateWithFlags",                                            \
       (tc__cu_graph_exec * exec, tc__cu_graph graph, unsigned long long flags))                    \
+    F(graph_roots, "cuGraphGetRootNodes",                                                          \
+      (tc__cu_graph graph, tc__cu_graph_node * nodes, size_t * count))                             \
+    F(graph_exec_set_kernel, "cuGraphExecKernelNodeSetParams",                                     \
+      (tc__cu_graph_exec exec, tc__cu_graph_node node, const tc__cu_kernel_node *kernel))          \
     F(graph_destroy, "cuGraphDestroy", (tc__cu_graph graph))                                       \
     F(graph_exec_destroy, "cuGraphExecDestroy", (tc__cu_graph_exec exec))                          \
     F(graph_launch, "cuGraphLaunch", (tc__cu_graph_exec exec, tc__cu_stream stream))               \
@@ -3740,12 +3753,13 @@ size_t tc__head_8_bytes(const tc__weights *weights) {
 }
 
 void tc__weights_head_in_8(tc__weights *weights) {
+    const size_t bytes = tc__head_8_bytes(weights);
+    const bool tied = weights->head == weights->embed;
     weights->head_in_8 = true;
-    weights->bytes_per_token += tc__head_8_bytes(weights);
+    weights->bytes_per_token += bytes;
     weights->bytes_per_token -= weights->head->size;
-    if (weights->head != weights->embed) return;
-    weights->bytes_per_token += weights->embed->columns * 2;
-    weights->head_apart_bytes = tc__head_8_bytes(weights);
+    if (tied) weights->bytes_per_token += weights->embed->columns * 2;
+    if (tied || bytes > weights->head->size) weights->head_apart_bytes = bytes;
 }
 
 int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error *err) {
@@ -9430,6 +9444,7 @@ typedef struct cuda_device {
     char name[256], details[128], gpu_name[128];
     int sm_count;
     int ahead;  /* bytes of a later matrix that a block of a product brings into L2 */
+    int first_lines; /* bytes of weights that come into L2 while a token is chosen */
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
     int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
@@ -9448,7 +9463,7 @@ typedef struct cuda_device {
     cuda_kernel rows, settle, widen, quantise_head, read_loop, random_fill;
 } cuda_device;
 
-/* Of one draw, in host memory (src/kernels/sample.cuh). */
+/* Of one draw (src/kernels/sample.cuh). */
 typedef struct cuda_sample_settings {
     double u;
     int row, window, top_k;
@@ -9460,8 +9475,11 @@ typedef struct cuda_cache {
     cuda_device *device;
     int ctx, chunk; /* positions; tokens of one piece of a prefill */
     tc__cu_stream stream;
-    /* One token, given or sampled from the logits before it; its logits go to row 0 or to row 1. */
+    /* One token, given or sampled from the logits before it; its logits go to row 0 or to row 1. Of
+     * the second kind also what names the choice, whose arguments change, in `sampled`. */
     tc__cu_graph_exec token[2], sampled[2];
+    tc__cu_graph graphs[2];
+    tc__cu_graph_node choices[2];
     tc__cu_ptr memory;
     size_t memory_bytes;
     /* parts of `memory` */
@@ -9472,10 +9490,10 @@ typedef struct cuda_cache {
     tc__cu_ptr wide_x, wide_in, wide_rest, wide_scale, wide_mid, mid_scale, mid_exponents,
         mid_highest;
     tc__cu_ptr wide_q, wide_qkv;
-    /* pinned: [CUDA_EACH][vocab]; the choice, and what it is made by */
+    /* pinned: [CUDA_EACH][vocab]; the choice */
     float *host_logits;
     int *host_token;
-    cuda_sample_settings *host_settings;
+    tc__cu_ptr device_token; /* where the GPU sees it */
     int next;           /* the device's State.next */
     bool ahead;         /* the evaluation of the sampled token runs already, into the other row */
     int ahead_pos;
@@ -9548,8 +9566,9 @@ typedef struct cuda_quantise_args {
 } cuda_quantise_args;
 
 typedef struct cuda_sample_args {
-    tc__cu_ptr logits, keys, segments, arrived, ids, state, settings, host, table, x, begun;
-    int ctx, pairs;
+    tc__cu_ptr logits, keys, segments, arrived, ids, state, host, table, x, begun, weights;
+    cuda_sample_settings settings;
+    int ctx, pairs, brought, pad;
 } cuda_sample_args;
 
 /* ---- the device ---- */
@@ -9579,6 +9598,8 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
     cu->device_attribute(&limit, TC__CU_ATTRIBUTE_MAX_SHARED, device->ordinal);
     cu->device_attribute(&device->sm_count, TC__CU_ATTRIBUTE_SM_COUNT, device->ordinal);
     cu->device_attribute(&l2, TC__CU_ATTRIBUTE_L2_BYTES, device->ordinal);
+    const char *fl = getenv("FL");
+    device->first_lines = fl ? atoi(fl) << 20 : l2 / 2;
     device->ahead = l2 / 2 / (device->sm_count ? device->sm_count : 1);
     if (device->ahead > CUDA_AHEAD) device->ahead = CUDA_AHEAD;
     cu->driver_version(&device->target.driver);
@@ -10080,8 +10101,8 @@ static int cuda_widen_all(cuda_device *device, tc_error *err) {
     return code;
 }
 
-/* The head in 8 bits, where it was, or if the embedding keeps it apart. Each launch takes as many row
- * blocks as fit where those before them were. */
+/* The head in 8 bits, where it was or apart. Each launch takes as many row blocks as fit where those
+ * before them were. */
 static int cuda_quantise_head(cuda_device *device, tc_error *err) {
     const tc__weights *weights = device->weights;
     const size_t blocks = (weights->head->rows + TC__UNIT_ROWS - 1) / TC__UNIT_ROWS;
@@ -10383,12 +10404,12 @@ static void cuda_cache_close(tc__cache *handle) {
     for (int row = 0; row < 2; row++) {
         if (cache->token[row]) cu->graph_exec_destroy(cache->token[row]);
         if (cache->sampled[row]) cu->graph_exec_destroy(cache->sampled[row]);
+        if (cache->graphs[row]) cu->graph_destroy(cache->graphs[row]);
     }
     if (cache->stream) cu->stream_destroy(cache->stream);
     if (cache->memory) cu->release(cache->memory);
     if (cache->host_logits) cu->host_release(cache->host_logits);
     if (cache->host_token) cu->host_release(cache->host_token);
-    if (cache->host_settings) cu->host_release(cache->host_settings);
     cuda_leave(cache->device);
     free(cache);
 }
@@ -10602,27 +10623,47 @@ static tc__cu_result cuda_token_layer(cuda_cache *cache, uint32_t l, const cuda_
     return result ? result : cuda_product_decode(cache, l, TC__DOWN, down, v->tokens);
 }
 
-/* The choice of a token by cache->host_settings. `begin`: and the first step of its evaluation. */
-static tc__cu_result cuda_choose(cuda_cache *cache, bool begin) {
-    cuda_device *device = cache->device;
-    tc__cu *cu = &device->cu;
+/* What chooses a token. `begin`: and does the first step of its evaluation, while weights come into
+ * L2. */
+static cuda_sample_args cuda_choice(const cuda_cache *cache, const cuda_sample_settings *settings,
+                                    bool begin) {
+    const cuda_device *device = cache->device;
+    const tc__weights *weights = device->weights;
     cuda_sample_args args = {cache->logits,
                              cache->keys,
                              cache->segments,
                              cache->sample_arrived,
                              cache->ids,
                              cache->state,
-                             0,
-                             0,
-                             begin ? cuda_tensor(device, device->weights->embed) : 0,
+                             cache->device_token,
+                             begin ? cuda_tensor(device, weights->embed) : 0,
                              cache->x[0],
                              cache->begun,
+                             cuda_tensor(device, weights->layers[0].qkv),
+                             *settings,
                              cache->ctx,
-                             cuda_pairs(&device->weights->arch)};
-    tc__cu_result result = cu->host_device_pointer(&args.settings, cache->host_settings, 0);
-    if (!result) result = cu->host_device_pointer(&args.host, cache->host_token, 0);
-    if (!result) result = cuda_launch(device, &device->sample, 0, 1, &args, cache->stream, false);
-    return result;
+                             cuda_pairs(&weights->arch),
+                             begin ? device->first_lines : 0,
+                             0};
+    return args;
+}
+
+static tc__cu_result cuda_choose(const cuda_cache *cache, const cuda_sample_settings *settings,
+                                 bool begin) {
+    cuda_sample_args args = cuda_choice(cache, settings, begin);
+    return cuda_launch(cache->device, &cache->device->sample, 0, 1, &args, cache->stream, false);
+}
+
+/* The same with other settings for what was recorded. */
+static tc__cu_result cuda_change_choice(cuda_cache *cache, int row,
+                                        const cuda_sample_settings *settings) {
+    const cuda_kernel *kernel = &cache->device->sample;
+    cuda_sample_args args = cuda_choice(cache, settings, true);
+    void *arguments[] = {&args};
+    const tc__cu_kernel_node node = {kernel->function, (unsigned)kernel->grid, 1, 1,
+                                     (unsigned)kernel->threads, 1, 1, (unsigned)kernel->shared,
+                                     arguments, NULL};
+    return cache->device->cu.graph_exec_set_kernel(cache->sampled[row], cache->choices[row], &node);
 }
 
 static cuda_embed_args cuda_embed(const cuda_cache *cache, tc__cu_ptr out, int tokens) {
@@ -10638,8 +10679,9 @@ static tc__cu_result cuda_token(cuda_cache *cache, int row, bool sampled) {
     cuda_device *device = cache->device;
     cuda_embed_args embed = cuda_embed(cache, cache->x[0], 1);
     cuda_vectors v = {0, 0, cache->x[0], cache->qkv, cache->attention, cache->act, 1, 0};
+    const cuda_sample_settings none = {0};
     tc__cu_result result =
-        sampled ? cuda_choose(cache, true)
+        sampled ? cuda_choose(cache, &none, true)
                 : cuda_launch(device, &device->embed, 1, 1, &embed, cache->stream, false);
     for (uint32_t l = 0; l < device->weights->arch.layers && !result; l++) {
         v.x = v.next, v.mid = cache->x[(2 * l + 1) % 3], v.next = cache->x[(2 * l + 2) % 3];
@@ -10660,7 +10702,13 @@ static int cuda_record(cuda_cache *cache, int row, bool sampled, tc_error *err) 
     }
     tc__cu_graph_exec *exec = sampled ? &cache->sampled[row] : &cache->token[row];
     if (!result) result = cu->graph_instantiate(exec, graph, 0);
-    if (graph) cu->graph_destroy(graph);
+    if (!result && sampled) {
+        size_t count = 1; /* the choice comes first */
+        result = cu->graph_roots(graph, &cache->choices[row], &count);
+        cache->graphs[row] = graph;
+    } else if (graph) {
+        cu->graph_destroy(graph);
+    }
     return tc__cu_check(cu, result, "recording a token's kernels", err);
 }
 
@@ -10680,9 +10728,8 @@ static int cuda_cache_open(tc__device *handle, int ctx, tc__cache **out, tc_erro
     if (!result) cuda_layout(cache, device, cache->memory, ctx, cache->chunk);
     if (!result) result = cu->host_allocate((void **)&cache->host_logits, logits, 0);
     if (!result) result = cu->host_allocate((void **)&cache->host_token, sizeof(int), 0);
+    if (!result) result = cu->host_device_pointer(&cache->device_token, cache->host_token, 0);
     if (!result) result = cu->stream_create(&cache->stream, 1 /* does not wait for stream 0 */);
-    if (!result)
-        result = cu->host_allocate((void **)&cache->host_settings, sizeof *cache->host_settings, 0);
     if (!result) result = cu->fill_bytes(cache->memory, 0, cache->memory_bytes, cache->stream);
     int code = tc__cu_check(cu, result, "allocating the KV cache and workspace", err);
     for (int row = 0; row < 2 && !code; row++) {
@@ -10976,12 +11023,12 @@ static int cuda_sample(tc__cache *handle, const tc_sampling *sampling, const int
     const cuda_sample_settings settings = {
         u, cache->logits_row, (int)n_context, sampling->top_k, sampling->temperature,
         sampling->top_p, sampling->min_p, sampling->repeat_penalty, 0};
-    *cache->host_settings = settings;
     *cache->host_token = CUDA_NO_TOKEN;
     bool ahead = cache->next < cache->ctx;
-    if (!result && ahead)
-        result = cu->graph_launch(cache->sampled[cuda_other_row(cache)], cache->stream);
-    if (!result && !ahead) result = cuda_choose(cache, false);
+    const int row = cuda_other_row(cache);
+    if (!result && ahead) result = cuda_change_choice(cache, row, &settings);
+    if (!result && ahead) result = cu->graph_launch(cache->sampled[row], cache->stream);
+    if (!result && !ahead) result = cuda_choose(cache, &settings, false);
     if (!result) result = cuda_chosen(cache, &token);
     cuda_leave(device);
     if (result) return tc__cu_check(cu, result, "sampling", err);

@@ -376,12 +376,13 @@ size_t tc__head_8_bytes(const tc__weights *weights) {
 }
 
 void tc__weights_head_in_8(tc__weights *weights) {
+    const size_t bytes = tc__head_8_bytes(weights);
+    const bool tied = weights->head == weights->embed;
     weights->head_in_8 = true;
-    weights->bytes_per_token += tc__head_8_bytes(weights);
+    weights->bytes_per_token += bytes;
     weights->bytes_per_token -= weights->head->size;
-    if (weights->head != weights->embed) return;
-    weights->bytes_per_token += weights->embed->columns * 2;
-    weights->head_apart_bytes = tc__head_8_bytes(weights);
+    if (tied) weights->bytes_per_token += weights->embed->columns * 2;
+    if (tied || bytes > weights->head->size) weights->head_apart_bytes = bytes;
 }
 
 int tc__weights_open(const tc__model_file *file, tc__weights *weights, tc_error *err) {

@@ -58,7 +58,8 @@ typedef struct tc__weights {
     size_t tensor_bytes;     /* of all tensors */
     size_t bytes_per_token;  /* read to decode one token, KV cache excluded */
     bool head_in_8;          /* the device makes 8 bits of the head's numbers, */
-    size_t head_apart_bytes; /* and so many lie apart: the embedding needs the file's, too */
+    size_t head_apart_bytes; /* and so many lie apart: the embedding needs the file's, too, or there
+                                are 8 rows at most, which take more as a block of 16 */
 } tc__weights;
 
 /* Reads arch.* (an unknown arch.* key is refused by name), finds every tensor of the family and

@@ -18,6 +18,7 @@ typedef struct tc__cu_stream_ *tc__cu_stream;
 typedef struct tc__cu_event_ *tc__cu_event;
 typedef struct tc__cu_graph_ *tc__cu_graph;
 typedef struct tc__cu_graph_exec_ *tc__cu_graph_exec;
+typedef struct tc__cu_graph_node_ *tc__cu_graph_node;
 
 /* CUlaunchAttribute and CUlaunchConfig: 4-byte id, padding, a 64-byte union. */
 typedef struct tc__cu_launch_attribute {
@@ -35,6 +36,13 @@ typedef struct tc__cu_launch_config {
     tc__cu_launch_attribute *attributes;
     unsigned attribute_count;
 } tc__cu_launch_config;
+
+/* CUDA_KERNEL_NODE_PARAMS, the first version. */
+typedef struct tc__cu_kernel_node {
+    tc__cu_function function;
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    void **arguments, **extra;
+} tc__cu_kernel_node;
 
 enum { /* numbers of the driver's enumerations */
        TC__CU_OUT_OF_MEMORY = 2,
@@ -114,6 +122,10 @@ enum { /* numbers of the driver's enumerations */
     F(capture_end, "cuStreamEndCapture", (tc__cu_stream stream, tc__cu_graph * graph))             \
     F(graph_instantiate, "cuGraphInstantiateWithFlags",                                            \
       (tc__cu_graph_exec * exec, tc__cu_graph graph, unsigned long long flags))                    \
+    F(graph_roots, "cuGraphGetRootNodes",                                                          \
+      (tc__cu_graph graph, tc__cu_graph_node * nodes, size_t * count))                             \
+    F(graph_exec_set_kernel, "cuGraphExecKernelNodeSetParams",                                     \
+      (tc__cu_graph_exec exec, tc__cu_graph_node node, const tc__cu_kernel_node *kernel))          \
     F(graph_destroy, "cuGraphDestroy", (tc__cu_graph graph))                                       \
     F(graph_exec_destroy, "cuGraphExecDestroy", (tc__cu_graph_exec exec))                          \
     F(graph_launch, "cuGraphLaunch", (tc__cu_graph_exec exec, tc__cu_stream stream))               \

@@ -822,6 +822,7 @@ typedef struct tc__cu_graph_ {
 /* The same, instantiated: it keeps the nodes. */
 typedef struct tc__cu_graph_exec_ {
     object object;
+    graph *of;
     node *nodes;
 } graph_exec;
 
@@ -959,6 +960,34 @@ tc__cu_result cuStreamEndCapture(tc__cu_stream s, tc__cu_graph *made) {
     pthread_mutex_unlock(&lock);
     return result ? result : failed;
 }
+/* The first of those that a stream has recorded depends on no other. */
+CALL(cuGraphGetRootNodes, (tc__cu_graph g, tc__cu_graph_node *nodes, size_t *count),
+     (g, nodes, count)) {
+    tc__cu_result result = check(g, GRAPH, "cuGraphGetRootNodes");
+    if (!result && *count != 1) result = wrong(INVALID_VALUE, "cuGraphGetRootNodes: not one node");
+    if (!result) *nodes = (tc__cu_graph_node)g->nodes;
+    return result;
+}
+/* The first node of the graph that this one was made of, which must still be there. */
+CALL(cuGraphExecKernelNodeSetParams,
+     (tc__cu_graph_exec g, tc__cu_graph_node n, const tc__cu_kernel_node *kernel),
+     (g, n, kernel)) {
+    tc__cu_result result = check(g, EXEC, "cuGraphExecKernelNodeSetParams");
+    if (!result) result = check(g->of, GRAPH, "cuGraphExecKernelNodeSetParams");
+    if (result) return result;
+    if ((node *)n != g->of->nodes || g->nodes->function != kernel->function || kernel->extra)
+        return wrong(INVALID_VALUE, "cuGraphExecKernelNodeSetParams: another node or kernel");
+    tc__cu_launch_config config = g->nodes->config;
+    config.grid_x = kernel->grid_x, config.grid_y = kernel->grid_y, config.grid_z = kernel->grid_z;
+    config.block_x = kernel->block_x, config.block_y = kernel->block_y;
+    config.block_z = kernel->block_z, config.shared_bytes = kernel->shared_bytes;
+    result = check_size(kernel->function, &config);
+    if (!result) result = check_addresses(kernel->function, kernel->arguments[0]);
+    if (result) return result;
+    g->nodes->config = config;
+    memcpy(g->nodes->parameters, kernel->arguments[0], (size_t)kernel->function->parameter_bytes);
+    return 0;
+}
 SAFE(cuGraphDestroy, (tc__cu_graph g), (g)) {
     tc__cu_result result = check(g, GRAPH, "cuGraphDestroy");
     if (result) return result;
@@ -974,6 +1003,7 @@ CALL(cuGraphInstantiateWithFlags,
     if (result) return result;
     if (flags || !g->nodes) return wrong(INVALID_VALUE, "cuGraphInstantiate: flags, or empty");
     *made = object_new(sizeof **made, EXEC, g->object.device);
+    (*made)->of = g;
     node **last = &(*made)->nodes;
     for (const node *n = g->nodes; n; n = n->next) {
         node *copy = malloc(sizeof *copy);
@@ -1222,6 +1252,8 @@ tc__cu fake_cuda_functions(void) {
                  cuStreamBeginCapture_v2,
                  cuStreamEndCapture,
                  cuGraphInstantiateWithFlags,
+                 cuGraphGetRootNodes,
+                 cuGraphExecKernelNodeSetParams,
                  cuGraphDestroy,
                  cuGraphExecDestroy,
                  cuGraphLaunch,

@@ -386,6 +386,42 @@ TEST(vectors_must_be_numbers) {
 }
 
 /* clang-format off */
+/* ---- a head in 8 bits ---- */
+
+TEST(a_head_in_8_bits_is_counted) {
+    static const struct {
+        uint32_t hidden;
+        size_t group;
+    } sizes[] = {{256, 128}, {192, 64}, {96, 32}};
+    for (size_t i = 0; i < 3 * TC_COUNT(sizes); i++) {
+        const bool few = i % 3 == 2;
+        const size_t hidden = sizes[i / 3].hidden, stored = few ? 8 : 48, rows = few ? 16 : 48;
+        tc__shape_spec spec = plain;
+        tc__weights before, weights;
+        tc_error err;
+        char name[48];
+        spec.hidden_size = sizes[i / 3].hidden;
+        spec.vocab_size = (uint32_t)stored;
+        spec.tied = i % 3 == 1;
+        tc__model_file file = make(&spec);
+        REQUIRE(tc__weights_open(&file, &weights, &err) == TC_OK);
+        before = weights;
+        tc__weights_head_in_8(&weights);
+        /* a byte for each number, and a scale in binary16 for each row and group */
+        const size_t bytes = rows * (hidden + 2 * hidden / sizes[i / 3].group);
+        CHECK(tc__head_8_group(&weights) == sizes[i / 3].group);
+        CHECK(tc__head_8_bytes(&weights) == bytes); /* whole blocks of 16 rows */
+        CHECK(weights.head_apart_bytes == (spec.tied || few ? bytes : 0));
+        /* a tied head was the embedding's row as well */
+        CHECK(weights.bytes_per_token ==
+              before.bytes_per_token - 2 * stored * hidden + bytes + (spec.tied ? 2 * hidden : 0));
+        tc__precision_name(&weights, name, sizeof name);
+        CHECK_MSG(!strcmp(name, "W4A16 g32, int8 head"), "%s", name);
+        tc__weights_close(&weights);
+        tc__model_file_close(&file);
+    }
+}
+
 TEST_MAIN(
     RUN(everything_is_read)
     RUN(missing_keys_have_defaults)
@@ -398,4 +434,5 @@ TEST_MAIN(
     RUN(tensors_come_together_or_not_at_all)
     RUN(tensors_without_a_place_are_refused)
     RUN(types_and_shapes_are_checked)
-    RUN(vectors_must_be_numbers))
+    RUN(vectors_must_be_numbers)
+    RUN(a_head_in_8_bits_is_counted))

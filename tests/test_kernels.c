@@ -84,7 +84,7 @@ static const char probe[] =
     "    float d[4] = {load_shared_f32(at), f.x, load_f32_l2(sums), 0};\n"
     "    mma_16x8x16(d, a, f16x2_sub(b[0], c[0]), f16x2_mul(b[1], c[2]));\n"
     "    const float4 g = load_shared_float4(at);\n"
-    "    i32 n[4] = {(i32)load_u32_l2(in), (i32)load_u32_host(in + 1), 0, 0};\n"
+    "    i32 n[4] = {(i32)load_u32_l2(in), 0, 0, 0};\n"
     "    mma_16x8x32(n, a, b[0], b[1]);\n"
     "    d[0] += g.x + n[0] + f16_to_f32(f32_to_f16(d[1])) + bf16_to_f32((u16)v.y);\n"
     "    float2 h = load_float2_l2(sums + 2 * lane);\n"

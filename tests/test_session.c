@@ -101,6 +101,29 @@ TEST(opening_names_what_is_wrong) {
     CHECK(opening_fails(in_folder("odd.bin"), "cpu", 0, "stop_ids") == TC_ERR_FORMAT);
 }
 
+/* Nor does the CPU take the GPU's place, as it would without. */
+TEST(an_8_bit_head_is_for_a_gpu) {
+    static const struct {
+        const char *device;
+        int bits, code;
+        const char *says;
+    } cases[] = {{"cpu", 8, TC_ERR_UNSUPPORTED, "8-bit head"},
+                 {"auto", 8, TC_ERR_DEVICE, ""},
+                 {"auto", 4, TC_ERR_ARGUMENT, "head_bits is 4; expected 8"},
+                 {"cpu", 16, TC_ERR_ARGUMENT, "head_bits is 16; expected 8"}};
+    for (size_t i = 0; i < TC_COUNT(cases); i++) {
+        tc_model_params params = tc_model_default_params();
+        tc_model *model;
+        tc_error err;
+        params.device = cases[i].device;
+        params.head_bits = cases[i].bits;
+        int code = tc_model_open(in_folder("tiny.bin"), &params, &model, &err);
+        CHECK_MSG(code == cases[i].code && strstr(err.message, cases[i].says), "%s, %d bits: %d, %s",
+                  cases[i].device, cases[i].bits, code, err.message);
+        tc_model_close(model);
+    }
+}
+
 static int refuse_at;
 static int refuse_progress(void *user, double fraction, const char *what) {
     int *calls = user;
@@ -754,6 +777,7 @@ TEST_MAIN(
     RUN(default_parameters_are_the_manual_s)
     RUN(every_code_has_a_name)
     RUN(opening_names_what_is_wrong)
+    RUN(an_8_bit_head_is_for_a_gpu)
     RUN(progress_may_cancel_opening)
     RUN(remarks_come_where_they_should)
     RUN(info_is_what_the_file_says)

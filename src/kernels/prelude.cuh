@@ -130,13 +130,7 @@ __device__ __forceinline__ bool told(const u32 *word) {
     return v;
 }
 
-// Host memory that the GPU can reach, past all caches.
-__device__ __forceinline__ u32 load_u32_host(const u32 *p) {
-    u32 v;
-    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
-    return v;
-}
-
+// Into host memory that the GPU can reach, past all caches.
 __device__ __forceinline__ void store_u32_host(u32 *p, u32 v) {
     asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
