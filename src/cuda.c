@@ -29,6 +29,7 @@
 #define CUDA_RINGS 104448       /* bytes: about what the rings of a product of decode hold */
 #define CUDA_AHEAD 34816        /* that a block brings into L2, at most; a part of its share, */
 #define CUDA_AHEAD_FROM 122880  /* from here on if that is long enough (docs/gpu-log.md) */
+#define CUDA_FIRST (24 << 20)   /* bytes of weights that come into L2 while a token is chosen */
 #define CUDA_SPLIT_KEYS 256     /* that a part of a prefill's keys has at least */
 
 enum { CUDA_DECODE, CUDA_PREFILL, CUDA_WIDE, CUDA_FEW, CUDA_PROGRAMS };
@@ -66,7 +67,7 @@ typedef struct cuda_device {
     char name[256], details[128], gpu_name[128];
     int sm_count;
     int ahead;  /* bytes of a later matrix that a block of a product brings into L2 */
-    int first_lines; /* bytes of weights that come into L2 while a token is chosen */
+    int first;  /* bytes of the first ones that come into L2 while a token is chosen */
     int splits; /* parts of the context that decode's attention works on at once */
     tc__jit_target target;
     int few;      /* tokens, up to CUDA_SHORT: products of so many read weights twice at most */
@@ -220,8 +221,7 @@ static int cuda_choose_target(cuda_device *device, tc_error *err) {
     cu->device_attribute(&limit, TC__CU_ATTRIBUTE_MAX_SHARED, device->ordinal);
     cu->device_attribute(&device->sm_count, TC__CU_ATTRIBUTE_SM_COUNT, device->ordinal);
     cu->device_attribute(&l2, TC__CU_ATTRIBUTE_L2_BYTES, device->ordinal);
-    const char *fl = getenv("FL");
-    device->first_lines = fl ? atoi(fl) << 20 : l2 / 2;
+    device->first = l2 / 2 < CUDA_FIRST ? l2 / 2 : CUDA_FIRST;
     device->ahead = l2 / 2 / (device->sm_count ? device->sm_count : 1);
     if (device->ahead > CUDA_AHEAD) device->ahead = CUDA_AHEAD;
     cu->driver_version(&device->target.driver);
@@ -804,6 +804,8 @@ static int cuda_allocate(cuda_device *device, tc_error *err) {
             ? cu->allocate_managed(&device->memory, device->memory_bytes, TC__CU_ATTACH_HOST)
             : cu->allocate(&device->memory, device->memory_bytes);
     device->positions = device->memory + tensors;
+    const size_t from_first = device->memory_bytes - weights->layers[0].qkv->offset;
+    if ((size_t)device->first > from_first) device->first = (int)from_first;
     device->head_at = apart ? device->positions + positions : cuda_tensor(device, weights->head);
     if (result == TC__CU_OUT_OF_MEMORY) return cuda_fail_weights(device, err);
     return tc__cu_check(cu, result, "allocating memory for the weights", err);
@@ -1265,7 +1267,7 @@ static cuda_sample_args cuda_choice(const cuda_cache *cache, const cuda_sample_s
                              *settings,
                              cache->ctx,
                              cuda_pairs(&weights->arch),
-                             begin ? device->first_lines : 0,
+                             begin ? device->first : 0,
                              0};
     return args;
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
-# The kernels of the products and of attention on a processor: src/kernels as they are, on the
-# prelude of tests/emulated, for the constants of two kinds of model and for every head size. Needs a
-# C++ compiler.
+# The kernels of the products, of attention and of sampling on a processor: src/kernels as they are,
+# on the prelude of tests/emulated, for the constants of two kinds of model, for every head size and
+# for some vocabularies. Needs a C++ compiler.
 #     sh tests/test_emulated.sh BUILD_FOLDER
 set -u
 build=${1:-build/release}
@@ -52,6 +52,9 @@ attention() {
 }
 check products llama -DNORM=NORM_RMS -DACTIVATION=ACT_SILU -DGATED=1 -DCLIP_QKV=0.0f
 check products mpt -DNORM=NORM_LAYER -DACTIVATION=ACT_GELU -DGATED=0 -DCLIP_QKV=1.5f
+for vocabulary in 70 3001 40000; do
+    check sampling "$vocabulary tokens" -DVOCAB=$vocabulary
+done
 attention 2 2 32 0 0 132 0
 attention 9 1 64 0 0 56 1
 attention 2 1 80 0 1 13 0

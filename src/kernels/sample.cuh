@@ -53,9 +53,9 @@ struct SampleArgs {
     int ctx, pairs, brought;
 };
 
-// Floats as integers in the same order.
+// Floats as integers in the same order; -0 is 0.
 __device__ __forceinline__ u32 key_of(float x) {
-    u32 bits = __float_as_uint(x);
+    u32 bits = __float_as_uint(x + 0.0f);
     return bits ^ ((u32)((i32)bits >> 31) | 0x80000000u);
 }
 __device__ __forceinline__ float float_of(u32 key) {

@@ -27,6 +27,7 @@
 #define KERNELS_OVERLAP 1
 #define __device__
 #define __forceinline__ inline
+#define __noinline__
 #define __shared__ static // blocks with such variables run one at a time
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
@@ -258,6 +259,9 @@ inline u32 told(const u32 *word) {
 inline void atomicAdd(float *p, float v) { *p += v; }
 inline void atomicMax(int *p, int v) { *p = std::max(*p, v); }
 inline u32 atomicAdd(u32 *p, u32 v) { return (*p += v) - v; }
+inline int atomicAdd(int *p, int v) { return (*p += v) - v; }
+inline void atomicOr(u32 *p, u32 v) { *p |= v; }
+inline void store_u32_host(u32 *p, u32 v) { *p = v; }
 inline u32 arrive(u32 *count) { return (*count)++; }
 
 // ---- numbers ----
@@ -274,9 +278,13 @@ inline float __uint_as_float(u32 bits) {
 }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
+inline u32 max(u32 a, u32 b) { return a > b ? a : b; }
+inline u64 max(u64 a, u64 b) { return a > b ? a : b; }
+inline int __popc(u32 v) { return __builtin_popcount(v); }
 inline float rsqrtf(float x) { return 1 / sqrtf(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 #define __expf expf
+#define __logf logf
 inline float __fmaf_rn(float x, float y, float z) { return fmaf(x, y, z); }
 inline float exp2_fast(float x) { return x < -126 ? 0 : exp2f(x); }
 inline void sincospif(float x, float *sine, float *cosine) {
@@ -336,11 +344,21 @@ inline void w4_to_f16x2(u32 word, u32 low, u32 high, u32 a[4]) {
 // ---- warps ----
 
 template <class T> inline T __shfl_sync(u32, T v, int lane) {
-    static_assert(sizeof v == 4, "a word");
-    u32 word;
-    memcpy(&word, &v, 4);
-    memcpy(&v, emulated_exchange(&word, 1)[lane], 4);
+    static_assert(sizeof v == 4 || sizeof v == 8, "one word or two");
+    u32 words[2];
+    memcpy(words, &v, sizeof v);
+    memcpy(&v, emulated_exchange(words, sizeof v / 4)[lane], sizeof v);
     return v;
+}
+template <class T> inline T __shfl_up_sync(u32 lanes, T v, int offset) {
+    return __shfl_sync(lanes, v, std::max(emulated.now->lane - offset, 0));
+}
+inline u32 __ballot_sync(u32, bool v) {
+    const u32 word = v;
+    const u32(*all)[8] = emulated_exchange(&word, 1);
+    u32 bits = 0;
+    for (int i = 0; i < 32; i++) bits |= all[i][0] << i;
+    return bits;
 }
 template <class T> inline T __shfl_xor_sync(u32 lanes, T v, int offset) {
     return __shfl_sync(lanes, v, emulated.now->lane ^ offset);
