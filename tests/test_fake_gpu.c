@@ -109,7 +109,7 @@ static const struct small {
     int head_bits;
 } smalls[] = {
     {{"llama g128", "llama", SIZES(256, 512, 4, 2, 64), ROPE, .gated = 1}, "w4a16", 128, true, 0},
-    {{"llama w16", "llama", SIZES(256, 512, 2, 2, 128), ROPE, .gated = 1}, "w16a16", 0, false, 0},
+    {{"llama w16", "llama", SIZES(256, 512, 2, 2, 128), ROPE, .gated = 1}, "w16a16", 0, false, 8},
     {{"falcon g32, two norms, head 80", "falcon", SIZES(480, 992, 6, 1, 80), ROPE, .norm = 1,
       .activation = 1, .parallel = 1, .norm_bias = true, .tied = true, .act_scales = true},
      "w4a16",
@@ -118,12 +118,6 @@ static const struct small {
      0},
     {{"mpt w16, clipped, head 256", "mpt", SIZES(512, 768, 2, 1, 256), .norm = 1, .position = 1,
       .activation = 1, .clip_qkv = 6, .tied = true},
-     "w16a16",
-     0,
-     false,
-     0},
-    {{"8-bit head", "llama", SIZES(256, 256, 2, 2, 64), ROPE, .gated = 1}, "w4a16", 64, false, 8},
-    {{"8-bit head, tied", "llama", SIZES(96, 256, 2, 2, 64), ROPE, .tied = true},
      "w16a16",
      0,
      false,

@@ -152,9 +152,9 @@ TEST(the_probe_calls_every_function_of_the_prelude) {
 
 /* ---- models ---- */
 
-/* Where a model's kernels are compiled. APART: shapes that no family has, and in 16 bits all but
- * LLaMA-2-7B, MPT-7B and Falcon-7B, from whose products theirs differ in size alone; for sm_86, whose
- * blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
+/* Where a model's kernels are compiled. APART: shapes that no family has, heads in 8 bits, and in 16
+ * bits all but LLaMA-2-7B, MPT-7B and Falcon-7B, from whose products theirs differ in size alone; for
+ * sm_86, whose blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
 enum where { EVERYWHERE, APART };
 enum { BINARY16 = -1 };
 
@@ -215,7 +215,7 @@ static const model models[] = {{"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, 
                                {"small", "w4a16", APART, &small_80, false, {0}, false},
                                {"small", "w4a16", APART, &small_256, false, {0}, false},
                                {"small", "w4a16", APART, &small_plain, false, {BINARY16}, false},
-                               {"llama-3-8b", "w4a16", EVERYWHERE, NULL, false, {0}, true},
+                               {"llama-3-8b", "w4a16", APART, NULL, false, {0}, true},
                                {"falcon-7b", "w4a16", APART, NULL, false, {0}, true}};
 
 /* Model i: the built-in shapes, in both precisions, and then those of the table. False: no more. */
