@@ -82,10 +82,13 @@ typedef struct compiled_kernel {
 
 /* The next kernel of the report at *at, which begins as the log. False: no more. One's part is
  *     Function properties for NAME / N bytes stack frame, N bytes spill stores, N bytes spill loads
- *     Used N registers, used N barriers, N bytes smem, ... */
+ *     Used N registers, used N barriers, N bytes smem, ...
+ * Functions that are called have one, too, without registers; their names are mangled: _Z... */
 static inline bool compiled_next(const char **at, compiled_kernel *kernel) {
-    static const char mark[] = "Function properties for ";
+    static const char mark[] = "Function properties for ", called[] = "_Z";
     const char *part = *at ? strstr(*at, mark) : NULL;
+    while (part && !strncmp(part + strlen(mark), called, strlen(called)))
+        part = strstr(part + 1, mark);
     *kernel = (compiled_kernel){"", -1, 0, -1, -1, -1};
     if (!part) return false;
     *at = strstr(part + 1, mark);
