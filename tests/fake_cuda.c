@@ -709,6 +709,7 @@ static bool ptx_variable(module *m, const char *line) {
 static tc__cu_result load_ptx(module *m, const char *text) {
     const char *target = strstr(text, ".target sm_");
     function *f = NULL;
+    bool header = false; /* of f: behind it other functions' parameters may come */
     if (!target) return INVALID_IMAGE;
     m->arch = atoi(target + 11);
     if (m->arch > fake_cuda.arch)
@@ -719,9 +720,12 @@ static tc__cu_result load_ptx(module *m, const char *text) {
         const char *type, *name;
         if (!strncmp(line, ".visible .entry ", 16)) {
             f = add_function(m, line + 16, strcspn(line + 16, "("));
+            header = true;
+        } else if (*line == ')') {
+            header = false;
         } else if (!strncmp(line, ".global ", 8) || !strncmp(line, ".visible .global ", 17)) {
             if (!ptx_variable(m, line)) return INVALID_IMAGE;
-        } else if (f && !strncmp(line, ".param ", 7)) {
+        } else if (header && !strncmp(line, ".param ", 7)) {
             if ((name = ptx_name(line, &type))) f->parameter_bytes += (int)ptx_size(type, name);
         } else if (f && !strncmp(line, ".shared ", 8)) {
             if ((name = ptx_name(line, &type))) f->fixed_shared += (int)ptx_size(type, name);

@@ -152,10 +152,11 @@ TEST(the_probe_calls_every_function_of_the_prelude) {
 
 /* ---- models ---- */
 
-/* Where a model's kernels are compiled. APART: shapes that no family has, heads in 8 bits, and in 16
+/* Where a model's kernels are compiled. MOST: not for sm_87, which differs from sm_80 in its number of
+ * SMs alone; LLaMA-2-7B, MPT-7B and Falcon-7B are there for all. APART: shapes that no family has, heads in 8 bits, and in 16
  * bits all but LLaMA-2-7B, MPT-7B and Falcon-7B, from whose products theirs differ in size alone; for
  * sm_86, whose blocks have the least shared memory, and for sm_90a, which has kernels of its own. */
-enum where { EVERYWHERE, APART };
+enum where { EVERYWHERE, MOST, APART };
 enum { BINARY16 = -1 };
 
 typedef struct model {
@@ -208,7 +209,7 @@ static const tc__shape_spec small_plain = {"small, g32, w16, not gated",
                                            .activation = TC__ACT_GELU,
                                            .parallel = 1};
 
-static const model models[] = {{"falcon-40b", "w4a16", EVERYWHERE, &falcon_40b, false, {0}, false},
+static const model models[] = {{"falcon-40b", "w4a16", MOST, &falcon_40b, false, {0}, false},
                                {"falcon-40b", "w16a16", APART, &falcon_40b, true, {0}, false},
                                {"small", "w4a16", EVERYWHERE, &small_mixed, false, {64, BINARY16},
                                 false},
@@ -227,7 +228,7 @@ static bool model_at(size_t i, model *m) {
         *m = (model){shape, i % 2 ? "w16a16" : "w4a16", EVERYWHERE, NULL, false, {0}, false};
         const bool typical = !strcmp(shape, "llama-2-7b") || !strcmp(shape, "mpt-7b") ||
                              !strcmp(shape, "falcon-7b");
-        if (!strcmp(shape, "tiny") || (i % 2 && !typical)) m->where = APART;
+        if (!typical) m->where = i % 2 || !strcmp(shape, "tiny") ? APART : MOST;
         m->wide = i % 2 && (!strcmp(shape, "llama-2-70b") || !strcmp(shape, "mpt-30b"));
     } else if (i - 2 * shapes < TC_COUNT(models)) {
         *m = models[i - 2 * shapes];
@@ -263,6 +264,7 @@ static bool model_wants(const model *m, const struct arch *arch) {
     if (FEW) return !strcmp(m->shape, "tiny") && arch->number == 86;
     if (m->wide && arch->shared <= 99 << 10) return false;
     if (only) return !strcmp(only, "all") || !strcmp(only, arch->name);
+    if (m->where == MOST) return arch->number != 87;
     return m->where == EVERYWHERE || arch->number == 86 || !strcmp(arch->name, "sm_90a");
 }
 
