@@ -12166,9 +12166,9 @@ int tc_chat_load(tc_chat *chat, const char *path, tc_error *err) {
 
 #define SELFTEST_LIMIT 5e-3   /* relative L2 error of a position's logits */
 #define SELFTEST_LIMIT_8 2e-2 /* with a head in 8 bits; the CPU's has what the file has */
-#define SELFTEST_DRAWS 40   /* choices compared for each way of sampling */
-#define SELFTEST_VOCAB 397  /* a prime: no tile divides it */
-#define SELFTEST_PROMPT 48  /* tokens, of a model file */
+#define SELFTEST_DRAWS 40     /* choices compared for each way of sampling */
+#define SELFTEST_VOCAB 397    /* a prime: no tile divides it */
+#define SELFTEST_PROMPT 48    /* tokens, of a model file */
 
 /* What LLaMA, MPT and Falcon have. */
 #define SELFTEST_LLAMA .norm_eps = 1e-5, .rope_theta = 1e4, .gated = 1
@@ -12559,6 +12559,11 @@ int tc_selftest(const char *path, const tc_model_params *params,
                         "device '%s': the self-test compares a GPU with the CPU; expected cuda or "
                         "cuda:N",
                         own.device);
+    if (!path && own.head_bits)
+        return tc__fail(err, TC_ERR_ARGUMENT,
+                        "head_bits is %d: an 8-bit head is for a model, not for the self-test without "
+                        "one",
+                        own.head_bits);
     return path ? tc__selftest_model(tc__cuda_backend(), path, &own, row, user, err)
                 : tc__selftest_with(tc__cuda_backend(), INT_MAX, &own, row, user, err);
 }
@@ -12914,6 +12919,9 @@ static int api_read_model(tc_model *model, const api_source *source, const tc_mo
 static int api_open_on(const tc__backend *backend, const api_source *source,
                        const tc_model_params *params, tc_model **model, tc_error *err) {
     *model = NULL;
+    if (params->head_bits != 0 && params->head_bits != 8)
+        return tc__fail(err, TC_ERR_ARGUMENT, "head_bits is %d; expected 8, or 0 for the file's",
+                        params->head_bits);
     int code = api_progress(params, 0, "reading the model file", err);
     if (code) return code;
     tc_model *made = tc__calloc(1, sizeof *made);
@@ -12984,9 +12992,6 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
     tc_model_params defaults = tc_model_default_params();
     if (!params) params = &defaults;
     const char *device = params->device ? params->device : "auto";
-    if (params->head_bits != 0 && params->head_bits != 8)
-        return tc__fail(err, TC_ERR_ARGUMENT, "head_bits is %d; expected 8, or 0 for the file's",
-                        params->head_bits);
     if (strcmp(device, "auto") == 0) return api_open_auto(source, params, model, err);
     if (strcmp(device, "cpu") == 0)
         return api_open_on(tc__cpu_backend(), source, params, model, err);

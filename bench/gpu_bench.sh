@@ -5,7 +5,7 @@
 # prints the tables last.
 #
 #   SHAPES    "NAME:PRECISION ..." instead of all shapes in 4 bits and four of them in 16, and four with
-#             an 8-bit head ("NAME:PRECISION:int8"): about 160 s on an H100, with the start-up
+#             an 8-bit head ("NAME:PRECISION:int8"): about 140 s on an H100, with the start-up
 #   STARTUP   the shape of the file, "" for none [llama-2-7b]
 #   MODELS    a folder for that file, which should be in memory [/dev/shm]
 set -u

@@ -59,11 +59,11 @@ def windows_of_lines(chat, text, mark):
     for line in text.splitlines():
         at = line.find(mark)
         if at < 0:
-            sys.exit(f"a line has no '{mark.decode()}': {line.decode()}")
+            sys.exit(f"a line has no '{mark.decode()}': {line.decode(errors='replace')}")
         before = tokenize(chat, line[:at + len(mark)], "--special")
         ids = tokenize(chat, line, "--special")
         if ids[:len(before)] != before:
-            sys.exit(f"'{mark.decode()}' is within a token: {line.decode()}")
+            sys.exit(f"'{mark.decode()}' is within a token: {line.decode(errors='replace')}")
         windows.append(Window(ids, len(before)))
     return windows
 
@@ -73,6 +73,8 @@ def take(flags, name, otherwise):
     if name not in flags:
         return otherwise
     at = flags.index(name)
+    if at + 1 == len(flags):
+        sys.exit(f"{name} needs a value")
     value = flags[at + 1]
     del flags[at:at + 2]
     return value
@@ -82,10 +84,16 @@ def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     (model, path), flags = sys.argv[1:3], sys.argv[3:]
-    window, mark = int(take(flags, "--window", "512")), take(flags, "--replies", None)
+    size, mark = take(flags, "--window", "512"), take(flags, "--replies", None)
+    if not size.isdecimal() or int(size) < 2:
+        sys.exit(f"--window: expected a whole number of at least 2, got '{size}'")
+    window = int(size)
     chat = [os.environ.get("TINYCHAT_CHAT", "./chat"), model, "-q"]
-    with open(path, "rb") as file:
-        text = file.read()
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as error:
+        sys.exit(str(error))
     if mark:
         windows = windows_of_lines(chat, text, mark.encode())
     else:

@@ -109,6 +109,9 @@ static int api_read_model(tc_model *model, const api_source *source, const tc_mo
 static int api_open_on(const tc__backend *backend, const api_source *source,
                        const tc_model_params *params, tc_model **model, tc_error *err) {
     *model = NULL;
+    if (params->head_bits != 0 && params->head_bits != 8)
+        return tc__fail(err, TC_ERR_ARGUMENT, "head_bits is %d; expected 8, or 0 for the file's",
+                        params->head_bits);
     int code = api_progress(params, 0, "reading the model file", err);
     if (code) return code;
     tc_model *made = tc__calloc(1, sizeof *made);
@@ -179,9 +182,6 @@ static int api_open(const api_source *source, const tc_model_params *params, tc_
     tc_model_params defaults = tc_model_default_params();
     if (!params) params = &defaults;
     const char *device = params->device ? params->device : "auto";
-    if (params->head_bits != 0 && params->head_bits != 8)
-        return tc__fail(err, TC_ERR_ARGUMENT, "head_bits is %d; expected 8, or 0 for the file's",
-                        params->head_bits);
     if (strcmp(device, "auto") == 0) return api_open_auto(source, params, model, err);
     if (strcmp(device, "cpu") == 0)
         return api_open_on(tc__cpu_backend(), source, params, model, err);

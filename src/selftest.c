@@ -12,9 +12,9 @@
 
 #define SELFTEST_LIMIT 5e-3   /* relative L2 error of a position's logits */
 #define SELFTEST_LIMIT_8 2e-2 /* with a head in 8 bits; the CPU's has what the file has */
-#define SELFTEST_DRAWS 40   /* choices compared for each way of sampling */
-#define SELFTEST_VOCAB 397  /* a prime: no tile divides it */
-#define SELFTEST_PROMPT 48  /* tokens, of a model file */
+#define SELFTEST_DRAWS 40     /* choices compared for each way of sampling */
+#define SELFTEST_VOCAB 397    /* a prime: no tile divides it */
+#define SELFTEST_PROMPT 48    /* tokens, of a model file */
 
 /* What LLaMA, MPT and Falcon have. */
 #define SELFTEST_LLAMA .norm_eps = 1e-5, .rope_theta = 1e4, .gated = 1
@@ -405,6 +405,11 @@ int tc_selftest(const char *path, const tc_model_params *params,
                         "device '%s': the self-test compares a GPU with the CPU; expected cuda or "
                         "cuda:N",
                         own.device);
+    if (!path && own.head_bits)
+        return tc__fail(err, TC_ERR_ARGUMENT,
+                        "head_bits is %d: an 8-bit head is for a model, not for the self-test without "
+                        "one",
+                        own.head_bits);
     return path ? tc__selftest_model(tc__cuda_backend(), path, &own, row, user, err)
                 : tc__selftest_with(tc__cuda_backend(), INT_MAX, &own, row, user, err);
 }

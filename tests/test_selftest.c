@@ -141,6 +141,10 @@ TEST(a_machine_without_the_device_is_an_error) {
     params.device = "cpu";
     CHECK(tc_selftest(NULL, &params, on_row, &s, &err) == TC_ERR_ARGUMENT);
     CHECK(tc_selftest(NULL, NULL, NULL, NULL, &err) == TC_ERR_ARGUMENT);
+    params = tc_model_default_params();
+    params.head_bits = 8; /* which the rows do not have */
+    CHECK(tc_selftest(NULL, &params, on_row, &s, &err) == TC_ERR_ARGUMENT &&
+          strstr(err.message, "head_bits"));
 }
 
 TEST(it_can_be_cancelled) {

@@ -110,7 +110,8 @@ TEST(an_8_bit_head_is_for_a_gpu) {
     } cases[] = {{"cpu", 8, TC_ERR_UNSUPPORTED, "8-bit head"},
                  {"auto", 8, TC_ERR_DEVICE, ""},
                  {"auto", 4, TC_ERR_ARGUMENT, "head_bits is 4; expected 8"},
-                 {"cpu", 16, TC_ERR_ARGUMENT, "head_bits is 16; expected 8"}};
+                 {"cpu", 16, TC_ERR_ARGUMENT, "head_bits is 16; expected 8"},
+                 {"cuda", 1, TC_ERR_ARGUMENT, "head_bits is 1; expected 8"}};
     for (size_t i = 0; i < TC_COUNT(cases); i++) {
         tc_model_params params = tc_model_default_params();
         tc_model *model;
